@@ -1,0 +1,3 @@
+"""Attention All Microbes: transformers for 16S amplicon studies."""
+
+__version__ = "0.1.0"

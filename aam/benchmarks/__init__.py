@@ -1,0 +1,1 @@
+"""What `aam benchmark` runs."""

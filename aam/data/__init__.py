@@ -1,0 +1,1 @@
+"""From files to batches: tables, sequences, distances, metadata, splits. Knows no model."""

@@ -1,0 +1,1 @@
+"""Leaves that judge predictions: classical baselines and plots. Imported where an option asks for them."""

@@ -1,0 +1,1 @@
+"""Architecture alone. Knows neither the data's files nor the training."""

@@ -1,0 +1,1 @@
+"""Losses, tasks, the loop and what hangs on it."""
