@@ -1,0 +1,5 @@
+"""``python -m aam`` is ``aam``."""
+
+from aam.cli.main import main
+
+main()

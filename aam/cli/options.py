@@ -1,0 +1,182 @@
+"""Click options made from the fields of `aam.config`, and the configuration made from what was typed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import click
+from click.core import ParameterSource
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from aam.config import Command, RunConfig, Section
+from aam.errors import DataError
+
+__all__ = ["config_options", "log_to_console", "read_config", "run_config"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+SECTIONS = ("data", "model", "task", "optim", "train")
+
+
+def _fields(command: Command) -> Iterator[tuple[str, str, FieldInfo]]:
+    """Section, name and field of every option of a command."""
+    for section in SECTIONS:
+        model = RunConfig.model_fields[section].annotation
+        assert isinstance(model, type)
+        assert issubclass(model, Section)
+        for name, field in model.model_fields.items():
+            extra = field.json_schema_extra
+            assert isinstance(extra, dict)
+            if extra["only"] in (None, command):
+                yield section, name, field
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def config_options(command: Command) -> Callable[[Function], Function]:
+    """Decorate a click command with every option of its configuration."""
+
+    def decorate(function: Function) -> Function:
+        for _, name, field in reversed(list(_fields(command))):
+            function = _click_option(name, field)(function)
+        return click.option(
+            "--config",
+            "config_file",
+            type=click.Path(path_type=Path),
+            help="JSON or YAML with these options (a run's config.json is one); what is typed here wins.",
+        )(function)
+
+    return decorate
+
+
+def _click_option(name: str, field: FieldInfo) -> Callable[[Function], Function]:
+    """The option of a field. Its value is None unless typed: defaults are the configuration's own."""
+    extra = field.json_schema_extra
+    assert isinstance(extra, dict)
+    spellings = [_flag(name)] + ([f"--{extra['alias']}"] if extra["alias"] else [])
+    kind = _without_none(field.annotation)
+    help_text = (field.description or "") + _default_text(field)
+    if kind is bool:
+        return click.option(f"{spellings[0]}/--no-{name.replace('_', '-')}", name, default=None, help=help_text)
+    click_type: Any = kind
+    metavar = None
+    if get_origin(kind) is Literal:
+        click_type = click.Choice(list(get_args(kind)))
+    elif kind is Path:
+        click_type, metavar = click.Path(path_type=Path), "PATH"
+    return click.option(*spellings, name, type=click_type, default=None, help=help_text, metavar=metavar)
+
+
+def _without_none(annotation: Any) -> Any:
+    if get_origin(annotation) in (Union, types.UnionType):
+        (kind,) = (part for part in get_args(annotation) if part is not type(None))
+        return kind
+    return annotation
+
+
+def _default_text(field: FieldInfo) -> str:
+    if field.is_required():
+        return "  [required]"
+    if field.default is None or field.default is False:
+        return ""
+    return f"  [default: {'on' if field.default is True else field.default}]"
+
+
+def run_config(command: Command, ctx: click.Context) -> RunConfig:
+    """The configuration of a run: defaults, then ``--config``, then what was typed.
+
+    Raises
+    ------
+    click.UsageError
+        For a value or a combination that is not allowed.
+    DataError
+        If the file of ``--config`` cannot be read.
+    """
+    typed = {
+        name: value
+        for name, value in ctx.params.items()
+        if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE and name != "config_file"
+    }
+    sections: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    where = {name: section for section, name, _ in _fields(command)}
+    source = ctx.params["config_file"]
+    if source is None and typed.get("resume") and "output_dir" in typed:
+        own = typed["output_dir"] / "config.json"
+        source = own if own.is_file() else None
+    if source is not None:
+        for name, value in read_config(source).items():
+            if name not in where:
+                raise click.UsageError(f"{source}: `aam {command}` has no option {name!r}")
+            sections[where[name]][name] = value
+    if source is not None and "resume" not in typed and "overwrite" not in typed:
+        sections["train"].pop("resume", None)  # how that run was begun says nothing of this one
+        sections["train"].pop("overwrite", None)
+    for name, value in typed.items():
+        sections[where[name]][name] = value
+    for name in ("table", "output_dir"):
+        if name not in sections[where[name]]:
+            raise click.UsageError(f"Missing option '{_flag(name)}'.")
+    try:
+        return RunConfig(command=command, **sections)  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise click.UsageError("; ".join(_sentence(problem) for problem in error.errors())) from None
+
+
+def _sentence(problem: Any) -> str:
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    field = problem["loc"][-1] if problem["loc"] else ""
+    if problem["type"] == "value_error" or not isinstance(field, str):
+        return message
+    return f"{_flag(field)} {problem['input']}: {message[0].lower()}{message[1:]}"
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The options in a JSON or YAML file, nested in sections as in ``config.json`` or flat.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read or is something else.
+    """
+    import yaml
+
+    try:
+        content = path.read_text(encoding="utf-8")
+        read = json.loads(content) if path.suffix == ".json" else yaml.safe_load(content)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; give --config an existing file") from None
+    except (ValueError, yaml.YAMLError) as error:
+        raise DataError(f"{path}: neither JSON nor YAML ({str(error).splitlines()[0]})") from None
+    if not isinstance(read, dict):
+        raise DataError(f"{path}: holds no options; write a line `epochs: 20`, say")
+    flat: dict[str, Any] = {}
+    for name, value in read.items():
+        if name in SECTIONS and isinstance(value, dict):
+            flat |= {key: entry for key, entry in value.items() if entry is not None}
+        elif name != "command":
+            flat[str(name).replace("-", "_")] = value
+    return flat
+
+
+def log_to_console() -> None:
+    """Show the log on standard error: plain lines, warnings marked."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Plain())
+    logger = logging.getLogger("aam")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.handlers[:] = [handler]
+
+
+class _Plain(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        mark = "Warning: " if record.levelno >= logging.WARNING else ""
+        return mark + record.getMessage()

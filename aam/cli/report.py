@@ -1,0 +1,49 @@
+"""What commands print at the end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from aam.run import RunResult
+
+__all__ = ["print_result", "table"]
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Columns of text, the first row the header; the first column to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+
+
+def print_result(result: RunResult) -> None:
+    """The metrics of a run, guess beside model, and where to look next."""
+    metrics = result.metrics
+    guess = metrics.get("baseline", {}).get("guess", {})
+    parts = [part for part in ("val", "test") if part in metrics]
+    names = list(dict.fromkeys(name for part in parts for name in metrics[part]))
+    header = ["metric"]
+    for part in parts:
+        header += [part] + ([f"guess ({part})"] if part in guess else [])
+    rows = [tuple(header)]
+    for name in names:
+        row = [name]
+        for part in parts:
+            row.append(_number(metrics[part].get(name)))
+            if part in guess:
+                row.append(_number(guess[part].get(name)))
+        rows.append(tuple(row))
+    click.echo(f"\nbest epoch: {metrics['best_epoch']}\n{table(rows)}\n")
+    click.echo(f"Run directory: {result.directory}  (plots/ holds pictures)")
+    click.echo(f"Curves: tensorboard --logdir {result.directory / 'tensorboard'}")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

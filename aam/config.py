@@ -1,0 +1,221 @@
+"""Every option of a run, declared once: name, type, default, help and bounds.
+
+The command-line options of ``aam pretrain`` and ``aam train`` are made from these fields, ``RUN/config.json`` and the
+model file hold them whole, and everything below the command line receives them as frozen values.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = [
+    "Command",
+    "DataConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "RunConfig",
+    "Section",
+    "TaskConfig",
+    "TrainConfig",
+]
+
+Command = Literal["pretrain", "train"]
+
+
+def option(default: Any, help: str, *, only: Command | None = None, alias: str | None = None, **bounds: Any) -> Any:
+    """A field that becomes a command-line option.
+
+    Parameters
+    ----------
+    default : Any
+        ``...`` where the option is required.
+    help : str
+        What ``--help`` says; the default is added there.
+    only : {"pretrain", "train"}, optional
+        The one command that has this option; both have it if left out.
+    alias : str, optional
+        A second spelling of the option.
+    **bounds
+        pydantic's constraints, such as ``ge=0``.
+    """
+    return Field(default, description=help, json_schema_extra={"only": only, "alias": alias}, **bounds)
+
+
+class Section(BaseModel):
+    """A frozen group of options that refuses names it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """Which files are read and how samples are drawn from them."""
+
+    table: Path = option(..., "Feature table: BIOM (HDF5 or JSON) or tab-separated, features in rows.")
+    sequences: Path | None = option(None, "FASTA of the features' sequences, where feature IDs are not DNA themselves.")
+    unifrac_matrix: Path | None = option(
+        None, "Distances between samples: .npy (in the table's order) or the HDF5 or TSV that ssu writes."
+    )
+    metadata: Path | None = option(None, "Sample metadata, tab-separated, first column the sample IDs.")
+    metadata_column: str | None = option(None, "Column of the metadata to predict.", only="train")
+    group_column: str | None = option(
+        None, "Keep samples that share this column (a subject, say) on one side of the split."
+    )
+    stratify: bool = option(False, "Balance the splits by the target's classes, or by its quantiles.", only="train")
+    val_size: float = option(0.2, "Fraction of the samples held out for validation.", gt=0, lt=1)
+    test_size: float = option(0.0, "Fraction of the samples held out for the final test.", ge=0, lt=1)
+    rarefy_depth: int | None = option(
+        None, "Subsample every sample to this many reads without replacement; shallower ones are left out.", ge=1
+    )
+    token_limit: int = option(1024, "Most ASVs of a sample that are read.", ge=1)
+    asv_sampling: Literal["abundance", "random", "first"] = option(
+        "abundance", "Which ASVs are read of a sample that has more: most abundant, random, or first in the table."
+    )
+
+    @model_validator(mode="after")
+    def _sizes_leave_training_samples(self) -> Self:
+        if self.val_size + self.test_size >= 1:
+            raise ValueError(
+                f"--val-size {self.val_size} and --test-size {self.test_size} leave nothing to train on; "
+                "their sum must be below 1"
+            )
+        return self
+
+
+class ModelConfig(Section):
+    """The architecture."""
+
+    embedding_dim: int = option(128, "Width of every embedding.", ge=4)
+    attention_heads: int = option(4, "Attention heads of every layer; must divide --embedding-dim.", ge=1)
+    attention_layers: int = option(2, "Transformer layers of each of the three encoders.", ge=1)
+    feed_forward_factor: int = option(4, "Width of the feed-forward layers, in multiples of --embedding-dim.", ge=1)
+    dropout: float = option(0.1, "Dropout in the encoders of samples and in the heads.", ge=0, lt=1)
+    max_bp: int = option(300, "Longest sequence read, in bases; longer ones are cut, and that is reported.", ge=1)
+    count_embedding: Literal["add", "concat", "film", "none"] = option(
+        "add", "How an ASV's abundance joins its embedding."
+    )
+    distance_head: Literal["both", "clade", "euclidean"] = option(
+        "both", "How distances are read: from soft clades of ASVs, from sample embeddings, or from both."
+    )
+    clades: int = option(256, "Soft clades of the clade head.", ge=1)
+    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: slower, less memory.")
+    asv_chunk_size: int | None = option(None, "Encode at most this many ASVs at a time.", ge=1)
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> Self:
+        if self.embedding_dim % self.attention_heads:
+            raise ValueError(
+                f"--embedding-dim {self.embedding_dim} is not a multiple of --attention-heads {self.attention_heads}"
+            )
+        return self
+
+
+class TaskConfig(Section):
+    """What is learnt, and how its parts are weighed."""
+
+    base_target: Literal["unifrac"] = option("unifrac", "What the distance matrix holds.", alias="unifrac-metric")
+    unifrac_weight: float = option(1.0, "Weight of the distance loss.", ge=0)
+    nuc_weight: float = option(0.1, "Weight of restoring masked nucleotides.", ge=0)
+    nuc_mask_ratio: float = option(0.15, "Share of the nucleotides masked in that pass.", gt=0, lt=1)
+    nuc_mask_strategy: Literal["random", "span"] = option("random", "Mask single nucleotides, or runs of them.")
+    nuc_asv_fraction: float = option(0.1, "Share of a batch's distinct ASVs that this pass reads.", gt=0, le=1)
+    classifier: bool = option(False, "Predict classes; without it, a number.", only="train")
+    loss: Literal["huber", "mse", "mae"] = option("huber", "Loss of a regression target.", only="train")
+    target_transform: Literal["none", "zscore", "minmax", "log-zscore", "log-minmax"] = option(
+        "zscore", "Scale in which a regression target is learnt; fitted on the training split.", only="train"
+    )
+    class_weights: Literal["none", "balanced"] = option(
+        "balanced", "Weigh classes by the inverse of their frequency, or not.", only="train"
+    )
+    target_weight: float = option(1.0, "Weight of the target's loss.", ge=0, only="train")
+    count_weight: float = option(0.1, "Weight of restoring masked abundances.", ge=0, only="train")
+    count_mask_ratio: float = option(
+        0.15, "Share of a sample's abundances masked in that pass.", gt=0, lt=1, only="train"
+    )
+
+
+class OptimConfig(Section):
+    """The optimizer and its schedule."""
+
+    lr: float = option(1e-3, "Peak learning rate of AdamW.", gt=0)
+    weight_decay: float = option(0.01, "Weight decay, on matrices alone.", ge=0)
+    warmup_steps: int | None = option(
+        None,
+        "Optimizer steps of linear warm-up before the cosine; by default a twentieth of the run, at most 500.",
+        ge=0,
+    )
+    gradient_clip: float = option(1.0, "Largest norm of the gradient; 0 for no clipping.", ge=0)
+    accumulation_steps: int = option(1, "Batches whose gradients are joined in one optimizer step.", ge=1)
+
+
+class TrainConfig(Section):
+    """The run itself: length, machine, where it is written, where it starts from."""
+
+    output_dir: Path = option(..., "The run directory to write.")
+    epochs: int = option(50, "Most passes over the training samples.", ge=1)
+    batch_size: int = option(32, "Samples of a batch.", ge=1)
+    patience: int = option(10, "Stop after this many epochs without improvement on the validation split.", ge=1)
+    seed: int = option(0, "Seed of every random draw.", ge=0, lt=2**63)
+    device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "Where to compute.")
+    threads: int | None = option(None, "CPU threads of PyTorch; its own choice by default.", ge=1)
+    num_workers: int | None = option(
+        None, "Processes that build batches; by default the cores there are, at most 4.", ge=0
+    )
+    mixed_precision: Literal["none", "bf16", "fp16"] = option("none", "Arithmetic of the encoders.")
+    pretrained_encoder: Path | None = option(
+        None, "Run directory (or model file) of `aam pretrain` to start from; its split is taken over.", only="train"
+    )
+    freeze_base: bool = option(False, "Train the heads alone; the encoder stays as loaded.", only="train")
+    allow_pretrained_leak: bool = option(
+        False, "Hold out samples that the pre-trained encoder has seen; recorded in metrics.json.", only="train"
+    )
+    resume: bool = option(False, "Continue the run in --output-dir.")
+    overwrite: bool = option(False, "Replace the run in --output-dir.")
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> Self:
+        if self.resume and self.overwrite:
+            raise ValueError("--resume continues a run and --overwrite replaces it; give one of them")
+        if self.freeze_base and self.pretrained_encoder is None:
+            raise ValueError(
+                "--freeze-base needs --pretrained-encoder: an encoder that never learnt is not worth freezing"
+            )
+        return self
+
+
+class RunConfig(Section):
+    """One whole run of ``aam pretrain`` or ``aam train``."""
+
+    command: Command
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    task: TaskConfig = TaskConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig
+
+    @model_validator(mode="after")
+    def _command_has_its_inputs(self) -> Self:
+        if self.command == "pretrain":
+            if self.data.unifrac_matrix is None:
+                raise ValueError("`aam pretrain` learns distances: --unifrac-matrix is missing")
+        else:
+            if self.data.metadata_column is None:
+                raise ValueError("`aam train` predicts a column of the metadata: --metadata-column is missing")
+            if self.data.metadata is None:
+                raise ValueError(f"--metadata-column {self.data.metadata_column!r} needs --metadata")
+        if self.data.group_column is not None and self.data.metadata is None:
+            raise ValueError(f"--group-column {self.data.group_column!r} needs --metadata")
+        if self.data.group_column is not None and self.data.group_column == self.data.metadata_column:
+            raise ValueError(
+                f"--group-column and --metadata-column are both {self.data.group_column!r}: "
+                "a column that is predicted cannot also keep samples together"
+            )
+        if self.task.classifier and self.task.target_transform != TaskConfig().target_transform:
+            raise ValueError(
+                f"--target-transform {self.task.target_transform} is for numbers and --classifier predicts classes"
+            )
+        if self.task.classifier and self.task.loss != TaskConfig().loss:
+            raise ValueError(f"--loss {self.task.loss} is for numbers; --classifier learns by cross-entropy")
+        return self

@@ -1,0 +1,150 @@
+"""A batch: the distinct ASVs of some samples, and where each sample uses them.
+
+Shapes: ``B`` samples, ``U`` distinct ASVs, ``L`` tokens of the longest, ``S`` most ASVs of a sample, ``M`` ASVs with
+masked nucleotides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from aam.data.tokenizer import PAD, START
+
+__all__ = ["Batch", "MaskedNucleotides", "SampleRows", "arrange", "padded_layout"]
+
+
+@dataclass(frozen=True)
+class MaskedNucleotides:
+    """ASVs whose nucleotides are to be restored."""
+
+    tokens: Tensor  # (M, L) uint8, with MASK
+    true_tokens: Tensor  # (M, L) uint8
+    places: Tensor  # (M, L) bool, True where masked
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples as sets of distinct ASVs with counts."""
+
+    sample_index: Tensor  # (B,) int64: rows of the study
+    tokens: Tensor  # (U, L) uint8
+    padded: bool  # whether any token is PAD
+    asv_index: Tensor  # (B, S) int64: rows of tokens; 0 at padding
+    counts: Tensor  # (B, S) float32: reads; 0 at padding
+    depth: Tensor  # (B,) float32: reads of the sample, those beyond the token limit included
+    distances: Tensor | None = None  # (B, B) float32
+    target: Tensor | None = None  # (B,) float32 (transformed) or int64 (class)
+    masked_nucleotides: MaskedNucleotides | None = None
+    hidden_counts: Tensor | None = None  # (B, S) bool: abundances to restore
+
+    def __len__(self) -> int:
+        return len(self.sample_index)
+
+    def to(self, device: torch.device) -> Self:
+        """The batch on a device; copies from pinned memory do not wait."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Self:
+        """The batch in page-locked memory (called by torch's DataLoader)."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, change: Any) -> Self:
+        changed: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                changed[field.name] = change(value)
+            elif isinstance(value, MaskedNucleotides):
+                changed[field.name] = MaskedNucleotides(
+                    change(value.tokens), change(value.true_tokens), change(value.places)
+                )
+        return replace(self, **changed)
+
+
+@dataclass(frozen=True)
+class SampleRows:
+    """Samples in compressed sparse rows: the ASVs of sample ``b`` stand at ``indptr[b]:indptr[b + 1]``."""
+
+    indptr: NDArray[np.int64]  # (B + 1,)
+    asvs: NDArray[np.int64]  # (nnz,): columns of the study's table
+    counts: NDArray[np.float64]  # (nnz,)
+
+    @property
+    def samples(self) -> NDArray[np.int64]:
+        """The sample of every entry, (nnz,)."""
+        return np.repeat(np.arange(len(self.indptr) - 1), np.diff(self.indptr))
+
+    def depth(self) -> NDArray[np.float64]:
+        """Reads of every sample, (B,)."""
+        return np.bincount(self.samples, weights=self.counts, minlength=len(self.indptr) - 1).astype(np.float64)
+
+    def keep(self, kept: NDArray[np.bool_]) -> SampleRows:
+        """Those entries alone for which ``kept`` (nnz,) is True."""
+        per_sample = np.bincount(self.samples[kept], minlength=len(self.indptr) - 1)
+        return SampleRows(np.concatenate([[0], np.cumsum(per_sample)]), self.asvs[kept], self.counts[kept])
+
+
+def arrange(
+    rows: SampleRows, depth: NDArray[np.float64], tokens: NDArray[np.uint8], sample_index: NDArray[np.int64]
+) -> tuple[Batch, NDArray[np.int64]]:
+    """Lay samples out as a batch.
+
+    Parameters
+    ----------
+    rows : SampleRows
+        Of the batch's ``B`` samples, each with at least one ASV.
+    depth : ndarray (B,)
+        Reads of each sample before any ASV was left out.
+    tokens : ndarray (A, L) of uint8
+        Of all ASVs of the study.
+    sample_index : ndarray (B,)
+
+    Returns
+    -------
+    batch : Batch
+        Without distances, target and masks.
+    distinct : ndarray (U,)
+        The study's columns in the batch's order.
+    """
+    distinct, used = np.unique(rows.asvs, return_inverse=True)  # (U,), (nnz,)
+    per_sample = np.diff(rows.indptr)
+    assert per_sample.min() > 0
+    shape = (len(per_sample), int(per_sample.max()))  # (B, S)
+    place = (rows.samples, np.arange(len(rows.asvs)) - np.repeat(rows.indptr[:-1], per_sample))
+    asv_index = np.zeros(shape, dtype=np.int64)
+    asv_index[place] = used
+    counts = np.zeros(shape, dtype=np.float32)
+    counts[place] = rows.counts
+
+    of_batch = tokens[distinct]  # (U, L)
+    of_batch = of_batch[:, : int((of_batch != PAD).sum(axis=1).max())]
+    batch = Batch(
+        sample_index=torch.from_numpy(sample_index),
+        tokens=torch.from_numpy(np.ascontiguousarray(of_batch)),
+        padded=bool((of_batch[:, -1] == PAD).any()),
+        asv_index=torch.from_numpy(asv_index),
+        counts=torch.from_numpy(counts),
+        depth=torch.from_numpy(depth.astype(np.float32)),
+    )
+    return batch, distinct
+
+
+def padded_layout(batch: Batch) -> Batch:
+    """The same batch with every occurrence of an ASV, and every empty place, as a row of its own: ``U = B S``.
+
+    It is what AAM is measured against (`aam benchmark train --layout padded`).
+    """
+    b, s = batch.asv_index.shape
+    tokens = batch.tokens[batch.asv_index.flatten()]  # (B S, L)
+    empty = (batch.counts == 0).flatten()
+    tokens[empty] = PAD
+    tokens[empty, 0] = START
+    return replace(
+        batch, tokens=tokens, padded=batch.padded or bool(empty.any()), asv_index=torch.arange(b * s).view(b, s)
+    )

@@ -1,0 +1,361 @@
+"""Reading files at the border: what every loader checks before it trusts a byte."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import mmap
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from aam.errors import DataError
+
+__all__ = [
+    "HDF5_MAGIC",
+    "check_ids",
+    "file_sha256",
+    "has_hdf5",
+    "open_hdf5",
+    "parse_floats",
+    "read_hdf5",
+    "read_hdf5_ids",
+    "read_head",
+    "read_text",
+    "reading",
+    "require_file",
+    "shown",
+]
+
+HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+_GZIP_MAGIC = b"\x1f\x8b"
+_ZIP_MAGIC = b"PK\x03\x04"
+_MAX_TEXT_BYTES = 2**32
+_HEAP_MAGIC = b"GCOL\1"
+_REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
+_MAX_HDF5_EXPANSION = 2000  # deflate reaches 1032:1; a data set that claims more holds no data
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """Quote an offending value on one line, cut to `limit` characters."""
+    text = str(value)
+    return repr(text if len(text) <= limit else text[:limit] + "…")
+
+
+def require_file(path: Path, what: str) -> Path:
+    """Return `path` if it is a readable regular file.
+
+    Parameters
+    ----------
+    path
+        The file as the user named it.
+    what
+        What it should hold, for the message: ``"feature table"``.
+
+    Raises
+    ------
+    DataError
+        If it is missing, a directory, a device or pipe, not permitted, or empty.
+    """
+    path = Path(path)
+    try:
+        if not path.exists():
+            raise DataError(f"{path}: no such file; give the path of the {what}")
+        if path.is_dir():
+            raise DataError(f"{path}: is a directory; give the path of the {what}")
+        if not path.is_file():
+            raise DataError(f"{path}: is not a regular file; save the {what} to a file first")
+        if not os.access(path, os.R_OK):
+            raise DataError(f"{path}: permission denied; make the {what} readable (chmod u+r)")
+        size = path.stat().st_size
+    except (OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: cannot be opened ({_reason(error)}); give the path of the {what}") from error
+    if size == 0:
+        raise DataError(f"{path}: is empty; the {what} must be written again")
+    return path
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of the bytes of a file, as 64 hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_head(path: Path, size: int = 16) -> bytes:
+    """First `size` bytes of a file, which tell its format."""
+    with reading(path, "file"), path.open("rb") as file:
+        return file.read(size)
+
+
+@contextmanager
+def reading(path: Path, what: str) -> Iterator[None]:
+    """Turn whatever a third-party parser raises on broken bytes into a `DataError`.
+
+    Wrap calls of the parser alone: a mistake of ours must stay a traceback.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{path}: cannot be read as {what} ({_reason(error)}); the file is damaged or of another kind, "
+            "copy or export it again"
+        ) from error
+
+
+def read_text(path: Path, what: str) -> str:
+    """Read a UTF-8 text file, gzipped or not, with line ends as ``\\n`` and without a byte-order mark.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, a zip archive, not UTF-8, a broken gzip, or over 4 GiB when unpacked.
+    """
+    path = require_file(path, what)
+    head = read_head(path)
+    if head.startswith(_ZIP_MAGIC):
+        raise DataError(
+            f"{path}: is a zip archive (a QIIME 2 artifact?), not a {what}; unpack it with "
+            "`qiime tools export` and give the file inside"
+        )
+    with reading(path, f"a {what}"), path.open("rb") as raw:
+        if head.startswith(_GZIP_MAGIC):
+            content = _gunzip(raw, path)
+        else:
+            content = raw.read(_MAX_TEXT_BYTES + 1)
+    if len(content) > _MAX_TEXT_BYTES:
+        raise DataError(f"{path}: holds over {_MAX_TEXT_BYTES >> 30} GiB of text; give a smaller {what} or use HDF5")
+    if content.startswith(HDF5_MAGIC):
+        raise DataError(
+            f"{path}: is an HDF5 file where a text {what} is expected; check the path, "
+            "and unpack it first if it is gzipped"
+        )
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        byte = content[error.start]
+        raise DataError(f"{path}: is not UTF-8 text (byte 0x{byte:02x}); save the {what} as UTF-8") from error
+    if "\0" in text:
+        raise DataError(f"{path}: is a binary file (it holds NUL bytes), not a {what}; check the path")
+    if not text.strip():
+        raise DataError(f"{path}: is empty; the {what} must be written again")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _gunzip(raw: io.BufferedReader, path: Path) -> bytes:
+    try:
+        with gzip.GzipFile(fileobj=raw) as file:
+            return file.read(_MAX_TEXT_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: is a broken gzip file ({_reason(error)}); copy it again") from error
+
+
+@contextmanager
+def open_hdf5(path: Path, what: str) -> Iterator[h5py.File]:
+    """Open an HDF5 file for reading; one that HDF5 cannot open is a `DataError`."""
+    with reading(path, f"an HDF5 {what}"):
+        file = h5py.File(path, "r")
+    try:
+        yield file
+    finally:
+        with reading(path, f"an HDF5 {what}"):
+            file.close()
+
+
+def has_hdf5(file: h5py.File, name: str, path: Path) -> bool:
+    """Whether an HDF5 file has a group or data set of this name."""
+    with reading(path, "an HDF5 file"):
+        return name in file
+
+
+def read_hdf5(
+    file: h5py.File,
+    name: str,
+    path: Path,
+    *,
+    what: str,
+    kinds: str,
+    ndim: int,
+    dtype: type[np.generic] | None = None,
+) -> np.ndarray[Any, Any]:
+    """Read one data set whose bytes lie in the file itself.
+
+    Parameters
+    ----------
+    name
+        Path within the file, ``"sample/matrix/data"``.
+    kinds
+        NumPy kind letters that are accepted, ``"iuf"``.
+    ndim
+        Number of dimensions that it must have.
+    dtype
+        Type to convert to while reading.
+
+    Raises
+    ------
+    DataError
+        If it is missing, a link to another file, of another type or rank, or claims more than the file can hold.
+    """
+    with reading(path, f"an HDF5 {what}"):
+        node: Any = file
+        for part in name.split("/"):
+            link = node.get(part, getlink=True) if isinstance(node, h5py.Group) else None
+            if link is None:
+                raise DataError(f"{path}: is an HDF5 file without {name!r}, so not a {what}; check which file is meant")
+            if isinstance(link, h5py.ExternalLink):
+                raise DataError(f"{path}: {name!r} points to another file; export the {what} into one file")
+            node = node[part]
+        if not isinstance(node, h5py.Dataset) or node.shape is None or len(node.shape) != ndim:
+            raise DataError(f"{path}: {name!r} is not an array of {ndim} dimension(s); export the {what} again")
+        if node.dtype.kind not in kinds:
+            raise DataError(f"{path}: {name!r} has type {node.dtype}; export the {what} again")
+        if node.is_virtual or node.external:
+            raise DataError(f"{path}: {name!r} points to another file; export the {what} into one file")
+        if node.nbytes > _MAX_HDF5_EXPANSION * node.id.get_storage_size():
+            raise DataError(
+                f"{path}: {name!r} claims {node.shape} values, more than the file holds; export the {what} again"
+            )
+        if node.dtype.kind == "O":
+            _check_text_heap(file, name, path, what)
+        return np.asarray(node[()] if dtype is None else node.astype(dtype)[()])
+
+
+def read_hdf5_ids(file: h5py.File, name: str, path: Path, *, what: str) -> list[str]:
+    """Read a vector of IDs stored as bytes or text."""
+    raw = read_hdf5(file, name, path, what=what, kinds="OSU", ndim=1)
+    ids = []
+    for value in raw.tolist():
+        if isinstance(value, bytes):
+            try:
+                value = value.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{path}: {name!r} holds {shown(value)}, not UTF-8; rename it and export again"
+                ) from error
+        if not isinstance(value, str):
+            raise DataError(f"{path}: {name!r} holds {shown(value)} instead of a text ID; export the {what} again")
+        ids.append(value.strip())
+    return ids
+
+
+def _check_text_heap(file: h5py.File, name: str, path: Path, what: str) -> None:
+    """Refuse variable-length text whose references or heap are damaged: libhdf5 can loop on them without end.
+
+    Such a data set stores, for each text, a length, the address of a heap and an index within it:
+    https://support.hdfgroup.org/documentation/hdf5/latest/_f_m_t3.html, sections III.E and VIII.
+    """
+    damaged = DataError(f"{path}: the text in {name!r} is damaged; copy the {what} or export it again")
+    with reading(path, f"an HDF5 {what}"):
+        dataset = file[name]
+        usual_sizes = file.id.get_create_plist().get_sizes() == (8, 8)
+        text = h5py.check_string_dtype(dataset.dtype)
+    if not usual_sizes or text is None:
+        raise damaged
+    if text.length is not None:
+        return
+    with path.open("rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        sizes = _heap_objects(content)
+        if sizes is None:
+            raise damaged
+        with reading(path, f"an HDF5 {what}"):
+            references = _text_references(dataset, content)
+    for length, address, index in references.tolist():
+        if length and length > sizes.get((address, index), 0):
+            raise damaged
+
+
+def _heap_objects(content: mmap.mmap) -> dict[tuple[int, int], int] | None:
+    """Size of every object of the global heaps by (address of its heap, index); None if a heap is damaged."""
+    sizes: dict[tuple[int, int], int] = {}
+    start = content.find(_HEAP_MAGIC)
+    while start >= 0:
+        end = start + int.from_bytes(content[start + 8 : start + 16], "little")
+        if end > len(content):
+            return None
+        position = start + 16
+        while position + 16 <= end:
+            index = int.from_bytes(content[position : position + 2], "little")
+            size = int.from_bytes(content[position + 8 : position + 16], "little")
+            sizes[start, index] = size
+            position += 16 + -(-size // 8) * 8 if index else size
+            if position > end or (not index and size < 16):
+                return None
+        start = content.find(_HEAP_MAGIC, start + len(_HEAP_MAGIC))
+    return sizes
+
+
+def _text_references(dataset: h5py.Dataset, content: mmap.mmap) -> np.ndarray[Any, Any]:
+    """Stored references of a vector of variable-length text, in any order."""
+    count = dataset.shape[0]
+    if dataset.chunks is None:
+        offset = dataset.id.get_offset()
+        stored = b"" if offset is None else content[offset : offset + count * _REFERENCE.itemsize]
+        return np.frombuffer(stored, _REFERENCE, count)
+    if dataset.compression not in (None, "gzip") or dataset.scaleoffset is not None:
+        raise ValueError(f"text is packed with {dataset.compression}")
+    parts = [np.empty(0, _REFERENCE)]
+    size = dataset.chunks[0] * _REFERENCE.itemsize
+    for number in range(dataset.id.get_num_chunks()):
+        chunk = dataset.id.get_chunk_info(number)
+        stored = content[chunk.byte_offset : chunk.byte_offset + chunk.size]
+        if dataset.fletcher32:
+            stored = stored[:-4]
+        if dataset.compression == "gzip":
+            stored = zlib.decompressobj().decompress(stored, size)
+        if dataset.shuffle:
+            stored = np.frombuffer(stored, np.uint8).reshape(_REFERENCE.itemsize, -1).T.tobytes()
+        parts.append(np.frombuffer(stored, _REFERENCE)[: count - chunk.chunk_offset[0]])
+    return np.concatenate(parts)
+
+
+def check_ids(ids: Sequence[str], what: str, path: Path) -> None:
+    """Refuse IDs that are empty, repeated, or that a tab-separated file could not hold.
+
+    Parameters
+    ----------
+    what
+        The kind of ID in the singular, ``"sample ID"``.
+    """
+    seen: set[str] = set()
+    repeated: dict[str, None] = {}
+    for name in ids:
+        if not name:
+            raise DataError(f"{path}: has an empty {what} (number {len(seen) + 1}); give it a name")
+        if any(mark in name for mark in "\t\n\r\0"):
+            raise DataError(f"{path}: the {what} {shown(name)} holds a tab, line end or NUL; rename it")
+        if name in seen:
+            repeated[name] = None
+        seen.add(name)
+    if repeated:
+        raise DataError(
+            f"{path}: {len(repeated)} duplicate {what}(s), first {shown(next(iter(repeated)))}; "
+            f"make every {what} unique"
+        )
+
+
+def parse_floats(cells: Sequence[str], refuse: Callable[[str], DataError]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Parse text cells as numbers; `refuse` makes the error for the first cell that is none."""
+    try:
+        return np.array(cells, dtype=np.float64)
+    except ValueError:
+        for cell in cells:
+            try:
+                float(cell)
+            except ValueError:
+                raise refuse(cell) from None
+        raise
+
+
+def _reason(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:200]

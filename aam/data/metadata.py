@@ -1,0 +1,243 @@
+"""Sample metadata: tab- or comma-separated text, as QIIME 2 reads it, and the targets within it."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from aam.data.files import check_ids, read_text, shown
+from aam.errors import DataError
+
+__all__ = ["class_target", "load_metadata", "numeric_target", "repeated_columns", "require_column"]
+
+_ID_HEADERS = ("id", "sampleid", "sample id", "sample-id", "sample_id", "sample name", "sample_name")
+_ID_HEADERS_EXACT = ("#SampleID", "#Sample ID", "#OTUID", "#OTU ID")
+_MISSING = frozenset(
+    {
+        "",
+        "nan",
+        "na",
+        "n/a",
+        "none",
+        "null",
+        "missing",
+        "unknown",
+        "not applicable",
+        "not available",
+        "not collected",
+        "not provided",
+        "missing: not collected",
+        "missing: not provided",
+        "missing: restricted access",
+        "restricted access",
+    }
+)
+# In order of how surely a repeated value names one living source of several samples.
+_SUBJECT_WORDS = (
+    "subject",
+    "patient",
+    "individual",
+    "participant",
+    "person",
+    "infant",
+    "mouse",
+    "animal",
+    "donor",
+    "twin",
+    "host",
+    "cage",
+    "family",
+)
+_SUBJECT_PART = re.compile(f"({'|'.join(_SUBJECT_WORDS)})s?(id|no|num|number|code)?")
+_ID_PARTS = frozenset({"id", "ids", "identifier", "number", "num", "no", "code"})
+_NAME_PARTS = _ID_PARTS | {"name", "label", "anonymized", "deidentified"}
+_OTHER_PARTS = frozenset({"taxon", "tax", "ncbi", "species", "sample", "samples", "visit", "read", "reads"})
+
+
+def load_metadata(path: Path) -> pd.DataFrame:
+    """Read sample metadata.
+
+    Parameters
+    ----------
+    path
+        Tab-separated text, or comma-separated if the header has commas and no tab. The first column holds the sample
+        IDs. Lines whose first cell begins with ``#`` are comments (``#q2:types`` too).
+
+    Returns
+    -------
+    pandas.DataFrame
+        Cells as stripped text, empty ones NaN, indexed by ``sample_id``.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read, the first column is not named as an ID, a column or ID repeats, a row is not as
+        long as the header, or there is no row.
+    """
+    lines = read_text(path, "metadata file").split("\n")
+    start, delimiter = _find_header(lines, path)
+    reader = csv.reader((line + "\n" for line in lines[start:]), delimiter=delimiter, strict=True)
+    header: list[str] = []
+    rows: list[list[str]] = []
+    try:
+        for cells in reader:
+            row = [cell.strip() for cell in cells]
+            if not any(row) or (header and row[0].startswith("#")):
+                continue
+            while len(row) > max(len(header), 1) and not row[-1]:
+                row.pop()
+            if not header:
+                header = row
+            elif len(row) != len(header):
+                raise DataError(
+                    f"{path}: line {start + reader.line_num} has {len(row)} cells where the header has {len(header)}; "
+                    "make every row as long as the header"
+                )
+            else:
+                rows.append(row)
+    except csv.Error as error:
+        raise DataError(
+            f"{path}: line {start + reader.line_num} cannot be read ({error}); check the quotation marks"
+        ) from error
+    check_ids(header[1:], "column name", path)
+    if not rows:
+        raise DataError(f"{path}: has a header but no samples; add a row for every sample")
+    ids = [row[0] for row in rows]
+    check_ids(ids, "sample ID", path)
+    index = pd.Index(ids, dtype=object, name="sample_id")
+    frame = pd.DataFrame([row[1:] for row in rows], index=index, columns=header[1:], dtype=object)
+    return frame.mask(frame == "", np.nan)
+
+
+def _find_header(lines: list[str], path: Path) -> tuple[int, str]:
+    """Line index of the header, and what separates its cells."""
+    for number, line in enumerate(lines):
+        if not line.strip():
+            continue
+        delimiter = "," if "," in line and "\t" not in line else "\t"
+        first = line.split(delimiter)[0].strip().strip('"').strip()
+        if first.lower() in _ID_HEADERS or first in _ID_HEADERS_EXACT:
+            return number, delimiter
+        if not line.startswith("#"):
+            break
+    else:
+        first = ""
+    raise DataError(
+        f"{path}: has no sample ID column (its first column is {shown(first)}); name it one of "
+        f"{', '.join(_ID_HEADERS + _ID_HEADERS_EXACT)}"
+    )
+
+
+def require_column(frame: pd.DataFrame, name: str, path: Path) -> pd.Series:
+    """The column called `name`.
+
+    Raises
+    ------
+    DataError
+        If there is none, with the names that come close.
+    """
+    if name in frame.columns:
+        return frame[name]
+    lower = {str(column).lower(): str(column) for column in frame.columns}
+    close = [lower[match] for match in difflib.get_close_matches(name.lower(), list(lower), n=3, cutoff=0.6)]
+    if close:
+        hint = f"did you mean {' or '.join(map(shown, close))}?"
+    else:
+        hint = f"it has {', '.join(map(str, frame.columns[:10])) or 'none'}{', …' if frame.shape[1] > 10 else ''}"
+    raise DataError(f"{path}: has no column {shown(name)}; {hint}")
+
+
+def class_target(column: pd.Series) -> pd.Series:
+    """Labels of a column of any type, stripped, with every missing marker (``NA``, ``not collected``, …) as NaN."""
+    text = column.map(lambda value: str(value).strip(), na_action="ignore").astype(object)
+    return text.mask(text.isna() | text.str.lower().isin(_MISSING), np.nan)
+
+
+def numeric_target(column: pd.Series, name: str, path: Path) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Numbers of a column.
+
+    Parameters
+    ----------
+    column : pandas.Series of length N
+    name, path
+        Column and file, for messages.
+
+    Returns
+    -------
+    numpy.ndarray of shape (N,), float64
+        NaN where the value is missing.
+
+    Raises
+    ------
+    DataError
+        If a value is text or infinite.
+    """
+    labels = class_target(column)
+    known = labels.notna().to_numpy()
+    values = np.full(len(labels), np.nan)
+    parsed = {text: _parse_number(text) for text in labels[known].unique()}
+    wrong = [text for text, number in parsed.items() if number is None]
+    if wrong:
+        count = int(labels.isin(wrong).sum())
+        raise DataError(
+            f"{path}: column {shown(name)} has {count} value(s) that are not numbers: "
+            f"{', '.join(map(shown, wrong[:3]))}{', …' if len(wrong) > 3 else ''}; "
+            "correct them, or predict classes with --classifier"
+        )
+    values[known] = [parsed[text] for text in labels[known]]
+    infinite = np.isinf(values)
+    if infinite.any():
+        raise DataError(
+            f"{path}: column {shown(name)} has {infinite.sum()} infinite value(s), "
+            f"first {shown(labels[infinite].iloc[0])}; correct them or leave the cells empty"
+        )
+    return values
+
+
+def _parse_number(text: str) -> float | None:
+    try:
+        return float(text) if "_" not in text else None
+    except ValueError:
+        return None
+
+
+def repeated_columns(frame: pd.DataFrame, target: str | None) -> list[str]:
+    """Columns that look like the identity of something sampled more than once, surest first.
+
+    Splitting such samples at random lets the model recognise a subject that it was trained on. A column counts if its
+    name says subject, patient, host, cage and the like, alone or with ``id``, ``number`` and their kin (``host_age``
+    does not), it has two values or more, and at least half of its samples share theirs with another sample.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        Metadata of the samples in use.
+    target
+        Column to be predicted, which is never named.
+    """
+    ranked = []
+    for column in frame.columns:
+        rank = _subject_rank(str(column))
+        if rank is None or column == target:
+            continue
+        sizes = class_target(frame[column]).value_counts()
+        if len(sizes) >= 2 and sizes[sizes >= 2].sum() >= sizes.sum() / 2:
+            ranked.append((rank, str(column)))
+    return [column for _, column in sorted(ranked, key=lambda item: item[0])]
+
+
+def _subject_rank(column: str) -> int | None:
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", column)
+    parts = [part for part in re.split(r"[^a-z]+", spaced.lower()) if part]
+    found = {part: match for part in parts if (match := _SUBJECT_PART.fullmatch(part))}
+    others = set(parts) - set(found)
+    identifies = bool(others & _ID_PARTS) or any(match.group(2) for match in found.values())
+    if not found or others & _OTHER_PARTS or not (identifies or others <= _NAME_PARTS):
+        return None
+    return min(_SUBJECT_WORDS.index(match.group(1)) for match in found.values())

@@ -1,0 +1,242 @@
+"""Training, validation and test samples.
+
+The split is a function of the seed and of the samples' IDs, groups and labels, never of their order.
+Shapes: `N` samples.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+
+from aam.data.files import check_ids, read_text, shown
+from aam.errors import DataError
+
+__all__ = ["Split", "make_splits", "read_splits", "write_splits"]
+
+Split = Literal["train", "val", "test"]
+_MAX_BINS = 5
+
+_Array = np.ndarray[Any, Any]
+
+
+def make_splits(
+    sample_ids: Sequence[str],
+    *,
+    groups: _Array | None = None,
+    labels: _Array | None = None,
+    val_size: float,
+    test_size: float = 0.0,
+    seed: int,
+    group_name: str = "group",
+) -> _Array:
+    """Assign every sample to training, validation or test.
+
+    Parameters
+    ----------
+    sample_ids : sequence of str, length N
+        Unique.
+    groups : array of shape (N,), optional
+        Samples of one group (a subject, say) fall into one split.
+    labels : array of shape (N,), optional
+        Stratify: keep the share of each class alike in all splits. Floating-point labels are cut into at most five
+        quantile bins, fewer when a split is small.
+    val_size, test_size
+        Shares of all samples, or of all groups if these are given without labels. `test_size` may be 0.
+    seed
+        Same seed, same split.
+    group_name
+        Metadata column that `groups` is from, for messages.
+
+    Returns
+    -------
+    numpy.ndarray of str, shape (N,)
+        ``"train"``, ``"val"`` or ``"test"``, in the order of `sample_ids`.
+
+    Raises
+    ------
+    DataError
+        If the sizes leave nothing to train on, a group or label is missing, there are fewer groups than splits, a
+        class has one sample only, or a split comes out empty.
+    """
+    if not (0 < val_size < 1 and 0 <= test_size < 1 and val_size + test_size < 1):
+        raise DataError(
+            f"--val-size {val_size} and --test-size {test_size} must be fractions that leave a part for training: "
+            "0 < val, 0 ≤ test, val + test < 1"
+        )
+    ids = np.asarray(sample_ids, dtype=object)
+    assert len(set(sample_ids)) == len(ids), "sample IDs must be unique"
+    order = np.argsort(ids, kind="stable")
+    splits = 3 if test_size else 2
+    if len(ids) < splits:
+        raise DataError(f"{len(ids)} sample(s) cannot be divided into {splits} splits; add samples")
+    sizes = {
+        "test": max(1, round(test_size * len(ids))) if test_size else 0,
+        "val": max(1, round(val_size * len(ids))),
+    }
+    sorted_groups = None if groups is None else _group_codes(np.asarray(groups)[order], ids[order], splits, group_name)
+    smallest = min(size for size in (*sizes.values(), len(ids) - sum(sizes.values())) if size)
+    sorted_labels = None if labels is None else _strata(np.asarray(labels)[order], ids[order], smallest)
+
+    result = np.full(len(ids), "train", dtype="<U5")
+    rest = np.arange(len(ids))
+    remaining = 1.0
+    for name, share in (("test", test_size), ("val", val_size)):
+        if not share:
+            continue
+        held_out = _hold_out(
+            len(rest),
+            None if sorted_groups is None else sorted_groups[rest],
+            None if sorted_labels is None else sorted_labels[rest],
+            share=share / remaining,
+            size=sizes[name],
+            leave=2 if name == "test" else 1,
+            seed=seed,
+        )
+        result[rest[held_out]] = name
+        rest = np.setdiff1d(rest, rest[held_out])
+        remaining -= share
+
+    for name in ("train", "val", "test") if test_size else ("train", "val"):
+        if not (result == name).any():
+            raise DataError(
+                f"the {name} split is empty with --val-size {val_size} and --test-size {test_size} "
+                f"on {len(ids)} samples"
+                f"{'' if groups is None else f' grouped by {group_name!r}'}; change the sizes or the grouping"
+            )
+    aligned = np.empty_like(result)
+    aligned[order] = result
+    return aligned
+
+
+def _group_codes(groups: _Array, ids: _Array, splits: int, group_name: str) -> _Array:
+    missing = np.asarray(pd.isna(groups))
+    if missing.any():
+        raise DataError(
+            f"column {group_name!r} is missing for {missing.sum()} of {len(ids)} samples, "
+            f"first {shown(ids[missing][0])}; fill it in, or remove these samples from the metadata"
+        )
+    names, codes = np.unique(groups.astype(str), return_inverse=True)
+    if len(names) < splits:
+        raise DataError(
+            f"column {group_name!r} has {len(names)} group(s) for {splits} splits; "
+            "group by another column, or hold out fewer splits"
+        )
+    return codes
+
+
+def _strata(labels: _Array, ids: _Array, smallest_split: int) -> _Array:
+    """Integer class of every sample, (N,)."""
+    missing = np.asarray(pd.isna(labels))
+    if missing.any():
+        raise DataError(
+            f"cannot stratify: {missing.sum()} label(s) are missing, first {shown(ids[missing][0])}; "
+            "remove these samples"
+        )
+    if labels.dtype.kind == "f":
+        return _quantile_bins(labels, min(_MAX_BINS, smallest_split))
+    names, codes, counts = np.unique(labels.astype(str), return_inverse=True, return_counts=True)
+    if counts.min() < 2:
+        single = names[counts < 2]
+        raise DataError(
+            f"cannot stratify: class {shown(single[0])} has one sample"
+            f"{f' ({len(single)} such classes)' if len(single) > 1 else ''}; "
+            "join it with another class, leave it empty, or do not stratify"
+        )
+    return codes
+
+
+def _quantile_bins(values: _Array, bins: int) -> _Array:
+    """Cut numbers into at most `bins` quantile bins of two or more members."""
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, bins + 1)[1:-1]))
+    codes = np.searchsorted(edges, values, side="right")
+    counts = np.bincount(codes, minlength=len(edges) + 1)
+    merged = np.zeros(len(counts), dtype=np.int64)
+    current, members = 0, 0
+    for code, count in enumerate(counts):
+        if members >= 2:
+            current, members = current + 1, 0
+        merged[code] = current
+        members += count
+    if members < 2 and current:
+        merged[merged == current] = current - 1
+    return merged[codes]
+
+
+def _hold_out(
+    samples: int, groups: _Array | None, strata: _Array | None, *, share: float, size: int, leave: int, seed: int
+) -> _Array:
+    """Positions of the held-out samples.
+
+    Parameters
+    ----------
+    share, size
+        How much to hold out: fraction of these samples, and number of samples.
+    leave
+        Fewest groups that must remain.
+    """
+    from sklearn.model_selection import (
+        GroupShuffleSplit,
+        ShuffleSplit,
+        StratifiedGroupKFold,
+        StratifiedShuffleSplit,
+    )
+
+    rows = np.zeros(samples)
+    if groups is None:
+        shuffle = (ShuffleSplit if strata is None else StratifiedShuffleSplit)(1, test_size=size, random_state=seed)
+        try:
+            return next(shuffle.split(rows, strata))[1]
+        except ValueError as error:
+            classes = "" if strata is None else " with every class in each split"
+            raise DataError(
+                f"cannot hold out {size} of {samples} samples{classes} ({error}); "
+                "hold out more, join rare classes, or do not stratify"
+            ) from error
+
+    count = len(np.unique(groups))
+    if strata is None:
+        held_groups = min(max(1, round(share * count)), count - leave)
+        return next(GroupShuffleSplit(1, test_size=held_groups, random_state=seed).split(rows, groups=groups))[1]
+
+    folds = min(max(2, round(1 / min(share, 1 - share))), count)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class")
+        try:
+            parts = list(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(rows, strata, groups))
+        except ValueError as error:
+            raise DataError(
+                f"cannot stratify {count} groups into {folds} parts ({error}); change the sizes or do not stratify"
+            ) from error
+    rest, fold = next(((rest, fold) for rest, fold in parts if len(rest) and len(fold)), parts[0])
+    return fold if share <= 0.5 else rest
+
+
+def write_splits(path: Path, sample_ids: Sequence[str], split: _Array) -> None:
+    """Write `splits.tsv`: columns ``sample_id`` and ``split``, one row a sample, in the order given."""
+    rows = [f"{name}\t{part}\n" for name, part in zip(sample_ids, split, strict=True)]
+    Path(path).write_text("sample_id\tsplit\n" + "".join(rows), encoding="utf-8", newline="\n")
+
+
+def read_splits(path: Path) -> dict[str, str]:
+    """Read `splits.tsv`: sample ID to split; further columns are ignored.
+
+    Raises
+    ------
+    DataError
+        If the columns are missing, a sample repeats or a split is not train, val or test.
+    """
+    header, *lines = [line.split("\t") for line in read_text(path, "split file").split("\n") if line.strip()]
+    names = [cell.strip() for cell in header]
+    if names[:2] != ["sample_id", "split"]:
+        raise DataError(f"{path}: begins with {shown(' '.join(names))}; the columns must be sample_id and split")
+    for row in lines:
+        if len(row) < 2 or row[1].strip() not in get_args(Split):
+            raise DataError(f"{path}: {shown(' '.join(row))} names no split; use one of {', '.join(get_args(Split))}")
+    check_ids([row[0].strip() for row in lines], "sample ID", path)
+    return {row[0].strip(): row[1].strip() for row in lines}

@@ -1,0 +1,158 @@
+"""What a metadata column becomes for the network, and how its answers become the column's values again.
+
+A target is fitted on the training split alone and stored with the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aam.errors import DataError
+
+__all__ = ["ClassTarget", "NumericTarget", "Target", "Transform", "target_from_dict"]
+
+Transform = Literal["none", "zscore", "minmax", "log-zscore", "log-minmax"]
+
+
+class Target(Protocol):
+    """A fitted target."""
+
+    @property
+    def column(self) -> str:
+        """The metadata column."""
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers the network gives for it."""
+
+    def encode(self, values: NDArray[Any]) -> NDArray[Any]:
+        """The column's values as the loss takes them."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything `target_from_dict` needs, as JSON takes it."""
+
+
+@dataclass(frozen=True)
+class NumericTarget:
+    """A number, learnt as ``(f(y) - shift) / scale`` with ``f`` the identity or ``log(1 + y)``.
+
+    Attributes
+    ----------
+    column : str
+    transform : {"none", "zscore", "minmax", "log-zscore", "log-minmax"}
+    shift, scale : float
+        Mean and standard deviation, or minimum and range, of the training values after ``f``.
+    """
+
+    column: str
+    transform: Transform
+    shift: float
+    scale: float
+    outputs: int = 1
+
+    @classmethod
+    def fit(cls, column: str, transform: Transform, values: NDArray[np.float64]) -> Self:
+        """Fit on the training values (n,).
+
+        Raises
+        ------
+        DataError
+            If they are constant, or negative where a logarithm is asked for.
+        """
+        if transform.startswith("log") and values.min() <= -1:
+            raise DataError(
+                f"--target-transform {transform} takes log(1 + y), but column {column!r} holds {values.min():g}; "
+                "use zscore or minmax"
+            )
+        if values.min() == values.max():
+            raise DataError(f"column {column!r} is {values[0]:g} in every training sample; there is nothing to learn")
+        seen = np.log1p(values) if transform.startswith("log") else values
+        shift, scale = 0.0, 1.0
+        if transform.endswith("zscore"):
+            shift, scale = float(seen.mean()), float(seen.std())
+        elif transform.endswith("minmax"):
+            shift, scale = float(seen.min()), float(seen.max() - seen.min())
+        return cls(column, transform, shift, scale)
+
+    def encode(self, values: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Values (n,) in the scale of learning. One that no logarithm exists for becomes NaN."""
+        if self.transform.startswith("log"):
+            values = np.log1p(np.where(values > -1, values, np.nan))
+        return ((values - self.shift) / self.scale).astype(np.float32)
+
+    def decode(self, encoded: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """The inverse of `encode`: original units."""
+        values = encoded.astype(np.float64) * self.scale + self.shift
+        # Beyond e^50 a prediction is wrong in any unit; it must still be a number.
+        return np.expm1(values.clip(max=50)) if self.transform.startswith("log") else values
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "numeric", **asdict(self)}
+
+
+@dataclass(frozen=True)
+class ClassTarget:
+    """Labels, learnt as their place in the sorted list of those seen in training.
+
+    Attributes
+    ----------
+    column : str
+    classes : tuple of str
+    """
+
+    column: str
+    classes: tuple[str, ...]
+
+    @property
+    def outputs(self) -> int:
+        return len(self.classes)
+
+    @classmethod
+    def fit(cls, column: str, labels: NDArray[Any]) -> Self:
+        """Fit on the training labels (n,).
+
+        Raises
+        ------
+        DataError
+            If there is only one.
+        """
+        classes = tuple(sorted(set(labels.tolist())))
+        if len(classes) < 2:
+            raise DataError(f"column {column!r} is {classes[0]!r} in every training sample; there is nothing to learn")
+        return cls(column, classes)
+
+    def encode(self, labels: NDArray[Any]) -> NDArray[np.int64]:
+        """Labels (n,) as places.
+
+        Raises
+        ------
+        DataError
+            For a label that training did not see.
+        """
+        place = {label: i for i, label in enumerate(self.classes)}
+        unseen = sorted(set(labels.tolist()) - set(place))
+        if unseen:
+            raise DataError(
+                f"column {self.column!r}: class {unseen[0]!r} is held out whole, so training never sees it; "
+                "use --stratify, another --seed, or leave its samples out"
+            )
+        return np.array([place[label] for label in labels], dtype=np.int64)
+
+    def decode(self, places: NDArray[np.integer[Any]]) -> NDArray[Any]:
+        """The inverse of `encode`."""
+        return np.array(self.classes, dtype=object)[places]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "classes", "column": self.column, "classes": list(self.classes)}
+
+
+def target_from_dict(stored: dict[str, Any]) -> NumericTarget | ClassTarget:
+    """The target that `to_dict` stored."""
+    stored = dict(stored)
+    if stored.pop("kind") == "numeric":
+        return NumericTarget(**stored)
+    return ClassTarget(stored["column"], tuple(stored["classes"]))

@@ -1,0 +1,283 @@
+"""Figures of predictions and training curves.
+
+Drawn with matplotlib's object interface on the Agg canvas: no global state, no display, safe in threads. Colours are
+viridis and Okabe & Ito's (2008), which the colour-blind can tell apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["confusion_plot", "distance_plot", "history_plot", "regression_plot", "save_figure"]
+
+BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#666666"
+MARKERS_UP_TO = 40  # epochs; longer curves are drawn without points
+PANELS_PER_ROW = 3
+
+
+def regression_plot(
+    actual: Sequence[float] | NDArray[Any],
+    predicted: Sequence[float] | NDArray[Any],
+    *,
+    title: str = "",
+    units_label: str = "",
+) -> Figure:
+    """Plot predicted against actual values, with the identity line, R² and MAE.
+
+    Parameters
+    ----------
+    actual, predicted : array_like, shape (N,)
+        In the units that a person reads; pairs with a NaN are left out, and the plot says how many.
+    title : str
+    units_label : str
+        What the values are, for both axes: ``age (months)``.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    y, p, left_out = _finite_pairs(actual, predicted)
+    figure, axes = _figure(5.6, 5.2)
+    low, high = _square(axes, y, p)
+    axes.plot([low, high], [low, high], color=GREY, linewidth=1, linestyle="--", zorder=1)
+    size, alpha = (28, 0.65) if len(y) <= 500 else (10, 0.35)
+    axes.scatter(y, p, s=size, alpha=alpha, color=BLUE, edgecolors="white", linewidths=0.4, zorder=2)
+    _label(axes, title, units_label)
+    _note(axes, _fit_text(y, p, left_out))
+    return figure
+
+
+def distance_plot(
+    actual: Sequence[float] | NDArray[Any], predicted: Sequence[float] | NDArray[Any], *, title: str = ""
+) -> Figure:
+    """Plot the density of predicted against actual distances between samples, with the identity line, R² and MAE.
+
+    Parameters
+    ----------
+    actual, predicted : array_like
+        The same pairs of samples in the same order, whatever the shape; pairs with a NaN are left out.
+    title : str
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    from matplotlib.colors import LogNorm, Normalize
+    from matplotlib.ticker import MaxNLocator
+
+    y, p, left_out = _finite_pairs(actual, predicted)
+    figure, axes = _figure(6.2, 5.2)
+    low, high = _square(axes, y, p)
+    if len(y):
+        cells = int(np.clip(np.sqrt(len(y)), 15, 60))
+        pairs = axes.hexbin(
+            y, p, gridsize=cells, extent=(low, high, low, high), mincnt=1, cmap="viridis", linewidths=0.1
+        )
+        most = int(np.asarray(pairs.get_array()).max())
+        pairs.set_norm(LogNorm(1, most) if most >= 100 else Normalize(0, most))
+        bar = figure.colorbar(pairs, ax=axes, label="pairs of samples", shrink=0.9)
+        if most < 100:
+            bar.locator = MaxNLocator(6, integer=True)
+    axes.plot([low, high], [low, high], color=VERMILLION, linewidth=1.2, linestyle="--")
+    _label(axes, title, "distance")
+    _note(axes, _fit_text(y, p, left_out))
+    return figure
+
+
+def confusion_plot(
+    actual_labels: Sequence[Any] | NDArray[Any],
+    predicted_labels: Sequence[Any] | NDArray[Any],
+    classes: Sequence[Any] | NDArray[Any],
+    title: str = "",
+) -> Figure:
+    """Plot a confusion matrix: counts in the cells, the share of the actual class as colour.
+
+    Balanced accuracy, in the title, is the mean recall over the classes that occur among the actual labels.
+
+    Parameters
+    ----------
+    actual_labels, predicted_labels : array_like, shape (N,)
+        Labels out of ``classes``.
+    classes : array_like, shape (K,)
+        In the order in which they are to be shown.
+    title : str
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    names = [str(c) for c in classes]
+    position = {name: i for i, name in enumerate(names)}
+    counts = np.zeros((len(names), len(names)), dtype=np.int64)
+    rows = [position[str(label)] for label in actual_labels]
+    columns = [position[str(label)] for label in predicted_labels]
+    np.add.at(counts, (rows, columns), 1)
+    total = counts.sum(axis=1, keepdims=True)
+    share = counts / np.maximum(total, 1)
+    occurs = total[:, 0] > 0
+    balanced = f"{share.diagonal()[occurs].mean():.3f}" if occurs.any() else "n/a"
+
+    side = float(np.clip(0.36 * len(names) + 1.6, 3.6, 14.0))
+    cell = 72 * (side - 1.6) / max(1, len(names))  # side of a cell, about, in points
+    figure, axes = _figure(side + 1.8, side + 0.9)
+    image = axes.imshow(share, cmap="viridis", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, label="share of the actual class", shrink=0.85)
+    shown = [_plain(name if len(name) <= 24 else f"{name[:23]}…") for name in names]
+    slanted = len(names) > 6 or max(map(len, shown), default=0) > 10
+    axes.set_xticks(range(len(names)), shown, rotation=60 if slanted else 0, ha="right" if slanted else "center")
+    if slanted:
+        for tick in axes.get_xticklabels():
+            tick.set_rotation_mode("anchor")
+    axes.set_yticks(range(len(names)), shown)
+    axes.tick_params(length=0, labelsize=float(np.clip(0.7 * cell, 3, 9)))
+    axes.spines[:].set_visible(False)
+    for i, j in np.argwhere(counts > 0) if cell >= 10 else ():  # else the numbers would run into each other
+        color = "black" if share[i, j] > 0.6 else "white"
+        axes.text(
+            j, i, str(counts[i, j]), ha="center", va="center", size=float(np.clip(0.35 * cell, 5, 10)), color=color
+        )
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("actual")
+    figure.suptitle(
+        "\n".join(filter(None, [_wrap(title, int(9 * side)), f"balanced accuracy {balanced}"])), fontsize=11
+    )
+    return figure
+
+
+def history_plot(history: pd.DataFrame) -> Figure:
+    """Plot training and validation curves over the epochs.
+
+    Parameters
+    ----------
+    history : pandas.DataFrame
+        One row per epoch, with a column ``epoch``; each metric ``X`` that has both a column ``train_X`` and a column
+        ``val_X`` gets a panel of its own, in the order of the columns.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    metrics = [
+        str(column).removeprefix("train_")
+        for column in history.columns
+        if str(column).startswith("train_") and f"val_{str(column).removeprefix('train_')}" in history.columns
+    ]
+    across = 2 if len(metrics) == 4 else min(PANELS_PER_ROW, max(1, len(metrics)))
+    down = max(1, -(-len(metrics) // across))
+    figure = _empty_figure(max(4.6, 3.6 * across), 0.4 + 2.7 * down)
+    if not metrics:
+        figure.text(0.5, 0.5, "no metric of training and validation both", ha="center", va="center", color=GREY)
+        return figure
+
+    panels = figure.subplots(down, across, squeeze=False).ravel()
+    marker = "o" if len(history) <= MARKERS_UP_TO else None
+    for axes, metric in zip(panels, metrics, strict=False):
+        for part, color, style in (("train", BLUE, "-"), ("val", VERMILLION, "--")):
+            curve = history[["epoch", f"{part}_{metric}"]].to_numpy(dtype=np.float64)  # (epochs, 2)
+            curve = curve[np.isfinite(curve).all(axis=1)]
+            label = {"train": "training", "val": "validation"}[part]
+            axes.plot(*curve.T, color=color, linestyle=style, marker=marker, markersize=3, label=label)
+        axes.set_title(metric, fontsize=10)
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        if history["epoch"].nunique() == 1:  # else the axis would be marked in thousandths of an epoch
+            axes.set_xlim(history["epoch"].iloc[0] - 1, history["epoch"].iloc[0] + 1)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels[len(metrics) :]:
+        axes.set_axis_off()
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a figure; the format is the path's suffix (``.png``, ``.svg``, ``.pdf``). Missing folders are made."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def _empty_figure(width: float, height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.08))
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = _empty_figure(width, height)
+    return figure, figure.subplots()
+
+
+def _finite_pairs(actual: Any, predicted: Any) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
+    y, p = np.asarray(actual, dtype=np.float64).ravel(), np.asarray(predicted, dtype=np.float64).ravel()
+    assert y.shape == p.shape, f"{y.size} actual and {p.size} predicted values"
+    finite = np.isfinite(y) & np.isfinite(p)
+    return y[finite], p[finite], int((~finite).sum())
+
+
+def _square(axes: Axes, y: NDArray[np.float64], p: NDArray[np.float64]) -> tuple[float, float]:
+    """Give both axes one range, so that the identity line is the diagonal."""
+    from matplotlib.ticker import MaxNLocator
+
+    both = np.concatenate([y, p])
+    low, high = (float(both.min()), float(both.max())) if both.size else (0.0, 1.0)
+    margin = 0.05 * (high - low) or max(abs(high), 1.0) * 0.1
+    low, high = low - margin, high + margin
+    axes.set_xlim(low, high)
+    axes.set_ylim(low, high)
+    axes.set_aspect("equal")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    axes.ticklabel_format(scilimits=(-3, 5), useMathText=True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return low, high
+
+
+def _fit_text(y: NDArray[np.float64], p: NDArray[np.float64], left_out: int) -> str:
+    r2 = mae = "n/a"
+    if y.size:
+        error = float(np.abs(y - p).mean())
+        mae = f"{error:,.0f}" if error >= 1000 else f"{error:.3g}"
+        spread = np.square(y - y.mean()).sum()
+        if spread > 0:  # else all actual values are the same, and there is no variance to explain
+            r2 = f"{1 - np.square(y - p).sum() / spread:.3f}"
+    lines = [f"R² = {r2}", f"MAE = {mae}", f"n = {y.size:,}"]
+    if left_out:
+        lines.append(f"{left_out:,} without a value left out")
+    return "\n".join(lines)
+
+
+def _label(axes: Axes, title: str, what: str) -> None:
+    axes.set_title(_wrap(title, 56), fontsize=11)
+    axes.set_xlabel(_wrap(f"actual {what}".strip(), 56))
+    axes.set_ylabel(_wrap(f"predicted {what}".strip(), 56))
+
+
+def _note(axes: Axes, text: str) -> None:
+    box = {"boxstyle": "round", "facecolor": "white", "edgecolor": "#cccccc", "alpha": 0.85}
+    axes.text(0.03, 0.97, text, transform=axes.transAxes, ha="left", va="top", fontsize=9, bbox=box, zorder=3)
+
+
+def _wrap(text: str, width: int) -> str:
+    from textwrap import fill
+
+    return _plain(fill(text, width))
+
+
+def _plain(text: str) -> str:
+    """Escape dollars, between which matplotlib would read mathematics."""
+    return text.replace("$", r"\$")

@@ -1,0 +1,125 @@
+"""Pre-norm transformer blocks on ``scaled_dot_product_attention``.
+
+Shapes: ``N`` sequences, ``T`` elements of a sequence, ``D`` width, ``H`` heads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+__all__ = ["Transformer", "TransformerBlock"]
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention.
+
+    Parameters
+    ----------
+    dim : int
+        Width ``D``.
+    heads : int
+        Heads ``H``; divides ``dim``.
+    dropout : float
+        Dropout on the attention weights.
+    """
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        n, t, d = x.shape
+        q, k, v = self.qkv(x).view(n, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)  # each (N, H, T, D/H)
+        key_mask = None if mask is None else mask[:, None, None, :]  # (N, 1, 1, T)
+        attended = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=key_mask, dropout_p=self.dropout if self.training else 0.0
+        )
+        return self.out(attended.transpose(1, 2).reshape(n, t, d))
+
+
+class TransformerBlock(nn.Module):
+    """Attention, then a feed-forward network, each normalised before and added after.
+
+    Parameters
+    ----------
+    dim, heads : int
+        Width and number of heads.
+    feed_forward_factor : int
+        Width of the feed-forward network in multiples of ``dim``.
+    dropout : float
+        Dropout on attention weights and on both branches.
+    """
+
+    def __init__(self, dim: int, heads: int, feed_forward_factor: int, dropout: float) -> None:
+        super().__init__()
+        self.norm_attention = nn.LayerNorm(dim)
+        self.attention = SelfAttention(dim, heads, dropout)
+        self.norm_feed_forward = nn.LayerNorm(dim)
+        self.expand = nn.Linear(dim, feed_forward_factor * dim)
+        self.contract = nn.Linear(feed_forward_factor * dim, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = x + self.dropout(self.attention(self.norm_attention(x), mask))
+        return x + self.dropout(self.contract(F.gelu(self.expand(self.norm_feed_forward(x)), approximate="tanh")))
+
+
+class Transformer(nn.Module):
+    """A stack of blocks and a final normalisation.
+
+    Parameters
+    ----------
+    dim, heads, layers, feed_forward_factor : int
+        Width, heads, number of blocks, and relative width of their feed-forward networks.
+    dropout : float
+        See `TransformerBlock`.
+    gradient_checkpointing : bool
+        Keep a block's input alone and recompute the rest in the backward pass.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        layers: int,
+        feed_forward_factor: int = 4,
+        dropout: float = 0.0,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(TransformerBlock(dim, heads, feed_forward_factor, dropout) for _ in range(layers))
+        self.norm = nn.LayerNorm(dim)
+        self.gradient_checkpointing = gradient_checkpointing
+        # Each block adds two branches to the stream: scaled so, its variance does not grow with depth (GPT-2).
+        for block in self.blocks:
+            assert isinstance(block, TransformerBlock)
+            for branch in (block.attention.out, block.contract):
+                nn.init.normal_(branch.weight, std=0.02 / (2 * layers) ** 0.5)
+                nn.init.zeros_(branch.bias)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Transform sequences.
+
+        Parameters
+        ----------
+        x : Tensor (N, T, D)
+        mask : Tensor (N, T) of bool, optional
+            True where an element is real; None where all are.
+
+        Returns
+        -------
+        Tensor (N, T, D)
+            What stands at padded places is not defined.
+        """
+        for block in self.blocks:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, mask, use_reentrant=False)
+            else:
+                x = block(x, mask)
+        return self.norm(x)

@@ -1,0 +1,606 @@
+"""One run from files to predictions: the straight line behind ``aam pretrain`` and ``aam train``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+from aam import __version__
+from aam.config import ModelConfig, RunConfig, TrainConfig
+from aam.data.batch import Batch
+from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
+from aam.data.splits import make_splits, read_splits, write_splits
+from aam.data.study import Study, load_study
+from aam.data.targets import ClassTarget, NumericTarget
+from aam.errors import DataError
+from aam.models.sequence_encoder import SequenceEncoder
+from aam.models.sequence_predictor import SequencePredictor
+from aam.training.callbacks import Checkpoints, Console, EarlyStopping, HistoryFile, TensorBoard
+from aam.training.checkpoint import (
+    MODEL_NAME,
+    ModelFile,
+    build_encoder,
+    load_checkpoint,
+    load_model_file,
+    model_path,
+    save_model_file,
+)
+from aam.training.metrics import classification_metrics, regression_metrics
+from aam.training.optim import build_optimizer, build_schedule
+from aam.training.tasks import Distances, Evaluation, PretrainTask, Task, TrainTask, prediction_table
+from aam.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["RunDirectory", "RunResult", "choose_device", "loader", "run"]
+
+logger = logging.getLogger("aam")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run came to."""
+
+    directory: Path
+    metrics: dict[str, Any]  # as in metrics.json
+    history: pd.DataFrame
+
+
+def run(config: RunConfig) -> RunResult:
+    """Pre-train or train, and write the run directory.
+
+    Parameters
+    ----------
+    config : RunConfig
+
+    Returns
+    -------
+    RunResult
+
+    Raises
+    ------
+    DataError
+        If the inputs cannot be used; the run directory is then left as it was.
+    """
+    directory = RunDirectory(config.train.output_dir)
+    directory.require_free(resume=config.train.resume, overwrite=config.train.overwrite)
+    device = choose_device(config.train)
+    pretrained = _load_pretrained(config)
+    if pretrained is not None:
+        config = config.model_copy(update={"model": _pretrained_architecture(config, pretrained)})
+    study = load_study(config.data, max_bp=config.model.max_bp, classifier=config.task.classifier)
+    split, leaked = _split(config, study)
+    task = _build_task(config, study, split, pretrained).to(device)
+
+    resumed = _load_resumed(config, directory) if config.train.resume else None
+    if resumed is None:
+        directory.create(overwrite=config.train.overwrite)
+    with directory.logging():
+        _log_study(config, study, split, device)
+        write_json(directory / "config.json", config.model_dump(mode="json"))
+        write_splits(directory / "splits.tsv", study.sample_ids, split)
+        header = _provenance(study, task)
+        trainer = _build_trainer(config, study, split, task, device, directory, header)
+        if resumed is not None:
+            trainer.load_state_dict(resumed["trainer"])
+            logger.info("resuming after epoch %d", trainer.state.epoch)
+        trainer.fit()
+        return _finish(config, study, split, task, trainer, directory, leaked)
+
+
+def choose_device(config: TrainConfig) -> torch.device:
+    """The device of ``--device``, with ``--threads`` set.
+
+    Raises
+    ------
+    DataError
+        If the machine has no such device.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available[config.device]:
+        raise DataError(f"--device {config.device}: PyTorch {torch.__version__} finds none here; use --device auto")
+    return torch.device(config.device)
+
+
+def loader(
+    dataset: SampleDataset, plan: BatchPlan, config: TrainConfig, device: torch.device, *, workers: int | None = None
+) -> DataLoader[Batch]:
+    """Batches of a plan, built in worker processes.
+
+    Parameters
+    ----------
+    dataset : SampleDataset
+    plan : BatchPlan
+    config : TrainConfig
+    device : torch.device
+        Batches for a GPU are pinned.
+    workers : int, optional
+        In place of the configured number.
+    """
+    if workers is None:
+        workers = config.num_workers if config.num_workers is not None else min(4, _cores())
+    return DataLoader(
+        dataset,
+        sampler=plan,
+        batch_size=None,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+        # Its own generator: the loader's draws must not move those of dropout.
+        generator=torch.Generator(),
+    )
+
+
+class RunDirectory:
+    """The directory of a run: what may be in it, and its log."""
+
+    FILES = (
+        "config.json",
+        "splits.tsv",
+        "history.csv",
+        "metrics.json",
+        "val_predictions.tsv",
+        "test_predictions.tsv",
+        MODEL_NAME,
+        "last.ckpt",
+        "aam.log",
+    )
+    FOLDERS = ("tensorboard", "plots")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def require_free(self, *, resume: bool, overwrite: bool) -> None:
+        """Refuse a directory that holds a run already, or to resume one that is not there.
+
+        Raises
+        ------
+        DataError
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise DataError(f"{self.path}: is a file; give another --output-dir")
+        holds_run = any((self.path / name).exists() for name in self.FILES)
+        if resume and not (self.path / "last.ckpt").is_file():
+            raise DataError(f"{self.path}: holds no last.ckpt to resume from; leave --resume out")
+        if holds_run and not (resume or overwrite):
+            raise DataError(
+                f"{self.path}: holds a run already; give --overwrite to replace it, --resume to continue it, "
+                "or another --output-dir"
+            )
+
+    def create(self, *, overwrite: bool) -> None:
+        """Make the directory; with ``overwrite``, remove what an earlier run wrote and nothing else."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            for name in self.FILES:
+                (self.path / name).unlink(missing_ok=True)
+            for name in self.FOLDERS:
+                shutil.rmtree(self.path / name, ignore_errors=True)
+
+    @contextmanager
+    def logging(self) -> Iterator[None]:
+        """Write the log to ``aam.log`` too."""
+        handler = logging.FileHandler(self.path / "aam.log", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger.addHandler(handler)
+        try:
+            yield
+        except BaseException as error:
+            handler.handle(logger.makeRecord("aam", logging.ERROR, __file__, 0, "%r", (error,), None))
+            raise
+        finally:
+            logger.removeHandler(handler)
+            handler.close()
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON whole or not at all."""
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# --------------------------------------------------------------------------------------------------- pre-trained base
+
+
+def _load_pretrained(config: RunConfig) -> ModelFile | None:
+    if config.train.pretrained_encoder is None:
+        return None
+    return load_model_file(model_path(config.train.pretrained_encoder))
+
+
+def _pretrained_architecture(config: RunConfig, pretrained: ModelFile) -> ModelConfig:
+    """The pre-trained model's architecture, with what this run may choose for itself."""
+    own = {"dropout", "gradient_checkpointing", "asv_chunk_size"}
+    asked = {name: getattr(config.model, name) for name in config.model.model_fields_set}
+    for name, value in asked.items():
+        theirs = getattr(pretrained.config.model, name)
+        if name not in own and value != theirs:
+            option = "--" + name.replace("_", "-")
+            raise DataError(
+                f"{option} {value} does not fit the pre-trained encoder, which has {theirs}; "
+                f"leave {option} out, or pre-train with it"
+            )
+    return pretrained.config.model.model_copy(update={name: asked[name] for name in own & asked.keys()})
+
+
+def _encoder_weights(pretrained: ModelFile) -> dict[str, torch.Tensor]:
+    if pretrained.config.command == "pretrain":
+        return pretrained.weights
+    prefix = "encoder."
+    return {name.removeprefix(prefix): w for name, w in pretrained.weights.items() if name.startswith(prefix)}
+
+
+# -------------------------------------------------------------------------------------------------------------- split
+
+
+def _split(config: RunConfig, study: Study) -> tuple[NDArray[Any], list[str]]:
+    """The split of every sample, and the held-out samples that a pre-trained encoder has learnt from."""
+    data = config.data
+    before: dict[str, str] = {}
+    if config.train.pretrained_encoder is not None:
+        folder = model_path(config.train.pretrained_encoder).parent
+        if (folder / "splits.tsv").is_file():
+            before = read_splits(folder / "splits.tsv")
+        elif not config.train.allow_pretrained_leak:
+            raise DataError(
+                f"{folder}: holds no splits.tsv, so nobody can say which samples the encoder has seen; "
+                "give the whole run directory, or --allow-pretrained-leak"
+            )
+    chosen_anew = data.model_fields_set & {"val_size", "test_size", "group_column", "stratify"}
+    if before and not chosen_anew and set(before) & set(study.sample_ids):
+        split = _taken_over(config, study, before)
+    else:
+        split = make_splits(
+            study.sample_ids,
+            groups=study.groups,
+            labels=study.target if data.stratify else None,
+            val_size=data.val_size,
+            test_size=data.test_size,
+            seed=config.train.seed,
+            group_name=data.group_column or "group",
+        )
+    leaked = [
+        name
+        for name, part in zip(study.sample_ids, split, strict=True)
+        if part != "train" and before.get(name) == "train"
+    ]
+    if leaked and not config.train.allow_pretrained_leak:
+        raise DataError(
+            f"{len(leaked)} held-out samples, {leaked[0]!r} first, are among those that the pre-trained encoder "
+            "learnt from; leave out the options of the split to take its own over, or give --allow-pretrained-leak"
+        )
+    return split, leaked
+
+
+def _taken_over(config: RunConfig, study: Study, before: dict[str, str]) -> NDArray[Any]:
+    """The split of the pre-trained run. Samples that it did not have are trained on."""
+    split = np.array([before.get(name, "train") for name in study.sample_ids], dtype="<U5")
+    new = sum(name not in before for name in study.sample_ids)
+    logger.info(
+        "split taken over from the pre-trained encoder%s",
+        f"; {new} samples that it did not have are trained on" if new else "",
+    )
+    for part in ("train", "val"):
+        if not (split == part).any():
+            raise DataError(
+                f"{config.train.pretrained_encoder}: none of these samples is in its {part} split; "
+                "give --val-size for a split of their own"
+            )
+    return split
+
+
+# --------------------------------------------------------------------------------------------------------------- task
+
+
+def _build_task(config: RunConfig, study: Study, split: NDArray[Any], pretrained: ModelFile | None) -> Task:
+    torch.manual_seed(config.train.seed)
+    train = study.rows_of(split, "train")
+    distances = None if study.distances is None else Distances.of(study.distances, train)
+    encoder = build_encoder(config.model)
+    if pretrained is not None:
+        encoder.load_state_dict(_encoder_weights(pretrained))
+    else:
+        _fit_abundance(encoder, study, train)
+    if config.train.freeze_base:
+        encoder.requires_grad_(False)
+    if config.command == "pretrain":
+        assert distances is not None
+        return PretrainTask(encoder, config.task, distances, config.train.seed)
+
+    target = _fit_target(config, study, train)
+    predictor = SequencePredictor(encoder, target.outputs, config.model.dropout)
+    assert study.target is not None
+    return TrainTask(
+        predictor,
+        config.task,
+        target,
+        study.target,
+        _class_weights(config, target, study.target[train]),
+        distances,
+        config.train.seed,
+    )
+
+
+def _fit_abundance(encoder: SequenceEncoder, study: Study, train: NDArray[np.int64]) -> None:
+    """Standardise log abundances by the training samples'."""
+    rows = study.table[train]
+    relative = rows.data / np.repeat(np.asarray(rows.sum(axis=1)), np.diff(rows.indptr))
+    logs = np.log(relative)
+    abundance = encoder.sample_encoder.abundance
+    abundance.mean.fill_(float(logs.mean()))
+    abundance.sd.fill_(float(logs.std()) or 1.0)
+
+
+def _fit_target(config: RunConfig, study: Study, train: NDArray[np.int64]) -> NumericTarget | ClassTarget:
+    column = config.data.metadata_column
+    assert column is not None
+    assert study.target is not None
+    if not config.task.classifier:
+        return NumericTarget.fit(column, config.task.target_transform, study.target[train])
+    labels, sizes = np.unique(study.target.astype(str), return_counts=True)
+    if len(labels) > 1 and sizes.min() == 1:
+        raise DataError(
+            f"column {column!r}: class {labels[sizes.argmin()]!r} has one sample, which cannot be both learnt and "
+            "tested; merge it with another class, or empty its cell"
+        )
+    return ClassTarget.fit(column, study.target[train])
+
+
+def _class_weights(
+    config: RunConfig, target: NumericTarget | ClassTarget, labels: NDArray[Any]
+) -> NDArray[np.float32] | None:
+    """Inverse frequencies with a mean of 1 over the training samples."""
+    if isinstance(target, NumericTarget) or config.task.class_weights == "none":
+        return None
+    sizes = np.bincount(target.encode(labels), minlength=target.outputs)
+    return (len(labels) / (target.outputs * sizes)).astype(np.float32)
+
+
+# ------------------------------------------------------------------------------------------------------------ trainer
+
+
+def _datasets(config: RunConfig, study: Study, split: NDArray[Any], task: Task) -> dict[str, SampleDataset]:
+    """The study as each split sees it."""
+    base_learns = not config.train.freeze_base
+    options = DatasetOptions(
+        seed=config.train.seed,
+        rarefy_depth=config.data.rarefy_depth,
+        token_limit=config.data.token_limit,
+        asv_sampling=config.data.asv_sampling,
+        nuc_asv_fraction=config.task.nuc_asv_fraction if config.task.nuc_weight > 0 and base_learns else 0.0,
+        nuc_mask_ratio=config.task.nuc_mask_ratio,
+        nuc_mask_strategy=config.task.nuc_mask_strategy,
+        count_mask_ratio=(
+            config.task.count_mask_ratio
+            if config.command == "train"
+            and config.task.count_weight > 0
+            and base_learns
+            and config.model.count_embedding != "none"
+            else 0.0
+        ),
+    )
+    encoded = None
+    if isinstance(task, TrainTask):
+        assert study.target is not None
+        encoded = task.target.encode(study.target)
+    build = partial(
+        SampleDataset,
+        study.table,
+        study.tokens,
+        study.sample_ids,
+        study.sequences,
+        study.table_order,
+        distances=study.distances,
+        target=encoded,
+    )
+    datasets = {"train": build(options)}
+    for part in ("val", "test"):
+        rows = study.rows_of(split, part)
+        if len(rows):
+            datasets[part] = build(options, restore_once=rows)
+    return datasets
+
+
+def _build_trainer(
+    config: RunConfig,
+    study: Study,
+    split: NDArray[Any],
+    task: Task,
+    device: torch.device,
+    directory: RunDirectory,
+    header: dict[str, Any],
+) -> Trainer:
+    datasets = _datasets(config, study, split, task)
+    plans = {
+        part: BatchPlan(study.rows_of(split, part), config.train.batch_size, part == "train", config.train.seed)
+        for part in datasets
+    }
+    optimizer = build_optimizer(task.model, config.optim)
+    steps = -(-len(plans["train"]) // config.optim.accumulation_steps) * config.train.epochs
+
+    def save_best(evaluation: Evaluation) -> None:
+        metrics = {"val": evaluation.metrics}
+        save_model_file(directory / MODEL_NAME, task.model, config, {**header, "metrics": metrics})
+
+    shown = ("r2", "mae", "balanced_accuracy", "unifrac_r2", "unifrac_euclidean_r2")
+    return Trainer(
+        task,
+        plans["train"],
+        loader(datasets["train"], plans["train"], config.train, device),
+        loader(datasets["val"], plans["val"], config.train, device),
+        optimizer,
+        build_schedule(optimizer, config.optim, steps),
+        config.optim,
+        config.train,
+        device,
+        callbacks=[
+            Console(shown),
+            HistoryFile(directory / "history.csv"),
+            TensorBoard(directory / "tensorboard", lambda evaluation: figures(task, study, evaluation)),
+            EarlyStopping(config.train.patience),
+            Checkpoints(save_best, directory / "last.ckpt", config.model_dump(mode="json")),
+        ],
+    )
+
+
+def _load_resumed(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
+    """The checkpoint of the run to be continued, if its configuration is this one's where it matters."""
+    saved = load_checkpoint(directory / "last.ckpt")
+    free = {"output_dir", "epochs", "patience", "device", "threads", "num_workers", "resume", "overwrite"}
+    now = config.model_dump(mode="json")
+    for section in ("data", "model", "task", "optim", "train"):
+        for name, value in now[section].items():
+            before = saved["config"][section].get(name, value)
+            if before != value and name not in free:
+                option = "--" + name.replace("_", "-")
+                raise DataError(
+                    f"{directory.path}: was begun with {option} {before}, and {option} {value} is asked for"
+                )
+    return saved
+
+
+# ------------------------------------------------------------------------------------------------------------- ending
+
+
+def _finish(
+    config: RunConfig,
+    study: Study,
+    split: NDArray[Any],
+    task: Task,
+    trainer: Trainer,
+    directory: RunDirectory,
+    leaked: list[str],
+) -> RunResult:
+    """Judge the best model on the held-out samples and write what a person reads."""
+    from aam.evaluation.plots import history_plot, save_figure
+
+    best = load_model_file(directory / MODEL_NAME)
+    task.model.load_state_dict(best.weights)
+    history = pd.DataFrame(trainer.state.history)
+    metrics: dict[str, Any] = {"best_epoch": trainer.state.best_epoch}
+    datasets = _datasets(config, study, split, task)
+    for part in ("val", "test"):
+        if part not in datasets:
+            continue
+        plan = BatchPlan(study.rows_of(split, part), config.train.batch_size, False, config.train.seed)
+        evaluation = trainer.evaluate(loader(datasets[part], plan, config.train, trainer.device, workers=0))
+        metrics[part] = evaluation.metrics
+        for name, figure in figures(task, study, evaluation).items():
+            save_figure(figure, directory / "plots" / f"{part}_{name}.png")
+        if isinstance(task, TrainTask) and evaluation.output is not None:
+            rows = evaluation.sample_index
+            table = prediction_table(
+                task.target, [study.sample_ids[i] for i in rows], evaluation.output, task.actual[rows]
+            )
+            table.to_csv(directory / f"{part}_predictions.tsv", sep="\t", index=False)
+    if isinstance(task, TrainTask):
+        metrics["baseline"] = {"guess": _guess(task, split)}
+    if config.train.pretrained_encoder is not None:
+        metrics["pretrained_leak"] = len(leaked)
+    save_figure(history_plot(history), directory / "plots" / "history.png")
+    write_json(directory / "metrics.json", metrics)
+    return RunResult(directory.path, metrics, history)
+
+
+def _guess(task: TrainTask, split: NDArray[Any]) -> dict[str, dict[str, float]]:
+    """What the best constant answer, the training split's median or most frequent class, comes to."""
+    train = task.actual[split == "train"]
+    found = {}
+    for part in ("val", "test"):
+        actual = task.actual[split == part]
+        if not len(actual):
+            continue
+        if isinstance(task.target, NumericTarget):
+            found[part] = regression_metrics(actual, np.full(len(actual), np.median(train)))
+        else:
+            frequencies = np.bincount(task.target.encode(train), minlength=task.target.outputs) / len(train)
+            found[part] = classification_metrics(
+                task.target.encode(actual),
+                np.full(len(actual), frequencies.argmax()),
+                np.tile(frequencies, (len(actual), 1)),
+                task.target.classes,
+            )
+    return found
+
+
+def figures(task: Task, study: Study, evaluation: Evaluation) -> dict[str, Figure]:
+    """The plots of an evaluation: the target's, and one for each distance head."""
+    from aam.evaluation.plots import confusion_plot, distance_plot, regression_plot
+
+    drawn: dict[str, Figure] = {}
+    if isinstance(task, TrainTask) and evaluation.output is not None:
+        table = prediction_table(
+            task.target,
+            [study.sample_ids[i] for i in evaluation.sample_index],
+            evaluation.output,
+            task.actual[evaluation.sample_index],
+        )
+        column = task.target.column
+        if isinstance(task.target, ClassTarget):
+            drawn["predictions"] = confusion_plot(
+                table.actual.to_numpy(), table.predicted.to_numpy(), task.target.classes, title=column
+            )
+        else:
+            drawn["predictions"] = regression_plot(
+                table.actual.to_numpy(), table.predicted.to_numpy(), title=column, units_label=column
+            )
+    for head, (actual, predicted) in evaluation.pairs.items():
+        drawn[f"distances_{head}"] = distance_plot(actual, predicted, title=f"UniFrac, {head} head")
+    return drawn
+
+
+def _provenance(study: Study, task: Task) -> dict[str, Any]:
+    return {
+        "target": task.target.to_dict() if isinstance(task, TrainTask) else None,
+        "checksums": study.checksums,
+        "provenance": {
+            "aam": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "samples": len(study),
+            "asvs": len(study.sequences),
+        },
+    }
+
+
+def _log_study(config: RunConfig, study: Study, split: NDArray[Any], device: torch.device) -> None:
+    logger.info("aam %s on %s, %d threads", config.command, device, torch.get_num_threads())
+    logger.info("%d of %d samples, %d ASVs", len(study), study.samples_in_table, len(study.sequences))
+    for reason, names in study.left_out.items():
+        logger.info("left out: %d %s (%s%s)", len(names), reason, ", ".join(names[:3]), ", …" if names[3:] else "")
+    for warning in study.warnings:
+        logger.warning(warning)
+    parts, sizes = np.unique(split, return_counts=True)
+    sizes_text = ", ".join(f"{size} {part}" for part, size in zip(parts, sizes, strict=True))
+    grouped = f", grouped by {config.data.group_column}" if config.data.group_column else ""
+    logger.info("split: %s%s", sizes_text, grouped)

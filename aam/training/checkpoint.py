@@ -1,0 +1,177 @@
+"""The two files of a run that hold weights: the model file for use, the checkpoint for resuming.
+
+Both are written beside their final name and moved there whole, so a kill leaves the previous one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from aam.config import ModelConfig, RunConfig
+from aam.errors import DataError
+from aam.models.sequence_encoder import SequenceEncoder
+from aam.models.sequence_predictor import SequencePredictor
+
+__all__ = [
+    "FORMAT_VERSION",
+    "MODEL_NAME",
+    "ModelFile",
+    "build_encoder",
+    "build_model",
+    "load_checkpoint",
+    "load_model_file",
+    "model_path",
+    "read_header",
+    "save_checkpoint",
+    "save_model_file",
+]
+
+FORMAT_VERSION = 1
+MODEL_NAME = "best_model.safetensors"
+
+
+class ModelFile(NamedTuple):
+    """A model file, read."""
+
+    config: RunConfig
+    header: dict[str, Any]  # target, metrics, provenance, checksums, format_version
+    weights: dict[str, Tensor]
+
+
+def build_encoder(config: ModelConfig) -> SequenceEncoder:
+    """The base model that a configuration describes."""
+    return SequenceEncoder(
+        dim=config.embedding_dim,
+        heads=config.attention_heads,
+        layers=config.attention_layers,
+        max_bp=config.max_bp,
+        feed_forward_factor=config.feed_forward_factor,
+        dropout=config.dropout,
+        count_embedding=config.count_embedding,
+        distance_head=config.distance_head,
+        clades=config.clades,
+        gradient_checkpointing=config.gradient_checkpointing,
+        asv_chunk_size=config.asv_chunk_size,
+    )
+
+
+def build_model(config: ModelConfig, outputs: int | None) -> SequenceEncoder | SequencePredictor:
+    """The whole model: the base alone for pre-training, with heads where there are ``outputs``."""
+    encoder = build_encoder(config)
+    return encoder if outputs is None else SequencePredictor(encoder, outputs, config.dropout)
+
+
+def model_path(run: Path) -> Path:
+    """The model file of a run directory, or the file itself.
+
+    Raises
+    ------
+    DataError
+        If there is none.
+    """
+    if run.is_dir():
+        if not (run / MODEL_NAME).is_file():
+            raise DataError(f"{run}: holds no {MODEL_NAME}; give the directory of a finished run")
+        return run / MODEL_NAME
+    if not run.is_file():
+        raise DataError(f"{run}: no such run directory or model file")
+    return run
+
+
+def save_model_file(path: Path, model: nn.Module, config: RunConfig, header: Mapping[str, Any]) -> None:
+    """Write weights and everything that prediction needs as one safetensors file.
+
+    Parameters
+    ----------
+    path : Path
+    model : nn.Module
+    config : RunConfig
+    header : mapping
+        Whatever JSON takes.
+    """
+    from safetensors.torch import save_file
+
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    whole = {"format_version": FORMAT_VERSION, "config": config.model_dump(mode="json"), **header}
+    unfinished = path.with_name(path.name + ".tmp")
+    save_file(weights, unfinished, metadata={"aam": json.dumps(whole)})
+    unfinished.replace(path)
+
+
+def load_model_file(path: Path) -> ModelFile:
+    """Read a model file.
+
+    Raises
+    ------
+    DataError
+        If it is not one, or of a later version.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    header = read_header(path)
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DataError(f"{path}: damaged ({error}); train again, or take another copy") from None
+    return ModelFile(RunConfig.model_validate(header.pop("config")), header, weights)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """What a model file says of itself, without its weights.
+
+    Raises
+    ------
+    DataError
+        See `load_model_file`.
+    """
+    from pydantic import ValidationError
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})["aam"])
+        version = header["format_version"]
+        if version <= FORMAT_VERSION:
+            RunConfig.model_validate(header["config"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, ValidationError):
+        raise DataError(f"{path}: not a model file of AAM; give a run directory or its {MODEL_NAME}") from None
+    if version > FORMAT_VERSION:
+        raise DataError(f"{path}: format {version} is newer than this AAM reads ({FORMAT_VERSION}); update AAM")
+    return header
+
+
+def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Write what resuming needs: tensors and plain values, loadable with ``weights_only``."""
+    unfinished = path.with_name(path.name + ".tmp")
+    with unfinished.open("wb") as file:
+        torch.save(dict(state), file)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read what `save_checkpoint` wrote; nothing in the file is executed.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read.
+    """
+    import pickle
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is nothing to resume; leave --resume out") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path}: not a checkpoint of AAM ({reason}); start again with --overwrite") from None

@@ -1,0 +1,237 @@
+"""The training loop. It knows a task and callbacks, and neither what is learnt nor what is written.
+
+One run, as a timeline of the callbacks' events::
+
+    on_start
+    for each epoch:
+        for each optimizer step:
+            on_step
+        validation
+        on_epoch
+    on_end
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
+
+from aam.config import OptimConfig, TrainConfig
+from aam.data.batch import Batch
+from aam.data.dataset import BatchPlan
+from aam.errors import DataError
+from aam.training.tasks import Evaluation, Task
+
+__all__ = ["Callback", "TrainState", "Trainer"]
+
+
+@dataclass
+class TrainState:
+    """Where a run stands. All of it is saved for resuming."""
+
+    epoch: int = 0  # finished
+    step: int = 0  # optimizer steps
+    best_epoch: int = 0
+    best_value: float = math.inf  # of the task's monitored validation loss
+    stop: bool = False
+    history: list[dict[str, float]] = field(default_factory=list)  # a row an epoch
+
+    @property
+    def improved(self) -> bool:
+        """Whether the epoch that ended last is the best."""
+        return self.best_epoch == self.epoch
+
+
+class Callback:
+    """One concern beside the loop. Each event does nothing unless a subclass says so."""
+
+    def on_start(self, trainer: Trainer) -> None: ...
+
+    def on_step(self, trainer: Trainer, parts: dict[str, Tensor]) -> None: ...
+
+    def on_epoch(self, trainer: Trainer, evaluation: Evaluation) -> None: ...
+
+    def on_end(self, trainer: Trainer) -> None: ...
+
+
+class Trainer:
+    """Trains a task.
+
+    Parameters
+    ----------
+    task : Task
+    plan : BatchPlan
+        Of the training samples; told the epoch.
+    train_loader, val_loader : DataLoader of Batch
+    optimizer, schedule
+        The schedule is stepped with the optimizer.
+    optim, config
+        Clipping and accumulation; epochs and precision.
+    device : torch.device
+    callbacks : sequence of Callback
+        Called in this order.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        plan: BatchPlan,
+        train_loader: DataLoader[Batch],
+        val_loader: DataLoader[Batch],
+        optimizer: torch.optim.Optimizer,
+        schedule: LRScheduler,
+        optim: OptimConfig,
+        config: TrainConfig,
+        device: torch.device,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        self.task = task
+        self.plan = plan
+        self.train_loader = train_loader
+        self.val_loader = val_loader
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.optim = optim
+        self.config = config
+        self.device = device
+        self.callbacks = callbacks
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.mixed_precision == "fp16")
+        self.state = TrainState()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch."""
+        return math.ceil(len(self.plan) / self.optim.accumulation_steps)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    def fit(self) -> TrainState:
+        """Train until the last epoch or until a callback says stop."""
+        for callback in self.callbacks:
+            callback.on_start(self)
+        while self.state.epoch < self.config.epochs and not self.state.stop:
+            losses = self.train_epoch()
+            evaluation = self.evaluate(self.val_loader)
+            self._record(losses, evaluation)
+            for callback in self.callbacks:
+                callback.on_epoch(self, evaluation)
+        for callback in self.callbacks:
+            callback.on_end(self)
+        return self.state
+
+    def train_epoch(self) -> dict[str, float]:
+        """One pass over the training samples; the mean of each part of the loss."""
+        self.plan.epoch = self.state.epoch + 1
+        self.task.train()
+        sums: dict[str, Tensor | float] = defaultdict(float)
+        samples = 0
+        for group in _grouped(self.train_loader, self.optim.accumulation_steps):
+            parts = self.train_step(group)
+            size = sum(map(len, group))
+            samples += size
+            for name, part in parts.items():
+                sums[name] += part * size
+            for callback in self.callbacks:
+                callback.on_step(self, parts)
+        return {name: float(value) / samples for name, value in sums.items()}
+
+    def train_step(self, group: list[Batch]) -> dict[str, Tensor]:
+        """One optimizer step over one batch or several, each weighing as many samples as it has."""
+        samples = sum(map(len, group))
+        parts: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
+        for batch in group:
+            share = len(batch) / samples
+            with self.precision():
+                loss = self.task.loss(batch.to(self.device))
+            self.scaler.scale(loss.total * share).backward()
+            for name, part in {"loss": loss.total, **loss.parts}.items():
+                parts[name] = parts[name] + part.detach() * share
+        self._apply_gradients()
+        return dict(parts)
+
+    def evaluate(self, batches: Iterable[Batch]) -> Evaluation:
+        """Judge held-out samples."""
+        self.task.model.eval()
+        with self.precision():
+            return self.task.judge(batch.to(self.device) for batch in batches)
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """Autocast to the arithmetic of ``--mixed-precision``."""
+        if self.config.mixed_precision == "none":
+            return nullcontext()
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[self.config.mixed_precision]
+        return torch.autocast(self.device.type, dtype=dtype)
+
+    def _apply_gradients(self) -> None:
+        if self.optim.gradient_clip > 0:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.task.model.parameters(), self.optim.gradient_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.state.step += 1
+
+    def _record(self, losses: dict[str, float], evaluation: Evaluation) -> None:
+        state = self.state
+        state.epoch += 1
+        row = {"epoch": float(state.epoch), "step": float(state.step), "lr": self.learning_rate}
+        row |= {f"train_{name}": value for name, value in losses.items()}
+        row |= {f"val_{name}": value for name, value in (evaluation.losses | evaluation.metrics).items()}
+        broken = [name for name, value in row.items() if "loss" in name and not math.isfinite(value)]
+        if broken:
+            raise DataError(
+                f"{broken[0]} is {row[broken[0]]} in epoch {state.epoch}; training cannot go on. "
+                f"Try a lower --lr than {self.optim.lr:g}, or --mixed-precision none"
+            )
+        state.history.append(row)
+        value = evaluation.losses[self.task.monitor]
+        if value < state.best_value:
+            state.best_value, state.best_epoch = value, state.epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that resuming needs, as tensors and plain values."""
+        return {
+            "model": self.task.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "state": asdict(self.state),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Take up where `state_dict` was taken."""
+        self.task.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.schedule.load_state_dict(saved["schedule"])
+        self.scaler.load_state_dict(saved["scaler"])
+        self.state = TrainState(**saved["state"])
+        torch.set_rng_state(saved["random"])
+        if saved["random_cuda"] and self.device.type == "cuda":
+            torch.cuda.set_rng_state_all(saved["random_cuda"])
+
+
+def _grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """Batches in lists of ``size``, the last one shorter."""
+    group: list[Batch] = []
+    for batch in batches:
+        group.append(batch)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group

@@ -1,0 +1,278 @@
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from datetime import datetime
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from biom import Table
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+
+from aam.data.biom_loader import FeatureTable, load_table
+from aam.data.files import file_sha256
+from aam.errors import DataError
+from tests.real_data import real_data
+
+DENSE = np.array([[5, 0, 1.5], [0, 0, 2], [3, 0, 0], [0, 0, 0]])  # features × samples
+FEATURES = ["f0", "f1", "f2", "f3"]
+SAMPLES = ["s0", "empty", "s2"]
+FORMATS = ["hdf5", "json", "json-dense", "tsv"]
+BROKEN = settings(
+    max_examples=60, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def write(path: Path, kind: str, dense=DENSE, features=FEATURES, samples=SAMPLES) -> Path:
+    """Write with biom-format's own writers where it has one."""
+    table = Table(np.asarray(dense), features, samples)
+    if kind == "hdf5":
+        with h5py.File(path, "w") as file:
+            table.to_hdf5(file, "test")
+    elif kind == "json":
+        path.write_text(re.sub(r"\b(nan|inf)\b", _as_json, table.to_json("test", creation_date=datetime(2026, 1, 1))))
+    elif kind == "json-dense":
+        document = json.loads(write(path, "json", DENSE, features, samples).read_text())
+        path.write_text(json.dumps(document | {"matrix_type": "dense", "data": np.asarray(dense).tolist()}))
+    else:
+        path.write_text(table.to_tsv() + "\n")
+    return path
+
+
+def _as_json(match: re.Match[str]) -> str:
+    return {"nan": "NaN", "inf": "Infinity"}[match.group()]
+
+
+def refused(path: Path, *words: str) -> str:
+    with pytest.raises(DataError) as caught:
+        load_table(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path) in message
+    for word in words:
+        assert word in message
+    return message
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("packed", [False, True])
+def test_every_format_agrees_with_biom(tmp_path, kind, packed):
+    path = write(tmp_path / "table.of.any.name", kind)
+    if packed:
+        path.write_bytes(gzip.compress(path.read_bytes()))
+        if kind == "hdf5":
+            refused(path, "unpack it")
+            return
+    table = load_table(path)
+    assert table.sample_ids == SAMPLES
+    assert table.feature_ids == FEATURES
+    assert table.shape == (3, 4)
+    np.testing.assert_array_equal(table.counts.toarray(), DENSE.T)
+    assert table.counts.dtype == np.float64
+    assert table.counts.nnz == 4
+    assert table.counts.has_sorted_indices
+
+
+def test_observation_matrix_is_enough(tmp_path):
+    path = write(tmp_path / "t.biom", "hdf5")
+    with h5py.File(path, "a") as file:
+        del file["sample/matrix"]
+    np.testing.assert_array_equal(load_table(path).counts.toarray(), DENSE.T)
+
+
+def test_tsv_details(tmp_path):
+    path = tmp_path / "t.tsv"
+    path.write_bytes(b"# Constructed from biom file\r\n#OTU ID\ta\tb\ttaxonomy\r\nf\t1\t2\tk__Bacteria; p__\r\n\r\n")
+    table = load_table(path)
+    assert (table.sample_ids, table.feature_ids) == (["a", "b"], ["f"])
+    np.testing.assert_array_equal(table.counts.toarray(), [[1], [2]])
+    path.write_text("\ta\tb\nf\t1\t2\n")
+    assert load_table(path).shape == (2, 1)
+
+
+def test_fixed_length_ids(tmp_path):
+    path = write(tmp_path / "t.biom", "hdf5")
+    with h5py.File(path, "a") as file:
+        del file["sample/ids"]
+        file["sample/ids"] = np.array(SAMPLES, dtype="S5")
+    assert load_table(path).sample_ids == SAMPLES
+
+
+def test_select_samples():
+    table = FeatureTable(sparse.csr_array(DENSE.T), SAMPLES, FEATURES)
+    chosen = table.select_samples(np.array([2, 0]))
+    assert chosen.sample_ids == ["s2", "s0"]
+    np.testing.assert_array_equal(chosen.counts.toarray(), DENSE.T[[2, 0]])
+
+
+def test_sha256(tmp_path):
+    (tmp_path / "f").write_bytes(b"abc")
+    assert file_sha256(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+class TestRefused:
+    def test_negative(self, tmp_path, kind):
+        refused(write(tmp_path / "t", kind, DENSE * [1, 1, -1]), "-1.5", "'f0'", "'s2'", "negative")
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    def test_not_finite(self, tmp_path, kind, value):
+        dense = DENSE.copy()
+        dense[2, 0] = value
+        refused(write(tmp_path / "t", kind, dense), str(value), "'f2'", "'s0'")
+
+    def test_all_zero(self, tmp_path, kind):
+        refused(write(tmp_path / "t", kind, DENSE * 0), "every count is zero")
+
+    def test_truncated(self, tmp_path, kind):
+        path = write(tmp_path / "t", kind)
+        path.write_bytes(path.read_bytes()[: -path.stat().st_size // 3])
+        refused(path)
+
+
+def test_duplicate_ids_are_refused(tmp_path):
+    path = tmp_path / "t.tsv"
+    path.write_text("#OTU ID\ta\tb\ta\nf\t1\t2\t3\n")
+    refused(path, "duplicate sample ID", "'a'")
+    path.write_text("#OTU ID\ta\tb\nf\t1\t2\nf\t1\t2\n")
+    refused(path, "duplicate feature ID", "'f'")
+    path = write(tmp_path / "t.biom", "hdf5")
+    with h5py.File(path, "a") as file:
+        file["sample/ids"][1] = b"s0"
+    refused(path, "duplicate sample ID", "'s0'")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        (b" \n", "is empty"),
+        (b"PK\x03\x04rest", "qiime tools export"),
+        (b">f\nACGT\n", "is not a BIOM"),
+        (b"\xff\xfe\x00", "UTF-8"),
+        (b"\x1f\x8bbroken", "gzip"),
+        (b"{", "JSON"),
+        (b'{"a": 1}', "'rows'"),
+        (b'{"rows": 1, "columns": [], "data": []}', "'rows'"),
+        (b'{"rows": [], "columns": [], "data": []}', "no samples"),
+        (b'{"rows": [{"id": "f"}], "columns": [{"id": "s"}], "data": [[0, 9, 1]]}', "outside"),
+        (b'{"rows": [{"id": "f"}], "columns": [{"id": "s"}], "data": [[0, 0]]}', "'data'"),
+        (b'{"rows": [{"id": "f"}], "columns": [{"id": "s"}], "data": [[0, 0, 1], [0, 0, 1]]}', "twice"),
+        (b'{"rows": [{"id": "f"}], "columns": [{"id": "s"}], "data": [[0, 0, 1]], "shape": [2, 2]}', "shape"),
+        (b"[" * 100_000, "not a BIOM"),
+        (b'{"rows":' * 100_000, "JSON"),
+        (b"#OTU ID\ts\nf\tmany\n", "'many'"),
+        (b"#OTU ID\ts\nf\t1\t2\n", "line 2"),
+        (b"#OTU ID\ts\n", "no features"),
+        (b"#OTU ID\ttaxonomy\nf\tk__\n", "no samples"),
+    ],
+)
+def test_not_a_table(tmp_path, content, words):
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    refused(path, words)
+
+
+def test_unreadable(tmp_path):
+    refused(tmp_path / "none.biom", "no such file")
+    refused(tmp_path, "directory")
+    with pytest.raises(DataError, match="regular file"):
+        load_table(Path("/dev/null"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("sample/matrix/indices", [9, 9, 9, 9], "index 9"),
+        ("sample/matrix/indices", [0, 0, 0, 1], "twice"),
+        ("sample/matrix/indices", [0.0, 1, 2, 1], "type float64"),
+        ("sample/matrix/indptr", [0, 3, 2, 4], "does not rise"),
+        ("sample/matrix/indptr", [0, 4], "indptr has 2"),
+        ("sample/matrix/data", [1.0], "4 indices for 1 values"),
+        ("sample/matrix/data", [[1.0]], "dimension"),
+        ("sample/ids", [b"a", b"b", b"\xff"], "UTF-8"),
+        ("sample/ids", [1, 2, 3], "type int64"),
+    ],
+)
+def test_damaged_hdf5(tmp_path, name, value, words):
+    path = write(tmp_path / "t.biom", "hdf5")
+    with h5py.File(path, "a") as file:
+        del file[name]
+        file[name] = value
+    refused(path, words)
+
+
+def test_hdf5_that_reaches_outside_or_claims_too_much(tmp_path):
+    path = write(tmp_path / "t.biom", "hdf5")
+    with h5py.File(path, "a") as file:
+        del file["sample/matrix/data"]
+        file["sample/matrix/data"] = h5py.ExternalLink("/dev/zero", "data")
+    refused(path, "points to another file")
+    with h5py.File(path, "a") as file:
+        del file["sample/matrix/data"]
+        file.create_dataset("sample/matrix/data", shape=(10**15,), chunks=(1000,), dtype="f8")
+    refused(path, "more than the file holds")
+
+
+def test_text_reference_that_makes_libhdf5_loop_is_refused(tmp_path):
+    path = tmp_path / "t.biom"
+    with h5py.File(path, "w") as file:
+        file["observation/ids"] = [b"f"]
+        file["sample/ids"] = [b"s"]
+        offset = file["sample/ids"].id.get_offset()
+    content = bytearray(path.read_bytes())
+    content[offset + 3] = 0xF1
+    path.write_bytes(content)
+    refused(path, "'sample/ids' is damaged")
+
+
+@BROKEN
+@given(content=st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+def test_any_bytes_give_a_table_or_a_data_error(tmp_path, content):
+    path = tmp_path / "any"
+    path.write_bytes(content)
+    try:
+        load_table(path)
+    except DataError as error:
+        message = str(error)
+    else:
+        message = ""
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@BROKEN
+@given(data=st.data())
+def test_mutated_files_give_a_table_or_a_data_error(tmp_path, kind, data):
+    valid = tmp_path / "valid"
+    if not valid.exists():
+        write(valid, kind)
+    content = bytearray(valid.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path / "mutated"
+    path.write_bytes(content)
+    try:
+        table = load_table(path)
+    except DataError as error:
+        message = str(error)
+    else:
+        assert (table.counts.data > 0).all()
+        message = ""
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("study", ["mouse_sleep_apnea_10422", "ecam_infant_age"])
+def test_real_table_agrees_with_biom(study):
+    path = real_data(f"{study}/table.biom")
+    table = load_table(path)
+    with h5py.File(path) as file:
+        reference = Table.from_hdf5(file)
+    assert table.sample_ids == list(reference.ids())
+    assert table.feature_ids == list(reference.ids(axis="observation"))
+    assert abs(table.counts - sparse.csr_array(reference.matrix_data.T)).sum() == 0

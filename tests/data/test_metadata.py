@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from aam.data.metadata import class_target, load_metadata, numeric_target, repeated_columns, require_column
+from aam.errors import DataError
+from tests.real_data import real_data
+
+FILE = Path("metadata.tsv")
+
+
+def load(tmp_path: Path, content: str | bytes) -> pd.DataFrame:
+    path = tmp_path / "metadata.tsv"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return load_metadata(path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        *("id", "sampleid", "SampleID", "Sample ID", "sample-id", "sample_id", "Sample Name", "sample_name"),
+        *("#SampleID", "#Sample ID", "#OTUID"),
+    ],
+)
+def test_id_headers(tmp_path, header):
+    frame = load(tmp_path, f"{header}\tage\ns1\t3\n")
+    assert frame.index.name == "sample_id"
+    assert frame.to_dict("index") == {"s1": {"age": "3"}}
+
+
+def test_details(tmp_path):
+    content = (
+        "# note\n\nsample_id\tage \tplace\n"
+    content += "#q2:types\tnumeric\tcategorical\n\n s1\t 3 \t\n# gone\t1\t2\ns2\t4\tlake\t\n"
+    )
+    frame = load(tmp_path, b"\xef\xbb\xbf" + content.replace("\n", "\r\n").encode())
+    assert list(frame.columns) == ["age", "place"]
+    assert list(frame.index) == ["s1", "s2"]
+    assert frame.loc["s1", "age"] == "3"
+    assert pd.isna(frame.loc["s1", "place"])
+    assert frame.loc["s2", "place"] == "lake"
+
+
+def test_comma_separated_and_quoted(tmp_path):
+    frame = load(tmp_path, 'sample_id,age,"place, exact"\ns1,3,"pond, small"\n')
+    assert frame.to_dict("index") == {"s1": {"age": "3", "place, exact": "pond, small"}}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("subject\tage\ns1\t3\n", "first column is 'subject'.*sample_id"),
+        ("\tage\ns1\t3\n", "no sample ID column"),
+        ("sample_id\tage\n", "no samples"),
+        ("sample_id\tage\ns1\t3\ns1\t4\n", "1 duplicate sample ID.*'s1'"),
+        ("sample_id\tage\tage\ns1\t3\t4\n", "duplicate column name.*'age'"),
+        ("sample_id\tage\ts\ns1\t3\n", "line 2 has 2 cells where the header has 3"),
+        ("sample_id\tage\ns1\t3\t4\n", "line 2 has 3 cells"),
+        ("sample_id\tage\n\t3\n", "empty sample ID"),
+        ('sample_id\tage\ns1\t"3\n', "quotation marks"),
+        (b"sample_id\tage\ns\xe9\t3\n", "not UTF-8.*0xe9"),
+        ("", "is empty"),
+    ],
+)
+def test_errors(tmp_path, content, words):
+    with pytest.raises(DataError, match=words) as caught:
+        load(tmp_path, content)
+    assert str(tmp_path / "metadata.tsv") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=80, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=60) | st.text('ab#,"\t\n', max_size=60).map(str.encode))
+def test_any_bytes_give_metadata_or_a_data_error(tmp_path, content):
+    for head in (b"", b"sample_id\ta\n", b"id,a\n"):
+        try:
+            frame = load(tmp_path, head + content)
+        except DataError as error:
+            message = str(error)
+        else:
+            assert frame.index.is_unique
+            assert len(frame)
+            message = ""
+        assert "\n" not in message
+
+
+def test_numeric_target():
+    column = pd.Series(["1", " 2.5 ", "-1e3", np.nan, "NA", "not collected", "Missing", "None", "nan", ""])
+    np.testing.assert_array_equal(numeric_target(column, "age", FILE), [1, 2.5, -1000] + [np.nan] * 7)
+    np.testing.assert_array_equal(numeric_target(pd.Series([1, 2.5, None]), "age", FILE), [1, 2.5, np.nan])
+
+
+def test_numeric_target_errors():
+    with pytest.raises(DataError, match=r"'age' has 5 value.*: 'old', '1,5', '1_0', …; .*--classifier"):
+        numeric_target(pd.Series(["1", "old", "1,5", "old", "1_0", "x"]), "age", FILE)
+    with pytest.raises(DataError, match=r"1 infinite value.*'1e999'"):
+        numeric_target(pd.Series(["1", "1e999"]), "age", FILE)
+
+
+def test_class_target():
+    labels = class_target(pd.Series([" a", "b", "N/A", np.nan, "unknown", "Not Applicable"], index=list("uvwxyz")))
+    assert labels.dropna().to_dict() == {"u": "a", "v": "b"}
+
+
+def test_require_column():
+    frame = pd.DataFrame({"host_age": ["1"], "Sex": ["f"]})
+    assert list(require_column(frame, "host_age", FILE)) == ["1"]
+    with pytest.raises(DataError, match="no column 'hostage'; did you mean 'host_age'"):
+        require_column(frame, "hostage", FILE)
+    with pytest.raises(DataError, match="did you mean 'Sex'"):
+        require_column(frame, "sex", FILE)
+    with pytest.raises(DataError, match="it has host_age, Sex"):
+        require_column(frame, "qqqqq", FILE)
+
+
+def test_repeated_columns():
+    frame = pd.DataFrame(
+        {
+            "cage_number": list("112233"),
+            "host_age": list("112233"),
+            "ghost": list("112233"),
+            "host_taxon_id": list("112233"),
+            "patientID": list("112233"),
+            "mouse": list("123456"),
+            "constant_donor": list("111111"),
+            "donor": list("111111"),
+            "studySubjectId": ["a", "a", "b", "b", "c", np.nan],
+        }
+    )
+    assert repeated_columns(frame, "age") == ["studySubjectId", "patientID", "cage_number"]
+    assert repeated_columns(frame, "patientID") == ["studySubjectId", "cage_number"]
+
+
+@pytest.mark.parametrize(
+    ("file", "columns"),
+    [
+        ("ecam_infant_age/metadata.tsv", ["host_subject_id"]),
+        ("ibd_crohns_2538/metadata.tsv", ["host_subject_id"]),
+        ("udca_qza/metadata.tsv", ["host_subject_id"]),
+        ("mouse_sleep_apnea_10422/metadata.tsv", ["host_subject_id", "mouse_number", "cage_number"]),
+        ("hashed_ids/ecam_map_maturity.txt", []),
+    ],
+)
+def test_real_metadata(file, columns):
+    path = real_data(file)
+    frame = load_metadata(path)
+    reference = pd.read_csv(path, sep="\t", dtype=str, index_col=0)
+    assert frame.shape == reference.shape
+    assert list(frame.index) == list(reference.index)
+    assert repeated_columns(frame, None) == columns
+
+
+def test_real_target():
+    path = real_data("ecam_infant_age/metadata.tsv")
+    frame = load_metadata(path)
+    ages = numeric_target(require_column(frame, "month_of_life", path), "month_of_life", path)
+    assert round(ages.mean(), 2) == 8.59
+    with pytest.raises(DataError, match="'Vaginal'"):
+        numeric_target(frame["delivery"], "delivery", path)
