@@ -15,10 +15,10 @@ from click.core import ParameterSource
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from aam.config import Command, RunConfig, Section
+from aam.config import Command, RunConfig, Section, TrainConfig
 from aam.errors import DataError
 
-__all__ = ["config_options", "log_to_console", "read_config", "run_config"]
+__all__ = ["config_options", "log_to_console", "machine_options", "read_config", "run_config"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 SECTIONS = ("data", "model", "task", "optim", "train")
@@ -55,6 +55,13 @@ def config_options(command: Command) -> Callable[[Function], Function]:
         )(function)
 
     return decorate
+
+
+def machine_options(function: Function) -> Function:
+    """Decorate a command that only runs a model with the options of the machine it runs on."""
+    for name in reversed(("batch_size", "device", "threads", "num_workers", "mixed_precision")):
+        function = _click_option(name, TrainConfig.model_fields[name])(function)
+    return function
 
 
 def _click_option(name: str, field: FieldInfo) -> Callable[[Function], Function]:

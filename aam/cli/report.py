@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import click
@@ -9,7 +10,7 @@ import click
 if TYPE_CHECKING:
     from aam.run import RunResult
 
-__all__ = ["print_result", "table"]
+__all__ = ["metric_lines", "print_result", "table"]
 
 
 def table(rows: list[tuple[str, ...]]) -> str:
@@ -21,6 +22,11 @@ def table(rows: list[tuple[str, ...]]) -> str:
         )
         for row in rows
     )
+
+
+def metric_lines(metrics: Mapping[str, float]) -> str:
+    """Metrics as a table of two columns."""
+    return table([("metric", "value"), *((name, f"{value:.4f}") for name, value in metrics.items())])
 
 
 def print_result(result: RunResult) -> None:

@@ -174,5 +174,6 @@ class SequenceEncoder(nn.Module):
                 assert presence is not None and reference_presence is not None
                 read["clade"] = self.clade_head(presence, reference_presence)
             if self.euclidean_head is not None:
-                read["euclidean"] = self.euclidean_head(embedding.float(), reference_embedding.float())
+                dtype = self.euclidean_head.log_scale.dtype  # float32, whatever autocast made of the embeddings
+                read["euclidean"] = self.euclidean_head(embedding.to(dtype), reference_embedding.to(dtype))
         return read

@@ -36,8 +36,7 @@ def test_id_headers(tmp_path, header):
 
 def test_details(tmp_path):
     content = (
-        "# note\n\nsample_id\tage \tplace\n"
-    content += "#q2:types\tnumeric\tcategorical\n\n s1\t 3 \t\n# gone\t1\t2\ns2\t4\tlake\t\n"
+        "# note\n\nsample_id\tage \tplace\n#q2:types\tnumeric\tcategorical\n\n s1\t 3 \t\n# gone\t1\t2\ns2\t4\tlake\t\n"
     )
     frame = load(tmp_path, b"\xef\xbb\xbf" + content.replace("\n", "\r\n").encode())
     assert list(frame.columns) == ["age", "place"]

@@ -1,0 +1,135 @@
+"""From a model file and a table to predictions: the straight line behind ``aam predict``."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from aam.config import DataConfig, TrainConfig
+from aam.data.batch import Batch
+from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
+from aam.data.metadata import load_metadata
+from aam.data.study import load_study
+from aam.data.targets import ClassTarget, NumericTarget, target_from_dict
+from aam.errors import DataError
+from aam.models.sequence_predictor import SequencePredictor
+from aam.run import choose_device, loader
+from aam.training.checkpoint import build_model, load_model_file, model_path
+from aam.training.metrics import classification_metrics, regression_metrics
+from aam.training.tasks import prediction_table
+
+__all__ = ["PredictionResult", "predict"]
+
+logger = logging.getLogger("aam")
+
+
+@dataclass(frozen=True)
+class PredictionResult:
+    """Predictions, and how good they are where the truth is known."""
+
+    table: pd.DataFrame  # in the order of the table file
+    left_out: dict[str, list[str]]  # reason: sample IDs
+    metrics: dict[str, float]
+
+
+def predict(
+    model: Path,
+    table: Path,
+    *,
+    sequences: Path | None = None,
+    metadata: Path | None = None,
+    settings: TrainConfig,
+) -> PredictionResult:
+    """Predict samples.
+
+    Parameters
+    ----------
+    model : Path
+        Run directory of ``aam train``, or its model file.
+    table : Path
+    sequences : Path, optional
+        FASTA of the features' sequences.
+    metadata : Path, optional
+        Where it has the model's column, the truth stands beside the predictions and metrics are computed.
+    settings : TrainConfig
+        Device, threads, workers, batch size and precision.
+
+    Raises
+    ------
+    DataError
+        If the model or the table cannot be used.
+    """
+    device = choose_device(settings)
+    file = load_model_file(model_path(model))
+    if file.header["target"] is None:
+        raise DataError(f"{model}: a pre-trained encoder, which predicts no column; give a run of `aam train`")
+    target = target_from_dict(file.header["target"])
+    trained = file.config
+    column = trained.data.metadata_column if metadata is not None and _has_column(metadata, target.column) else None
+    data = DataConfig(
+        table=table,
+        sequences=sequences,
+        metadata=metadata if column is not None else None,
+        metadata_column=column,
+        rarefy_depth=trained.data.rarefy_depth,
+        token_limit=trained.data.token_limit,
+        asv_sampling=trained.data.asv_sampling,
+    )
+    classifier = isinstance(target, ClassTarget)
+    study = load_study(data, max_bp=trained.model.max_bp, classifier=classifier, keep_unlabelled=True, checksums=False)
+    predictor = build_model(trained.model, target.outputs)
+    assert isinstance(predictor, SequencePredictor)
+    predictor.load_state_dict(file.weights)
+    predictor.to(device).eval()
+    options = DatasetOptions(
+        seed=trained.train.seed,
+        rarefy_depth=data.rarefy_depth,
+        token_limit=data.token_limit,
+        asv_sampling=data.asv_sampling,
+    )
+    dataset = SampleDataset(study.table, study.tokens, study.sample_ids, study.sequences, study.table_order, options)
+    plan = BatchPlan(np.arange(len(study)), settings.batch_size, False, 0)
+    output = _outputs(predictor, loader(dataset, plan, settings, device), device)
+    order = np.argsort(study.file_order)
+    known = None if study.target is None else study.target[order]
+    frame = prediction_table(target, [study.sample_ids[i] for i in order], output[order], known)
+    return PredictionResult(frame, study.left_out, _metrics(frame, target))
+
+
+@torch.no_grad()
+def _outputs(predictor: SequencePredictor, batches: Any, device: torch.device) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return torch.cat([_output(predictor, batch.to(device)) for batch in batches]).float().cpu().numpy()
+
+
+def _output(predictor: SequencePredictor, batch: Batch) -> torch.Tensor:
+    return predictor(batch).target
+
+
+def _has_column(metadata: Path, column: str) -> bool:
+    return column in load_metadata(metadata).columns
+
+
+def _metrics(frame: pd.DataFrame, target: NumericTarget | ClassTarget) -> dict[str, float]:
+    """Of the samples whose truth is known and, for classes, was seen in training."""
+    if "actual" not in frame:
+        return {}
+    if isinstance(target, NumericTarget):
+        known = frame[frame["actual"].notna()]
+        if not len(known):
+            return {}
+        return regression_metrics(known["actual"].to_numpy(dtype=float), known["predicted"].to_numpy(dtype=float))
+    known = frame[frame["actual"].isin(target.classes)]
+    if not len(known):
+        return {}
+    return classification_metrics(
+        target.encode(known["actual"].to_numpy()),
+        target.encode(known["predicted"].to_numpy()),
+        known[[f"prob_{name}" for name in target.classes]].to_numpy(),
+        target.classes,
+    )
