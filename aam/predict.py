@@ -93,7 +93,7 @@ def predict(
         token_limit=data.token_limit,
         asv_sampling=data.asv_sampling,
     )
-    dataset = SampleDataset(study.table, study.tokens, study.sample_ids, study.sequences, study.table_order, options)
+    dataset = SampleDataset.of_study(study, options)
     plan = BatchPlan(np.arange(len(study)), settings.batch_size, False, 0)
     output = _outputs(predictor, loader(dataset, plan, settings, device), device)
     order = np.argsort(study.file_order)

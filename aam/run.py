@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +40,7 @@ from aam.training.checkpoint import (
     model_path,
     save_model_file,
 )
-from aam.training.metrics import classification_metrics, regression_metrics
+from aam.training.metrics import classification_metrics, pair_values, regression_metrics
 from aam.training.optim import build_optimizer, build_schedule
 from aam.training.tasks import Distances, Evaluation, PretrainTask, Task, TrainTask, prediction_table
 from aam.training.trainer import Trainer
@@ -330,6 +329,7 @@ def _build_task(config: RunConfig, study: Study, split: NDArray[Any], pretrained
         encoder.load_state_dict(_encoder_weights(pretrained))
     else:
         _fit_abundance(encoder, study, train)
+        _calibrate(encoder, config.train.seed, study, train, distances)
     if config.train.freeze_base:
         encoder.requires_grad_(False)
     if config.command == "pretrain":
@@ -358,6 +358,20 @@ def _fit_abundance(encoder: SequenceEncoder, study: Study, train: NDArray[np.int
     abundance = encoder.sample_encoder.abundance
     abundance.mean.fill_(float(logs.mean()))
     abundance.sd.fill_(float(logs.std()) or 1.0)
+
+
+def _calibrate(
+    encoder: SequenceEncoder, seed: int, study: Study, train: NDArray[np.int64], distances: Distances | None
+) -> None:
+    """Start a fresh network at the level of some training samples."""
+    some = next(iter(BatchPlan(train, 64, True, seed)))
+    if len(some.samples) < 2:
+        return
+    mean = 0.5
+    if distances is not None:
+        mean = float(pair_values(distances.values[np.ix_(some.samples, some.samples)]).mean())
+    encoder.eval()
+    encoder.calibrate(SampleDataset.of_study(study, DatasetOptions())[some], mean)
 
 
 def _fit_target(config: RunConfig, study: Study, train: NDArray[np.int64]) -> NumericTarget | ClassTarget:
@@ -412,21 +426,11 @@ def _datasets(config: RunConfig, study: Study, split: NDArray[Any], task: Task) 
     if isinstance(task, TrainTask):
         assert study.target is not None
         encoded = task.target.encode(study.target)
-    build = partial(
-        SampleDataset,
-        study.table,
-        study.tokens,
-        study.sample_ids,
-        study.sequences,
-        study.table_order,
-        distances=study.distances,
-        target=encoded,
-    )
-    datasets = {"train": build(options)}
+    datasets = {"train": SampleDataset.of_study(study, options, encoded)}
     for part in ("val", "test"):
         rows = study.rows_of(split, part)
         if len(rows):
-            datasets[part] = build(options, restore_once=rows)
+            datasets[part] = SampleDataset.of_study(study, options, encoded, restore_once=rows)
     return datasets
 
 

@@ -6,12 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy import sparse
 
 from aam.data.dataset import DatasetOptions, SampleDataset
 from aam.data.tokenizer import tokenize
 
 MAX_BP = 20
+
+# Tensors this small gain nothing from threads, which wait for each other where other programs run.
+torch.set_num_threads(1)
 
 
 class TinyStudy:

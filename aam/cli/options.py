@@ -97,8 +97,16 @@ def _default_text(field: FieldInfo) -> str:
     return f"  [default: {'on' if field.default is True else field.default}]"
 
 
-def run_config(command: Command, ctx: click.Context) -> RunConfig:
+def run_config(command: Command, ctx: click.Context, output_dir: Path | None = None) -> RunConfig:
     """The configuration of a run: defaults, then ``--config``, then what was typed.
+
+    Parameters
+    ----------
+    command : {"pretrain", "train"}
+    ctx : click.Context
+        Of a command made with `config_options`; its other options are passed over.
+    output_dir : Path, optional
+        Where ``--output-dir`` may be left out.
 
     Raises
     ------
@@ -107,13 +115,15 @@ def run_config(command: Command, ctx: click.Context) -> RunConfig:
     DataError
         If the file of ``--config`` cannot be read.
     """
+    where = {name: section for section, name, _ in _fields(command)}
     typed = {
         name: value
         for name, value in ctx.params.items()
-        if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE and name != "config_file"
+        if name in where and ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE
     }
     sections: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
-    where = {name: section for section, name, _ in _fields(command)}
+    if output_dir is not None:
+        sections["train"]["output_dir"] = output_dir
     source = ctx.params["config_file"]
     if source is None and typed.get("resume") and "output_dir" in typed:
         own = typed["output_dir"] / "config.json"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, Sampler
 
 from aam.data.batch import Batch, MaskedNucleotides, SampleRows, arrange
 from aam.data.draws import generator, stable_keys, uniform
+from aam.data.study import Study
 from aam.data.tokenizer import MASK, PAD, START
 
 __all__ = ["BatchKey", "BatchPlan", "DatasetOptions", "SampleDataset", "mask_nucleotides"]
@@ -127,6 +128,27 @@ class SampleDataset(Dataset[Batch]):
             self.first_holder = np.full(table.shape[1], -1)
             seen = np.flatnonzero(np.diff(held_out.indptr))
             self.first_holder[seen] = restore_once[held_out.indices[held_out.indptr[seen]]]
+
+    @classmethod
+    def of_study(
+        cls,
+        study: Study,
+        options: DatasetOptions,
+        target: NDArray[np.float32] | NDArray[np.int64] | None = None,
+        restore_once: NDArray[np.int64] | None = None,
+    ) -> Self:
+        """The samples of a study, with its distances where it has them."""
+        return cls(
+            study.table,
+            study.tokens,
+            study.sample_ids,
+            study.sequences,
+            study.table_order,
+            options,
+            study.distances,
+            target,
+            restore_once,
+        )
 
     def __getitem__(self, key: BatchKey) -> Batch:
         epoch, samples = key

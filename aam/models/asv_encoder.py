@@ -50,14 +50,18 @@ class ASVEncoder(nn.Module):
         super().__init__()
         self.chunk_size = chunk_size
         self.token_embedding = nn.Embedding(VOCABULARY_SIZE, dim)
-        self.position_embedding = nn.Embedding(max_bp + 1, dim)
-        for embedding in (self.token_embedding, self.position_embedding):
-            nn.init.normal_(embedding.weight, std=0.5)
+        self.position_scale = nn.Embedding(max_bp + 1, dim)
+        self.position_shift = nn.Embedding(max_bp + 1, dim)
+        nn.init.normal_(self.token_embedding.weight, std=0.5)
+        nn.init.normal_(self.position_scale.weight, mean=1.0, std=1.0)
+        nn.init.normal_(self.position_shift.weight, std=0.5)
         # No dropout over nucleotides: an ASV must mean the same in every sample of a batch.
         self.transformer = Transformer(
             dim, heads, layers, feed_forward_factor, gradient_checkpointing=gradient_checkpointing
         )
         self.pooling = AttentionPooling(dim, heads)
+        self.shift = nn.Parameter(torch.zeros(dim))
+        self.scale = nn.Parameter(torch.ones(dim))
 
     def encode_tokens(self, tokens: Tensor, padded: bool) -> Tensor:
         """Embed every nucleotide in its context.
@@ -73,8 +77,10 @@ class ASVEncoder(nn.Module):
         Tensor (U, L, D)
         """
         positions = torch.arange(tokens.shape[1], device=tokens.device)
-        x = self.token_embedding(tokens.int()) + self.position_embedding(positions)  # (U, L, D)
-        return self.transformer(x, tokens != PAD if padded else None)
+        # A position scales the token and does not only add to it: so the mean over positions, which is about what a
+        # fresh network gives, already tells apart sequences that differ in where their bases stand.
+        x = self.token_embedding(tokens.int()) * self.position_scale(positions) + self.position_shift(positions)
+        return self.transformer(x, tokens != PAD if padded else None)  # (U, L, D)
 
     def forward(self, tokens: Tensor, padded: bool) -> Tensor:
         """Embed ASVs.
@@ -92,7 +98,18 @@ class ASVEncoder(nn.Module):
         return torch.cat([self._encode(chunk, padded) for chunk in tokens.split(self.chunk(tokens))])
 
     def _encode(self, tokens: Tensor, padded: bool) -> Tensor:
-        return self.pooling(self.encode_tokens(tokens, padded), tokens != PAD if padded else None)
+        pooled = self.pooling(self.encode_tokens(tokens, padded), tokens != PAD if padded else None)  # (U, D)
+        return (pooled - self.shift) * self.scale
+
+    @torch.no_grad()
+    def calibrate(self, tokens: Tensor, padded: bool) -> None:
+        """Centre and scale the embeddings of these ASVs (U, L), where a fresh network starts from.
+
+        What tells ASVs apart is at first a tenth of what they share. Without this, learning begins on a plateau.
+        """
+        pooled = self(tokens, padded)
+        self.shift.add_(pooled.mean(dim=0) / self.scale)
+        self.scale.div_(pooled.std(dim=0, correction=0).clamp(min=1e-4))
 
     def chunk(self, tokens: Tensor) -> int:
         """How many of these ASVs (U, L) to encode at a time."""

@@ -111,6 +111,12 @@ class CladeHead(nn.Module):
         super().__init__()
         self.sharpness = sharpness
         self.membership = nn.Linear(dim, clades)
+        # For standardised embeddings: clades from a five-hundredth of the ASVs to a seventh, as a tree has small and
+        # large ones.
+        nn.init.normal_(self.membership.weight, std=dim**-0.5)
+        shares = torch.exp(torch.linspace(math.log(0.002), math.log(0.15), clades))
+        with torch.no_grad():
+            self.membership.bias.copy_(torch.distributions.Normal(0.0, 1.0).icdf(shares))
         self.log_weights = nn.Parameter(torch.zeros(clades))
 
     @property
@@ -138,6 +144,24 @@ class CladeHead(nn.Module):
         in_samples = F.embedding(asv_index, logits).masked_fill(~present[:, :, None], -math.inf)  # (B, S, K)
         return in_samples.amax(dim=1).sigmoid()
 
+    @torch.no_grad()
+    def calibrate(self, asv_embeddings: Tensor, asv_index: Tensor, present: Tensor, mean_distance: float) -> None:
+        """Widen or narrow all clades alike until the mean distance of these samples is the one given.
+
+        Parameters
+        ----------
+        asv_embeddings, asv_index, present
+            See `presence`.
+        mean_distance : float
+        """
+        bias = self.membership.bias.clone()
+        low, high = -8.0, 8.0
+        for _ in range(20):  # the mean distance falls as clades widen
+            middle = (low + high) / 2
+            self.membership.bias.copy_(bias + middle)
+            presence = self.presence(asv_embeddings, asv_index, present)
+            low, high = (middle, high) if _mean_of_pairs(self(presence, presence)) > mean_distance else (low, middle)
+
     def forward(self, presence: Tensor, reference_presence: Tensor) -> Tensor:
         """Distances (N, M) from presences (N, K) and (M, K)."""
         return clade_distances(presence.float(), reference_presence.float(), self.weights)
@@ -164,3 +188,16 @@ class EuclideanHead(nn.Module):
         return compute_stripe_distances(
             self.projection(embeddings), self.projection(reference_embeddings), scale=self.log_scale.exp()
         )
+
+    @torch.no_grad()
+    def calibrate(self, embeddings: Tensor, mean_distance: float) -> None:
+        """Choose the scale at which the mean distance of these samples (B, D) is about the one given."""
+        projected = self.projection(embeddings)
+        mean = _mean_of_pairs(compute_pairwise_distances(projected, normalize=False))
+        if mean > 0:
+            self.log_scale.fill_(math.log(mean / math.atanh(min(max(mean_distance, 0.01), 0.99))))
+
+
+def _mean_of_pairs(distances: Tensor) -> float:
+    rows, columns = torch.triu_indices(len(distances), len(distances), offset=1, device=distances.device)
+    return float(distances[rows, columns].mean())

@@ -125,6 +125,24 @@ class SequenceEncoder(nn.Module):
             pooled = pooled + self.presence_projection(presence.to(pooled.dtype))
         return EncodedSamples(asv_embeddings, in_samples, self.norm(pooled), presence)
 
+    @torch.no_grad()
+    def calibrate(self, batch: SampleBatch, mean_distance: float) -> None:
+        """Let a fresh network start from the level and spread of real data.
+
+        Parameters
+        ----------
+        batch : SampleBatch
+            Training samples, at least two.
+        mean_distance : float
+            Mean distance between them; about 0.5 where none are known.
+        """
+        self.asv_encoder.calibrate(batch.tokens, batch.padded)
+        asv_embeddings = self.asv_encoder(batch.tokens, batch.padded)
+        if self.clade_head is not None:
+            self.clade_head.calibrate(asv_embeddings, batch.asv_index, batch.counts > 0, mean_distance)
+        if self.euclidean_head is not None:
+            self.euclidean_head.calibrate(self.encode_samples(asv_embeddings, batch).embedding, mean_distance)
+
     def restore_nucleotides(self, masked_tokens: Tensor, padded: bool, places: Tensor) -> Tensor:
         """Guess masked nucleotides from their context.
 

@@ -96,12 +96,10 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(TransformerBlock(dim, heads, feed_forward_factor, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(dim)
         self.gradient_checkpointing = gradient_checkpointing
-        # Each block adds two branches to the stream: scaled so, its variance does not grow with depth (GPT-2).
-        for block in self.blocks:
-            assert isinstance(block, TransformerBlock)
-            for branch in (block.attention.out, block.contract):
-                nn.init.normal_(branch.weight, std=0.02 / (2 * layers) ** 0.5)
-                nn.init.zeros_(branch.bias)
+        for module in self.blocks.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Transform sequences.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -86,11 +87,11 @@ def check_outputs(predictor: SequencePredictor, batch: Batch, study: TinyStudy, 
     if expected.presence is None:
         assert encoded.presence is None
     else:
-        agree(encoded.presence, expected.presence)
+        agree(encoded.presence, expected.presence, scale=1.0)
     distances = predictor.encoder.distances(encoded.embedding, encoded.presence, encoded.embedding, encoded.presence)
     assert list(distances) == list(expected.distances)
     for head, matrix in distances.items():
-        agree(matrix, expected.distances[head])
+        agree(matrix, expected.distances[head], scale=1.0)
 
     masked = batch.masked_nucleotides
     logits = predictor.encoder.restore_nucleotides(masked.tokens, batch.padded, masked.places)
@@ -183,8 +184,6 @@ def check_both(study: TinyStudy, batch: Batch, model: dict[str, Any]) -> None:
     count_embedding = model.get("count_embedding", "add")
     check_outputs(predictor, batch, study, count_embedding)
     if count_embedding == "none":
-        from dataclasses import replace
-
         batch = replace(batch, hidden_counts=None)
     reference = reference_of(predictor, "encoder.", count_embedding)
     loss = train_task(predictor, study).loss(batch).total
