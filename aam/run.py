@@ -24,10 +24,12 @@ from aam import __version__
 from aam.config import ModelConfig, RunConfig, TrainConfig
 from aam.data.batch import Batch
 from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
+from aam.data.draws import generator
 from aam.data.splits import make_splits, read_splits, write_splits
 from aam.data.study import Study, load_study
 from aam.data.targets import ClassTarget, NumericTarget
 from aam.errors import DataError
+from aam.models.asv_encoder import REFERENCE_ASVS
 from aam.models.sequence_encoder import SequenceEncoder
 from aam.models.sequence_predictor import SequencePredictor
 from aam.training.callbacks import Checkpoints, Console, EarlyStopping, HistoryFile, TensorBoard
@@ -363,7 +365,10 @@ def _fit_abundance(encoder: SequenceEncoder, study: Study, train: NDArray[np.int
 def _calibrate(
     encoder: SequenceEncoder, seed: int, study: Study, train: NDArray[np.int64], distances: Distances | None
 ) -> None:
-    """Start a fresh network at the level of some training samples."""
+    """Give a fresh network reference ASVs, and start its distances at the level of real ones, from training samples."""
+    present = np.flatnonzero(study.table[train].sum(axis=0) > 0)
+    chosen = np.sort(generator("reference ASVs", seed, 0).permutation(present)[:REFERENCE_ASVS])
+    encoder.asv_encoder.set_reference(torch.from_numpy(study.tokens[chosen, 1:]))
     some = next(iter(BatchPlan(train, 64, True, seed)))
     if len(some.samples) < 2:
         return

@@ -123,11 +123,10 @@ class SampleDataset(Dataset[Batch]):
         self.target = target
         self.first_holder: NDArray[np.int64] | None = None
         if restore_once is not None:
-            held_out = table[restore_once].tocsc()
-            held_out.sort_indices()
+            rows = self._drawn(restore_once, epoch=0)[0]  # without what rarefaction and the token limit leave out
+            asvs, first = np.unique(rows.asvs, return_index=True)
             self.first_holder = np.full(table.shape[1], -1)
-            seen = np.flatnonzero(np.diff(held_out.indptr))
-            self.first_holder[seen] = restore_once[held_out.indices[held_out.indptr[seen]]]
+            self.first_holder[asvs] = restore_once[rows.samples[first]]
 
     @classmethod
     def of_study(
@@ -153,9 +152,7 @@ class SampleDataset(Dataset[Batch]):
     def __getitem__(self, key: BatchKey) -> Batch:
         epoch, samples = key
         sample_index = np.array(samples, dtype=np.int64)
-        rows = self._rarefied(self._rows(sample_index), sample_index, epoch)
-        depth = rows.depth()
-        rows = self._limited(rows, sample_index, epoch)
+        rows, depth = self._drawn(sample_index, epoch)
         batch, distinct = arrange(rows, depth, self.tokens, sample_index)
         extra: dict[str, object] = {}
         if self.distances is not None:
@@ -167,6 +164,11 @@ class SampleDataset(Dataset[Batch]):
         if self.options.count_mask_ratio > 0:
             extra["hidden_counts"] = self._hidden_counts(batch, distinct, sample_index, epoch)
         return replace(batch, **extra)  # type: ignore[arg-type]
+
+    def _drawn(self, sample_index: NDArray[np.int64], epoch: int) -> tuple[SampleRows, NDArray[np.float64]]:
+        """The ASVs that are read of samples, and the samples' reads before the token limit."""
+        rows = self._rarefied(self._rows(sample_index), sample_index, epoch)
+        return self._limited(rows, sample_index, epoch), rows.depth()
 
     def _rows(self, sample_index: NDArray[np.int64]) -> SampleRows:
         rows = self.table[sample_index]

@@ -180,21 +180,24 @@ def align(
         leave_out(depth < data.rarefy_depth, f"fewer reads than --rarefy-depth {data.rarefy_depth}")
     if files.distances is not None:
         leave_out(~np.isin(ids, np.array(files.distances.ids, dtype=object)), "not in the distance matrix")
-        _check_some_left(used, "table and distance matrix share no sample", ids, files.distances.ids)
     target: pd.Series | None = None
     if files.metadata is not None:
         assert data.metadata is not None
         lacking = ~np.isin(ids, files.metadata.index.to_numpy(dtype=object))
         if not keep_unlabelled:
             leave_out(lacking, "not in the metadata")
-            _check_some_left(used, "table and metadata share no sample", ids, files.metadata.index.tolist())
+            if lacking.all():
+                raise DataError(
+                    f"{data.metadata}: names no sample of the table, which has {ids[0]!r} where it has "
+                    f"{files.metadata.index[0]!r}; check that both name samples alike"
+                )
         metadata = files.metadata.reindex(ids)
         if data.metadata_column is not None:
             column = require_column(files.metadata, data.metadata_column, data.metadata)
             target = _target(column, classifier, data.metadata).reindex(ids)
             if not keep_unlabelled:
                 leave_out(target.isna().to_numpy(), f"no value of {data.metadata_column}")
-                if not used.any():
+                if target.isna().all():
                     raise DataError(
                         f"{data.metadata}: column {data.metadata_column!r} is empty for every sample of the table; "
                         "choose another --metadata-column"
@@ -250,13 +253,6 @@ def _check_whole_counts(table: FeatureTable, path: Path) -> None:
         raise DataError(
             f"{path}: --rarefy-depth draws whole reads, but the table holds {table.counts.data[broken][0]:g}; "
             "give raw counts, or leave --rarefy-depth out"
-        )
-
-
-def _check_some_left(used: NDArray[np.bool_], problem: str, ids: NDArray[Any], others: list[str]) -> None:
-    if not used.any():
-        raise DataError(
-            f"{problem}: the table has {ids[0]!r}, the other {others[0]!r}; check that both name samples alike"
         )
 
 

@@ -68,14 +68,14 @@ class NumericTarget:
                 f"--target-transform {transform} takes log(1 + y), but column {column!r} holds {values.min():g}; "
                 "use zscore or minmax"
             )
-        if values.min() == values.max():
-            raise DataError(f"column {column!r} is {values[0]:g} in every training sample; there is nothing to learn")
         seen = np.log1p(values) if transform.startswith("log") else values
         shift, scale = 0.0, 1.0
         if transform.endswith("zscore"):
             shift, scale = float(seen.mean()), float(seen.std())
         elif transform.endswith("minmax"):
             shift, scale = float(seen.min()), float(seen.max() - seen.min())
+        if values.min() == values.max() or scale == 0:
+            raise DataError(f"column {column!r} is {values[0]:g} in every training sample; there is nothing to learn")
         return cls(column, transform, shift, scale)
 
     def encode(self, values: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from aam.models.precision import at_least_float32
+
 __all__ = ["AttentionPooling"]
 
 
@@ -37,7 +39,7 @@ class AttentionPooling(nn.Module):
         Tensor (N, D)
         """
         n, t, d = x.shape
-        scores = self.score(x).float()  # (N, T, H)
+        scores = at_least_float32(self.score(x))  # (N, T, H)
         if mask is not None:
             scores = scores.masked_fill(~mask[:, :, None], float("-inf"))
         weights = scores.softmax(dim=1).to(x.dtype)

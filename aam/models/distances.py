@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from aam.models.precision import at_least_float32
+
 __all__ = [
     "CladeHead",
     "EuclideanHead",
@@ -42,7 +44,9 @@ def compute_stripe_distances(
     """
     # Differences, not the faster |a|^2 + |b|^2 - 2ab, which leaves rounding noise where distances are near zero.
     distances = torch.cdist(
-        embeddings.float(), reference_embeddings.float(), compute_mode="donot_use_mm_for_euclid_dist"
+        at_least_float32(embeddings),
+        at_least_float32(reference_embeddings),
+        compute_mode="donot_use_mm_for_euclid_dist",
     )
     return torch.tanh(distances / scale) if normalize else distances
 
@@ -122,7 +126,7 @@ class CladeHead(nn.Module):
     @property
     def weights(self) -> Tensor:
         """Branch lengths of the clades, (K,), positive; only their ratios matter."""
-        return F.softplus(self.log_weights.float())
+        return F.softplus(self.log_weights)
 
     def presence(self, asv_embeddings: Tensor, asv_index: Tensor, present: Tensor) -> Tensor:
         """How far each sample has each clade.
@@ -139,7 +143,7 @@ class CladeHead(nn.Module):
         Tensor (B, K)
             In [0, 1].
         """
-        logits = self.sharpness * self.membership(asv_embeddings).float()  # (U, K)
+        logits = self.sharpness * at_least_float32(self.membership(asv_embeddings))  # (U, K)
         # The sigmoid is monotone: the strongest member is that of the largest logit.
         in_samples = F.embedding(asv_index, logits).masked_fill(~present[:, :, None], -math.inf)  # (B, S, K)
         return in_samples.amax(dim=1).sigmoid()
@@ -164,7 +168,7 @@ class CladeHead(nn.Module):
 
     def forward(self, presence: Tensor, reference_presence: Tensor) -> Tensor:
         """Distances (N, M) from presences (N, K) and (M, K)."""
-        return clade_distances(presence.float(), reference_presence.float(), self.weights)
+        return clade_distances(at_least_float32(presence), at_least_float32(reference_presence), self.weights)
 
 
 class EuclideanHead(nn.Module):

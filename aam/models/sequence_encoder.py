@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from aam.models.asv_encoder import VOCABULARY_SIZE, ASVEncoder
 from aam.models.attention_pooling import AttentionPooling
 from aam.models.distances import CladeHead, EuclideanHead
+from aam.models.precision import at_least_float32
 from aam.models.sample_sequence_encoder import CountEmbedding, SampleSequenceEncoder
 from aam.models.transformer import Transformer
 
@@ -127,7 +128,7 @@ class SequenceEncoder(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, batch: SampleBatch, mean_distance: float) -> None:
-        """Let a fresh network start from the level and spread of real data.
+        """Let the distances of a fresh network start at the level of real ones.
 
         Parameters
         ----------
@@ -136,7 +137,6 @@ class SequenceEncoder(nn.Module):
         mean_distance : float
             Mean distance between them; about 0.5 where none are known.
         """
-        self.asv_encoder.calibrate(batch.tokens, batch.padded)
         asv_embeddings = self.asv_encoder(batch.tokens, batch.padded)
         if self.clade_head is not None:
             self.clade_head.calibrate(asv_embeddings, batch.asv_index, batch.counts > 0, mean_distance)
