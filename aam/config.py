@@ -143,7 +143,7 @@ class OptimConfig(Section):
     weight_decay: float = option(0.01, "Weight decay, on matrices alone.", ge=0)
     warmup_steps: int | None = option(
         None,
-        "Optimizer steps of linear warm-up before the cosine; by default a twentieth of the run, at most 500.",
+        "Optimizer steps of linear warm-up before the cosine; by default a tenth of the run, at most 500.",
         ge=0,
     )
     gradient_clip: float = option(1.0, "Largest norm of the gradient; 0 for no clipping.", ge=0)

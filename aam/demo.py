@@ -86,7 +86,7 @@ def demo(directory: Path, *, seed: int = 0, overwrite: bool = False, threads: in
             train=train.model_copy(
                 update={
                     "output_dir": directory / "train",
-                    "epochs": 30,
+                    "epochs": 20,
                     "pretrained_encoder": directory / "pretrain",
                 }
             ),

@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from aam import __version__
-from aam.config import ModelConfig, RunConfig, TrainConfig
+from aam.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from aam.data.batch import Batch
 from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
 from aam.data.draws import generator
+from aam.data.metadata import load_metadata
 from aam.data.splits import make_splits, read_splits, write_splits
 from aam.data.study import Study, load_study
 from aam.data.targets import ClassTarget, NumericTarget
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
 __all__ = ["RunDirectory", "RunResult", "choose_device", "loader", "run"]
 
 logger = logging.getLogger("aam")
+
+SPLIT_OPTIONS = {"val_size", "test_size", "group_column", "stratify"}
 
 
 @dataclass(frozen=True)
@@ -84,10 +87,13 @@ def run(config: RunConfig) -> RunResult:
     directory.require_free(resume=config.train.resume, overwrite=config.train.overwrite)
     device = choose_device(config.train)
     pretrained = _load_pretrained(config)
+    takes_over = pretrained is not None and not config.data.model_fields_set & SPLIT_OPTIONS
     if pretrained is not None:
         config = config.model_copy(update={"model": _pretrained_architecture(config, pretrained)})
+        if takes_over:
+            config = config.model_copy(update={"data": _pretrained_split_options(config.data, pretrained.config.data)})
     study = load_study(config.data, max_bp=config.model.max_bp, classifier=config.task.classifier)
-    split, leaked = _split(config, study)
+    split, leaked = _split(config, study, takes_over)
     task = _build_task(config, study, split, pretrained).to(device)
 
     resumed = _load_resumed(config, directory) if config.train.resume else None
@@ -253,6 +259,15 @@ def _pretrained_architecture(config: RunConfig, pretrained: ModelFile) -> ModelC
     return pretrained.config.model.model_copy(update={name: asked[name] for name in own & asked.keys()})
 
 
+def _pretrained_split_options(data: DataConfig, before: DataConfig) -> DataConfig:
+    """The options of the split come along with it; the group column only where these metadata have it."""
+    update: dict[str, Any] = {"val_size": before.val_size, "test_size": before.test_size}
+    group = before.group_column
+    if group is not None and group != data.metadata_column and data.metadata is not None:
+        update["group_column"] = group if group in load_metadata(data.metadata).columns else None
+    return data.model_copy(update=update)
+
+
 def _encoder_weights(pretrained: ModelFile) -> dict[str, torch.Tensor]:
     if pretrained.config.command == "pretrain":
         return pretrained.weights
@@ -263,7 +278,7 @@ def _encoder_weights(pretrained: ModelFile) -> dict[str, torch.Tensor]:
 # -------------------------------------------------------------------------------------------------------------- split
 
 
-def _split(config: RunConfig, study: Study) -> tuple[NDArray[Any], list[str]]:
+def _split(config: RunConfig, study: Study, takes_over: bool) -> tuple[NDArray[Any], list[str]]:
     """The split of every sample, and the held-out samples that a pre-trained encoder has learnt from."""
     data = config.data
     before: dict[str, str] = {}
@@ -276,8 +291,7 @@ def _split(config: RunConfig, study: Study) -> tuple[NDArray[Any], list[str]]:
                 f"{folder}: holds no splits.tsv, so nobody can say which samples the encoder has seen; "
                 "give the whole run directory, or --allow-pretrained-leak"
             )
-    chosen_anew = data.model_fields_set & {"val_size", "test_size", "group_column", "stratify"}
-    if before and not chosen_anew and set(before) & set(study.sample_ids):
+    if before and takes_over and set(before) & set(study.sample_ids):
         split = _taken_over(config, study, before)
     else:
         split = make_splits(
@@ -303,12 +317,21 @@ def _split(config: RunConfig, study: Study) -> tuple[NDArray[Any], list[str]]:
 
 
 def _taken_over(config: RunConfig, study: Study, before: dict[str, str]) -> NDArray[Any]:
-    """The split of the pre-trained run. Samples that it did not have are trained on."""
-    split = np.array([before.get(name, "train") for name in study.sample_ids], dtype="<U5")
+    """The split of the pre-trained run. A sample that it did not have goes with its group, else into training."""
+    of_group: dict[Any, str] = {}
+    if study.groups is not None:
+        of_group = {
+            group: before[name] for name, group in zip(study.sample_ids, study.groups, strict=True) if name in before
+        }
+    groups = study.groups if study.groups is not None else [None] * len(study)
+    split = np.array(
+        [before.get(name, of_group.get(group, "train")) for name, group in zip(study.sample_ids, groups, strict=True)],
+        dtype="<U5",
+    )
     new = sum(name not in before for name in study.sample_ids)
     logger.info(
         "split taken over from the pre-trained encoder%s",
-        f"; {new} samples that it did not have are trained on" if new else "",
+        f"; {new} samples that it did not have go with their group, or into training" if new else "",
     )
     for part in ("train", "val"):
         if not (split == part).any():

@@ -24,10 +24,8 @@ _MISSING = frozenset(
         "nan",
         "na",
         "n/a",
-        "none",
         "null",
         "missing",
-        "unknown",
         "not applicable",
         "not available",
         "not collected",
@@ -38,6 +36,8 @@ _MISSING = frozenset(
         "restricted access",
     }
 )
+# Words that are no number, but may well be a class ("antibiotics: none").
+_NO_NUMBER = _MISSING | {"none", "unknown"}
 # In order of how surely a repeated value names one living source of several samples.
 _SUBJECT_WORDS = (
     "subject",
@@ -179,6 +179,7 @@ def numeric_target(column: pd.Series, name: str, path: Path) -> np.ndarray[Any, 
         If a value is text or infinite.
     """
     labels = class_target(column)
+    labels = labels.mask(labels.str.lower().isin(_NO_NUMBER), np.nan)
     known = labels.notna().to_numpy()
     values = np.full(len(labels), np.nan)
     parsed = {text: _parse_number(text) for text in labels[known].unique()}

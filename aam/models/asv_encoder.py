@@ -71,7 +71,7 @@ class ASVEncoder(nn.Module):
         )
         self.pooling = AttentionPooling(dim, heads)
         self.register_buffer("reference_tokens", torch.zeros(REFERENCE_ASVS, max_bp + 1, dtype=torch.uint8))
-        self.register_load_state_dict_post_hook(lambda *_: self._measure_reference())
+        self.register_load_state_dict_post_hook(_measure_reference_again)
         self.set_reference(torch.randint(1, 5, (REFERENCE_ASVS, max_bp), generator=torch.Generator().manual_seed(0)))
 
     def set_reference(self, bases: Tensor) -> None:
@@ -143,3 +143,9 @@ class ASVEncoder(nn.Module):
             return max(1, len(tokens))
         elements_per_asv = tokens.shape[1] * self.token_embedding.embedding_dim
         return max(1, _CPU_CHUNK_ELEMENTS // elements_per_asv)
+
+
+def _measure_reference_again(module: nn.Module, incompatible_keys: object) -> None:
+    # Not a closure over the encoder, which a copy of it would share.
+    assert isinstance(module, ASVEncoder)
+    module._measure_reference()

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from aam.models.asv_encoder import VOCABULARY_SIZE, ASVEncoder
 from aam.models.attention_pooling import AttentionPooling
 from aam.models.distances import CladeHead, EuclideanHead
-from aam.models.precision import at_least_float32
 from aam.models.sample_sequence_encoder import CountEmbedding, SampleSequenceEncoder
 from aam.models.transformer import Transformer
 

@@ -30,11 +30,16 @@ class EarlyStopping(Callback):
     def __init__(self, patience: int) -> None:
         self.patience = patience
 
+    def on_start(self, trainer: Trainer) -> None:
+        trainer.state.stop = self._enough(trainer)  # a resumed run may have been given more patience
+
     def on_epoch(self, trainer: Trainer, evaluation: Evaluation) -> None:
-        state = trainer.state
-        if state.epoch - state.best_epoch >= self.patience and state.epoch < trainer.config.epochs:
+        if self._enough(trainer) and trainer.state.epoch < trainer.config.epochs:
             logger.info("no better epoch in %d: stopping early", self.patience)
-            state.stop = True
+            trainer.state.stop = True
+
+    def _enough(self, trainer: Trainer) -> bool:
+        return trainer.state.epoch - trainer.state.best_epoch >= self.patience
 
 
 class Checkpoints(Callback):
@@ -125,13 +130,14 @@ class Console(Callback):
         row = trainer.state.history[-1]
         shown = [f"loss {row['train_loss']:.4f} / {row['val_loss']:.4f}"]
         shown += [f"{name} {evaluation.metrics[name]:.4f}" for name in self.shown if name in evaluation.metrics]
-        seconds = (time.monotonic() - self.began) / len(trainer.state.history)
+        now = time.monotonic()
+        seconds, self.began = now - self.began, now
         best = "  *" if trainer.state.improved else ""
         logger.info(
             "epoch %d/%d  %s  %.1f s%s", trainer.state.epoch, trainer.config.epochs, "  ".join(shown), seconds, best
         )
         if self.progress is not None and self.bar is not None:
-            self.progress.reset(self.bar, epoch=trainer.state.epoch + 1)
+            self.progress.reset(self.bar, epoch=trainer.state.epoch + 1, losses="")
 
     def on_end(self, trainer: Trainer) -> None:
         self.close()

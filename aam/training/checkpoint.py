@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -141,7 +142,7 @@ def read_header(path: Path) -> dict[str, Any]:
         version = header["format_version"]
         if version <= FORMAT_VERSION:
             RunConfig.model_validate(header["config"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, ValidationError):
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, ValidationError, RecursionError):
         raise DataError(f"{path}: not a model file of AAM; give a run directory or its {MODEL_NAME}") from None
     if version > FORMAT_VERSION:
         raise DataError(f"{path}: format {version} is newer than this AAM reads ({FORMAT_VERSION}); update AAM")
@@ -166,12 +167,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     DataError
         If it cannot be read.
     """
-    import pickle
-
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about how unusual a foreign file is
+            saved = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise DataError(f"{path}: there is nothing to resume; leave --resume out") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # of any kind: a damaged file misleads the unpickler anywhere
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path}: not a checkpoint of AAM ({reason}); start again with --overwrite") from None
+    if not isinstance(saved, dict) or not {"trainer", "config"} <= saved.keys():
+        raise DataError(f"{path}: not a checkpoint of AAM; start again with --overwrite")
+    return saved

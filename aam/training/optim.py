@@ -33,5 +33,5 @@ def warmup_cosine(step: int, warmup: int, steps: int) -> float:
 
 def build_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig, steps: int) -> LambdaLR:
     """Warm-up and cosine over the run's own number of optimizer steps."""
-    warmup = config.warmup_steps if config.warmup_steps is not None else min(500, math.ceil(steps / 20))
+    warmup = config.warmup_steps if config.warmup_steps is not None else min(500, math.ceil(steps / 10))
     return LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, steps))

@@ -136,16 +136,16 @@ class Trainer:
         self.plan.epoch = self.state.epoch + 1
         self.task.train()
         sums: dict[str, Tensor | float] = defaultdict(float)
-        samples = 0
+        samples: dict[str, int] = defaultdict(int)  # by part: where nothing is masked, some have no loss
         for group in _grouped(self.train_loader, self.optim.accumulation_steps):
             parts = self.train_step(group)
             size = sum(map(len, group))
-            samples += size
             for name, part in parts.items():
                 sums[name] += part * size
+                samples[name] += size
             for callback in self.callbacks:
                 callback.on_step(self, parts)
-        return {name: float(value) / samples for name, value in sums.items()}
+        return {name: float(value) / samples[name] for name, value in sums.items()}
 
     def train_step(self, group: list[Batch]) -> dict[str, Tensor]:
         """One optimizer step over one batch or several, each weighing as many samples as it has."""
@@ -192,8 +192,9 @@ class Trainer:
         row |= {f"val_{name}": value for name, value in (evaluation.losses | evaluation.metrics).items()}
         broken = [name for name, value in row.items() if "loss" in name and not math.isfinite(value)]
         if broken:
+            name = next((name for name in broken if name not in ("train_loss", "val_loss")), broken[0])  # a part's
             raise DataError(
-                f"{broken[0]} is {row[broken[0]]} in epoch {state.epoch}; training cannot go on. "
+                f"{name} is {row[name]} in epoch {state.epoch}; training cannot go on. "
                 f"Try a lower --lr than {self.optim.lr:g}, or --mixed-precision none"
             )
         state.history.append(row)

@@ -104,7 +104,7 @@ def test_numeric_target_errors():
 
 def test_class_target():
     labels = class_target(pd.Series([" a", "b", "N/A", np.nan, "unknown", "Not Applicable"], index=list("uvwxyz")))
-    assert labels.dropna().to_dict() == {"u": "a", "v": "b"}
+    assert labels.dropna().to_dict() == {"u": "a", "v": "b", "y": "unknown"}  # an answer, if not a number
 
 
 def test_require_column():

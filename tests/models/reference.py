@@ -1,7 +1,7 @@
 """The oracle: a plain padded implementation of the model, which shares weights with the real one and nothing else.
 
-Every occurrence of an ASV is encoded by itself, padded to ``max_bp + 1`` tokens; every sample has ``token_limit`` places,
-most of them empty. Attention is ``softmax(Q K^T / sqrt(d) + mask) V`` written out.
+Every occurrence of an ASV is encoded by itself, padded to ``max_bp + 1`` tokens; every sample has ``token_limit``
+places, most of them empty. Attention is ``softmax(Q K^T / sqrt(d) + mask) V`` written out.
 """
 
 from __future__ import annotations
@@ -98,11 +98,12 @@ class Reference:
         rows = [("^" + sequence).ljust(self.max_bp + 1, ".") for sequence in sequences]
         return torch.tensor([[TOKENS[letter] for letter in row] for row in rows])
 
-    def encode_tokens(self, sequences: list[str]) -> tuple[Tensor, Tensor]:
+    def encode_tokens(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Every nucleotide in its context (n, max_bp + 1, D), and which are real."""
-        tokens = self.tokens(sequences)
         name = f"{self.base}asv_encoder"
-        x = self.weights[f"{name}.token_embedding.weight"][tokens] + self.weights[f"{name}.position_embedding.weight"]
+        scale = self.weights[f"{name}.position_scale.weight"]
+        x = self.weights[f"{name}.token_embedding.weight"][tokens] * scale
+        x = x + self.weights[f"{name}.position_shift.weight"]
         return self.transformer(f"{name}.transformer", x, tokens != 0), tokens != 0
 
     def places(self, samples: list[Sample]) -> tuple[list[str], Tensor]:
@@ -118,7 +119,13 @@ class Reference:
     def encode_asvs(self, samples: list[Sample]) -> tuple[Tensor, Tensor]:
         """Every occurrence of an ASV and every empty place (B, token_limit, D), and the counts."""
         sequences, counts = self.places(samples)
-        asvs = self.pool(f"{self.base}asv_encoder.pooling", *self.encode_tokens(sequences))
+        name = f"{self.base}asv_encoder"
+        pooled = self.pool(f"{name}.pooling", *self.encode_tokens(self.tokens(sequences)))
+        reference = self.weights[f"{name}.reference_tokens"].long()
+        normal = self.pool(f"{name}.pooling", *self.encode_tokens(reference))
+        mean = normal.mean(dim=0)
+        variance = ((normal - mean) ** 2).mean(dim=0)
+        asvs = (pooled - mean) / (variance + 1e-5) ** 0.5
         return asvs.view(len(samples), self.token_limit, -1), counts
 
     def log_abundances(self, counts: Tensor, depth: list[float]) -> Tensor:
@@ -157,9 +164,7 @@ class Reference:
         asvs, counts = self.encode_asvs(samples)
         real = counts > 0
         in_samples = self.encode_in_samples(asvs, counts, depth)
-        pooled = self.pool(
-            f"{self.base}pooling", self.transformer(f"{self.base}transformer", in_samples, real), real
-        )
+        pooled = self.pool(f"{self.base}pooling", self.transformer(f"{self.base}transformer", in_samples, real), real)
         presence = None
         distances: dict[str, Tensor] = {}
         if f"{self.base}clade_head.log_weights" in self.weights:
@@ -200,7 +205,7 @@ class Reference:
 
     def nucleotide_logits(self, masked: list[str]) -> Tensor:
         """Logits (P, 8) of every ``?``, sequence by sequence."""
-        x, _ = self.encode_tokens(masked)
+        x, _ = self.encode_tokens(self.tokens(masked))
         places = [(i, 1 + j) for i, sequence in enumerate(masked) for j, letter in enumerate(sequence) if letter == "?"]
         return self.linear(f"{self.base}nucleotide_head", torch.stack([x[i, j] for i, j in places]))
 
@@ -229,7 +234,10 @@ class Reference:
     def nucleotide_loss(self, masked: list[str], true: list[str]) -> Tensor:
         logs = self.nucleotide_logits(masked).log_softmax(dim=-1)
         hidden = [
-            TOKENS[true[i][j]] for i, sequence in enumerate(masked) for j, letter in enumerate(sequence) if letter == "?"
+            TOKENS[true[i][j]]
+            for i, sequence in enumerate(masked)
+            for j, letter in enumerate(sequence)
+            if letter == "?"
         ]
         return -torch.stack([logs[p, token] for p, token in enumerate(hidden)]).mean()
 

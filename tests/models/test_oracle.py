@@ -27,11 +27,12 @@ WEIGHTS = {"unifrac_weight": 0.7, "nuc_weight": 0.3, "count_weight": 0.5, "targe
 SAMPLES = (3, 0, 4, 1)
 
 
-def build(model: dict[str, Any]) -> SequencePredictor:
+def build(model: dict[str, Any], study: TinyStudy) -> SequencePredictor:
     """A predictor with weights that no initialisation would give, so that every part of it matters."""
     torch.manual_seed(1)
     options = {"count_embedding": "add", "distance_head": "both", "clades": 5} | model
     encoder = SequenceEncoder(dim=DIM, heads=HEADS, layers=LAYERS, max_bp=MAX_BP, **options)
+    encoder.asv_encoder.set_reference(torch.from_numpy(study.tokens[::2, 1:]))
     predictor = SequencePredictor(encoder, outputs=1).double()
     with torch.no_grad():
         for parameter in predictor.parameters():
@@ -180,7 +181,7 @@ def test_ways_to_compute(lengths, layout, asv_chunk_size, gradient_checkpointing
 
 
 def check_both(study: TinyStudy, batch: Batch, model: dict[str, Any]) -> None:
-    predictor = build(model)
+    predictor = build(model, study)
     count_embedding = model.get("count_embedding", "add")
     check_outputs(predictor, batch, study, count_embedding)
     if count_embedding == "none":
@@ -191,7 +192,7 @@ def check_both(study: TinyStudy, batch: Batch, model: dict[str, Any]) -> None:
 
 
 def test_pretraining(unequal_study):
-    encoder = build({"distance_head": "both"}).encoder
+    encoder = build({"distance_head": "both"}, unequal_study).encoder
     batch = draw(unequal_study)
     reference = reference_of(encoder, "")
     task = PretrainTask(encoder, TaskConfig(**WEIGHTS), Distances(unequal_study.distances, 0.05), seed=0)
@@ -203,7 +204,7 @@ def test_abundance_is_relative_to_the_whole_sample(unequal_study):
     dataset = unequal_study.dataset(DatasetOptions(token_limit=2))
     batch = dataset[BatchKey(0, SAMPLES)]
     assert batch.counts.shape[1] == 2
-    predictor = build({})
+    predictor = build({}, unequal_study)
     read, depth = [], []
     for i in SAMPLES:
         ranked = sorted(unequal_study.samples[i].items(), key=lambda item: (-item[1], item[0]))
