@@ -1,6 +1,6 @@
 """How predictions are spread, next to the truth: do they collapse to one value, or avoid the extremes?
 
-    python debug/prediction_distribution.py RUN [--split val|test] [--plot FILE.png]
+python debug/prediction_distribution.py RUN [--split val|test] [--plot FILE.png]
 """
 
 from __future__ import annotations

@@ -203,6 +203,7 @@ def forward_flops(encoder: SequenceEncoder, batch: Batch) -> float:
     u, tokens = batch.tokens.shape
     b, s = batch.asv_index.shape
     total = _transformer_flops(encoder.asv_encoder.transformer, u, tokens)
+    total += _transformer_flops(encoder.asv_encoder.transformer, *encoder.asv_encoder.reference.shape)
     if batch.masked_nucleotides is not None:
         total += _transformer_flops(encoder.asv_encoder.transformer, *batch.masked_nucleotides.tokens.shape)
     total += _transformer_flops(encoder.sample_encoder.transformer, b, s)

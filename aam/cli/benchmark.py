@@ -66,4 +66,6 @@ def _page(measured: list[TrainBenchmark]) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, int):
         return str(value)
+    if abs(value) >= 1e9:
+        return f"{value / 1e9:.1f} G"
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"

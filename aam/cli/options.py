@@ -37,6 +37,13 @@ def _fields(command: Command) -> Iterator[tuple[str, str, FieldInfo]]:
                 yield section, name, field
 
 
+def _defaults_of_the_other_command(command: Command) -> dict[str, Any]:
+    """What the fields hold that are no options of this command."""
+    (other,) = set(get_args(Command)) - {command}
+    own = {name for _, name, _ in _fields(command)}
+    return {name: field.default for _, name, field in _fields(other) if name not in own}
+
+
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
@@ -129,13 +136,15 @@ def run_config(command: Command, ctx: click.Context, output_dir: Path | None = N
         own = typed["output_dir"] / "config.json"
         source = own if own.is_file() else None
     if source is not None:
+        others = _defaults_of_the_other_command(command)
         for name, value in read_config(source).items():
+            if name in others and value == others[name]:
+                continue  # a config.json holds every field
             if name not in where:
                 raise click.UsageError(f"{source}: `aam {command}` has no option {name!r}")
             sections[where[name]][name] = value
-    if source is not None and "resume" not in typed and "overwrite" not in typed:
-        sections["train"].pop("resume", None)  # how that run was begun says nothing of this one
-        sections["train"].pop("overwrite", None)
+    for name in ("resume", "overwrite"):  # how that run was begun says nothing of this one
+        sections["train"].pop(name, None)
     for name, value in typed.items():
         sections[where[name]][name] = value
     for name in ("table", "output_dir"):

@@ -88,6 +88,11 @@ class ASVEncoder(nn.Module):
         self.reference_tokens[:, 1 : bases.shape[1] + 1] = bases[rows].to(self.reference_tokens)
         self._measure_reference()
 
+    @property
+    def reference(self) -> Tensor:
+        """The reference ASVs, (R, L) of uint8, trimmed to the longest."""
+        return self.reference_tokens[:, : self._reference_length]
+
     def _measure_reference(self) -> None:
         lengths = (self.reference_tokens != PAD).sum(dim=1)
         self._reference_length = int(lengths.max())
@@ -126,7 +131,7 @@ class ASVEncoder(nn.Module):
         Tensor (U, D)
         """
         pooled = torch.cat([self._pooled(chunk, padded) for chunk in tokens.split(self.chunk(tokens))])
-        reference = self._pooled(self.reference_tokens[:, : self._reference_length], self._reference_padded)
+        reference = self._pooled(self.reference, self._reference_padded)
         spread = (reference.var(dim=0, correction=0) + 1e-5).sqrt()
         return (pooled - reference.mean(dim=0)) / spread
 

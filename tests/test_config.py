@@ -1,0 +1,258 @@
+"""Options are declared once: the command line, the configuration file and the run directory agree with the fields."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+import pytest
+import yaml
+from click.testing import CliRunner
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from aam.cli.main import cli
+from aam.cli.options import SECTIONS, config_options, run_config
+from aam.config import Command, DataConfig, RunConfig, Section, TrainConfig
+
+COMMANDS: tuple[Command, ...] = get_args(Command)
+PRETRAIN = ["--table", "t.biom", "--unifrac-matrix", "u.h5", "--output-dir", "run"]
+TRAIN = ["--table", "t.biom", "--metadata", "m.tsv", "--metadata-column", "age", "--output-dir", "run"]
+BASE = {"pretrain": PRETRAIN, "train": TRAIN}
+
+
+def fields() -> Iterator[tuple[str, str, FieldInfo]]:
+    for section in SECTIONS:
+        for name, field in RunConfig.model_fields[section].annotation.model_fields.items():
+            yield section, name, field
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def configure(command: Command, *arguments: object) -> RunConfig:
+    """The configuration that a command makes of its arguments."""
+    made: list[RunConfig] = []
+
+    @click.command()
+    @config_options(command)
+    @click.pass_context
+    def collect(ctx: click.Context, **_: Any) -> None:
+        made.append(run_config(command, ctx))
+
+    collect.main([*map(str, arguments)], standalone_mode=False)
+    return made[0]
+
+
+def refusal(command: Command, *arguments: object) -> str:
+    """What a command says to arguments that it refuses as a wrong call."""
+    with pytest.raises(click.UsageError) as caught:
+        configure(command, *arguments)
+    assert caught.value.exit_code == 2
+    message = caught.value.format_message()
+    assert "\n" not in message
+    return message
+
+
+class TestFields:
+    @pytest.mark.parametrize(("name", "field"), [field[1:] for field in fields()])
+    def test_every_field_has_help_and_says_which_command_has_it(self, name: str, field: FieldInfo) -> None:
+        assert field.description
+        assert field.description.endswith(".")
+        assert field.description[0].isupper()
+        assert field.json_schema_extra["only"] in (None, *COMMANDS)
+
+    def test_names_are_unique_over_sections(self) -> None:
+        names = [name for _, name, _ in fields()]
+        assert len(set(names)) == len(names)
+
+    def test_fixed_names_are_options(self) -> None:
+        fixed = (
+            "epochs batch_size lr seed device num_workers embedding_dim attention_heads attention_layers max_bp "
+            "token_limit rarefy_depth metadata_column classifier group_column val_size test_size pretrained_encoder "
+            "freeze_base mixed_precision gradient_checkpointing resume overwrite table sequences unifrac_matrix "
+            "metadata output_dir asv_chunk_size nuc_mask_ratio nuc_mask_strategy distance_head "
+            "stratify threads asv_sampling"
+        )
+        assert set(fixed.split()) <= {name for _, name, _ in fields()}
+
+    def test_configurations_are_frozen_and_refuse_unknown_names(self) -> None:
+        data = DataConfig(table=Path("t.biom"))
+        with pytest.raises(ValidationError, match="frozen"):
+            data.val_size = 0.5  # type: ignore[misc]
+        for section in Section.__subclasses__():
+            with pytest.raises(ValidationError, match="Extra inputs"):
+                section.model_validate({"colour": "red"})
+
+
+class TestHelp:
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_lists_the_options_of_the_command_with_their_defaults(self, command: Command) -> None:
+        output = CliRunner().invoke(cli, [command, "--help"]).output
+        text = "".join(output.split())  # lines are broken within words, too
+        for _, name, field in fields():
+            applies = field.json_schema_extra["only"] in (None, command)
+            assert bool(re.search(rf"^  {flag(name)}(?![\w-])", output, re.MULTILINE)) == applies, name
+            if not applies:
+                continue
+            described, _, after = text.partition("".join(field.description.split()))
+            assert described != text, name
+            if field.is_required():
+                assert after.startswith("[required]"), name
+            elif field.default is not None and field.default is not False:
+                assert after.startswith(f"[default:{field.default}]"), name
+            else:
+                assert not after.startswith("["), name
+
+    def test_the_other_spelling_of_the_base_target(self) -> None:
+        config = configure("pretrain", *PRETRAIN, "--unifrac-metric", "unifrac")
+        assert config.task.base_target == "unifrac"
+
+
+class TestFile:
+    def test_nested_and_flat_json_and_yaml_say_the_same(self, tmp_path: Path) -> None:
+        flat = {"epochs": 7, "lr": 0.002, "embedding-dim": 64, "max_bp": 90}
+        nested = {"train": {"epochs": 7}, "optim": {"lr": 0.002}, "model": {"embedding_dim": 64, "max_bp": 90}}
+        made = []
+        for number, content in enumerate((flat, nested)):
+            for suffix, dump in ((".json", json.dumps), (".yaml", yaml.safe_dump)):
+                path = tmp_path / f"{number}{suffix}"
+                path.write_text(dump(content))
+                made.append(configure("pretrain", *PRETRAIN, "--config", path))
+        assert made[0].train.epochs == 7
+        assert made[0].optim.lr == 0.002
+        assert made[0].model.embedding_dim == 64
+        assert all(config == made[0] for config in made)
+
+    def test_what_is_typed_wins(self, tmp_path: Path) -> None:
+        path = tmp_path / "run.yaml"
+        path.write_text("epochs: 7\nbatch_size: 5\nnuc_weight: 0.3\ngradient_checkpointing: true\n")
+        typed = ["--config", path, "--epochs", "9", "--no-gradient-checkpointing"]
+        config = configure("pretrain", *PRETRAIN, *typed)
+        assert (config.train.epochs, config.train.batch_size, config.task.nuc_weight) == (9, 5, 0.3)
+        assert not config.model.gradient_checkpointing
+        # A flag wins even where it says what the default says.
+        assert configure("pretrain", *PRETRAIN, "--config", path, "--epochs", "50").train.epochs == 50
+
+    def test_required_options_may_come_from_the_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "run.yaml"
+        path.write_text("table: t.biom\nunifrac-matrix: u.h5\noutput-dir: run\n")
+        assert configure("pretrain", "--config", path) == configure("pretrain", *PRETRAIN)
+
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_a_stored_configuration_gives_itself_again(self, command: Command, tmp_path: Path) -> None:
+        options = [
+            "--epochs",
+            "3",
+            "--lr",
+            "2e-4",
+            "--distance-head",
+            "clade",
+            "--rarefy-depth",
+            "100",
+            "--warmup-steps",
+            0,
+        ]
+        if command == "train":
+            options += ["--target-transform", "log-minmax", "--stratify", "--unifrac-weight", "0"]
+        config = configure(command, *BASE[command], *options)
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(config.model_dump(mode="json")))
+        assert configure(command, "--config", path) == config
+
+    def test_how_a_stored_run_was_begun_is_not_repeated(self, tmp_path: Path) -> None:
+        config = configure("pretrain", *PRETRAIN, "--overwrite")
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(config.model_dump(mode="json")))
+        assert not configure("pretrain", "--config", path).train.overwrite
+        assert configure("pretrain", "--config", path, "--resume").train.resume
+
+    @pytest.mark.parametrize("content", ["epoch: 3", "train: {epoch: 3}", "colours: {red: 1}"])
+    def test_unknown_keys_are_refused(self, content: str, tmp_path: Path) -> None:
+        path = tmp_path / "run.yaml"
+        path.write_text(content)
+        message = refusal("pretrain", *PRETRAIN, "--config", path)
+        assert str(path) in message
+        assert "colours" in message or "epoch" in message
+
+    def test_an_option_of_the_other_command_is_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "run.yaml"
+        path.write_text("classifier: true")
+        assert "'classifier'" in refusal("pretrain", *PRETRAIN, "--config", path)
+        assert configure("train", *TRAIN, "--config", path).task.classifier
+
+
+class TestWrongCombinations:
+    @pytest.mark.parametrize(
+        ("command", "options", "words"),
+        [
+            ("pretrain", ["--val-size", "0.6", "--test-size", "0.5"], ["--val-size 0.6", "--test-size 0.5"]),
+            (
+                "pretrain",
+                ["--embedding-dim", "30", "--attention-heads", "4"],
+                ["--embedding-dim 30", "--attention-heads 4"],
+            ),
+            ("pretrain", ["--resume", "--overwrite"], ["--resume", "--overwrite"]),
+            ("train", ["--freeze-base"], ["--freeze-base", "--pretrained-encoder"]),
+            (
+                "train",
+                ["--classifier", "--target-transform", "minmax"],
+                ["--classifier", "--target-transform minmax"],
+            ),
+            ("train", ["--classifier", "--loss", "mae"], ["--classifier", "--loss mae"]),
+            ("train", ["--group-column", "age"], ["--group-column", "--metadata-column", "'age'"]),
+            ("pretrain", ["--group-column", "subject"], ["--group-column 'subject'", "--metadata"]),
+        ],
+    )
+    def test_is_a_wrong_call_that_names_both(self, command: Command, options: list[str], words: list[str]) -> None:
+        message = refusal(command, *BASE[command], *options)
+        assert all(word in message for word in words), message
+
+    @pytest.mark.parametrize(
+        ("command", "arguments", "word"),
+        [
+            ("pretrain", PRETRAIN[:2] + PRETRAIN[4:], "--unifrac-matrix"),
+            ("pretrain", PRETRAIN[2:], "--table"),
+            ("pretrain", PRETRAIN[:4], "--output-dir"),
+            ("train", TRAIN[:4] + TRAIN[6:], "--metadata-column"),
+            ("train", TRAIN[:2] + TRAIN[4:], "--metadata"),
+        ],
+    )
+    def test_a_missing_option_is_named(self, command: Command, arguments: list[str], word: str) -> None:
+        assert word in refusal(command, *arguments)
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            (["--val-size", "0"], ["--val-size 0"]),
+            (["--val-size", "nan"], ["--val-size nan"]),
+            (["--lr", "-1"], ["--lr -1"]),
+            (["--lr", "inf"], ["--lr inf"]),
+            (["--epochs", "0"], ["--epochs 0"]),
+            (["--dropout", "1"], ["--dropout 1"]),
+            (["--batch-size", "0", "--token-limit", "0"], ["--batch-size 0", "--token-limit 0"]),
+            (["--epochs", "many"], ["'many'"]),
+            (["--distance-head", "cosine"], ["'cosine'", "clade", "euclidean"]),
+            (["--colour", "red"], ["--colour"]),
+        ],
+    )
+    def test_a_value_out_of_bounds_is_named(self, options: list[str], words: list[str]) -> None:
+        message = refusal("pretrain", *PRETRAIN, *options)
+        assert all(word in message for word in words), message
+
+    def test_a_wrong_value_in_a_file_is_named_by_its_option(self, tmp_path: Path) -> None:
+        path = tmp_path / "run.yaml"
+        path.write_text("train: {batch_size: some}\ndistance_head: cosine\n")
+        message = refusal("pretrain", *PRETRAIN, "--config", path)
+        assert "--batch-size some" in message
+        assert "--distance-head cosine" in message
+
+
+def test_machine_defaults_are_left_to_the_run() -> None:
+    train = TrainConfig(output_dir=Path("run"))
+    assert (train.threads, train.num_workers, train.device) == (None, None, "auto")
