@@ -20,7 +20,7 @@ from aam.data.targets import ClassTarget, NumericTarget, target_from_dict
 from aam.errors import DataError
 from aam.models.sequence_predictor import SequencePredictor
 from aam.run import choose_device, loader
-from aam.training.checkpoint import build_model, load_model_file, model_path
+from aam.training.checkpoint import build_model, load_model_file, load_weights, model_path
 from aam.training.metrics import classification_metrics, regression_metrics
 from aam.training.tasks import prediction_table
 
@@ -85,7 +85,7 @@ def predict(
     study = load_study(data, max_bp=trained.model.max_bp, classifier=classifier, keep_unlabelled=True, checksums=False)
     predictor = build_model(trained.model, target.outputs)
     assert isinstance(predictor, SequencePredictor)
-    predictor.load_state_dict(file.weights)
+    load_weights(predictor, file.weights, model)
     predictor.to(device).eval()
     options = DatasetOptions(
         seed=trained.train.seed,

@@ -40,6 +40,7 @@ from aam.training.checkpoint import (
     build_encoder,
     load_checkpoint,
     load_model_file,
+    load_weights,
     model_path,
     save_model_file,
 )
@@ -351,7 +352,8 @@ def _build_task(config: RunConfig, study: Study, split: NDArray[Any], pretrained
     distances = None if study.distances is None else Distances.of(study.distances, train)
     encoder = build_encoder(config.model)
     if pretrained is not None:
-        encoder.load_state_dict(_encoder_weights(pretrained))
+        assert config.train.pretrained_encoder is not None
+        load_weights(encoder, _encoder_weights(pretrained), config.train.pretrained_encoder)
     else:
         _fit_abundance(encoder, study, train)
         _calibrate(encoder, config.train.seed, study, train, distances)

@@ -194,7 +194,7 @@ def align(
         metadata = files.metadata.reindex(ids)
         if data.metadata_column is not None:
             column = require_column(files.metadata, data.metadata_column, data.metadata)
-            target = _target(column, classifier, data.metadata).reindex(ids)
+            target = _target(column.reindex(ids), classifier, data.metadata)
             if not keep_unlabelled:
                 leave_out(target.isna().to_numpy(), f"no value of {data.metadata_column}")
                 if target.isna().all():

@@ -28,6 +28,7 @@ __all__ = [
     "build_model",
     "load_checkpoint",
     "load_model_file",
+    "load_weights",
     "model_path",
     "read_header",
     "save_checkpoint",
@@ -123,6 +124,21 @@ def load_model_file(path: Path) -> ModelFile:
     except (SafetensorError, OSError, ValueError) as error:
         raise DataError(f"{path}: damaged ({error}); train again, or take another copy") from None
     return ModelFile(RunConfig.model_validate(header.pop("config")), header, weights)
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
+    """Put weights into a model.
+
+    Raises
+    ------
+    DataError
+        If names or shapes are not the model's.
+    """
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        raise DataError(f"{source}: its weights are not those of its configuration ({lines[1]}); train again") from None
 
 
 def read_header(path: Path) -> dict[str, Any]:
