@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
 from aam.config import DataConfig, TrainConfig
-from aam.data.batch import Batch
 from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
 from aam.data.metadata import load_metadata
 from aam.data.study import load_study
@@ -23,6 +21,7 @@ from aam.run import choose_device, loader
 from aam.training.checkpoint import build_model, load_model_file, load_weights, model_path
 from aam.training.metrics import classification_metrics, regression_metrics
 from aam.training.tasks import prediction_table
+from aam.training.trainer import precision
 
 __all__ = ["PredictionResult", "predict"]
 
@@ -58,7 +57,7 @@ def predict(
     metadata : Path, optional
         Where it has the model's column, the truth stands beside the predictions and metrics are computed.
     settings : TrainConfig
-        Device, threads, workers, batch size and precision.
+        Device, threads, workers and batch size.
 
     Raises
     ------
@@ -95,20 +94,14 @@ def predict(
     )
     dataset = SampleDataset.of_study(study, options)
     plan = BatchPlan(np.arange(len(study)), settings.batch_size, False, 0)
-    output = _outputs(predictor, loader(dataset, plan, settings, device), device)
+    # In the arithmetic that the model was judged in: half precision rounds in the third digit.
+    with torch.no_grad(), precision(trained.train.mixed_precision, device):
+        outputs = [predictor(batch.to(device)).target for batch in loader(dataset, plan, settings, device)]
+    output = torch.cat(outputs).float().cpu().numpy()
     order = np.argsort(study.file_order)
     known = None if study.target is None else study.target[order]
     frame = prediction_table(target, [study.sample_ids[i] for i in order], output[order], known)
     return PredictionResult(frame, study.left_out, _metrics(frame, target))
-
-
-@torch.no_grad()
-def _outputs(predictor: SequencePredictor, batches: Any, device: torch.device) -> np.ndarray[Any, np.dtype[np.float32]]:
-    return torch.cat([_output(predictor, batch.to(device)) for batch in batches]).float().cpu().numpy()
-
-
-def _output(predictor: SequencePredictor, batch: Batch) -> torch.Tensor:
-    return predictor(batch).target
 
 
 def _has_column(metadata: Path, column: str) -> bool:

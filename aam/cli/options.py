@@ -66,7 +66,7 @@ def config_options(command: Command) -> Callable[[Function], Function]:
 
 def machine_options(function: Function) -> Function:
     """Decorate a command that only runs a model with the options of the machine it runs on."""
-    for name in reversed(("batch_size", "device", "threads", "num_workers", "mixed_precision")):
+    for name in reversed(("batch_size", "device", "threads", "num_workers")):
         function = _click_option(name, TrainConfig.model_fields[name])(function)
     return function
 

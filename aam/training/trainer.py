@@ -31,7 +31,7 @@ from aam.data.dataset import BatchPlan
 from aam.errors import DataError
 from aam.training.tasks import Evaluation, Task
 
-__all__ = ["Callback", "TrainState", "Trainer"]
+__all__ = ["Callback", "TrainState", "Trainer", "precision"]
 
 
 @dataclass
@@ -153,7 +153,7 @@ class Trainer:
         parts: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         for batch in group:
             share = len(batch) / samples
-            with self.precision():
+            with precision(self.config.mixed_precision, self.device):
                 loss = self.task.loss(batch.to(self.device))
             self.scaler.scale(loss.total * share).backward()
             for name, part in {"loss": loss.total, **loss.parts}.items():
@@ -164,15 +164,8 @@ class Trainer:
     def evaluate(self, batches: Iterable[Batch]) -> Evaluation:
         """Judge held-out samples."""
         self.task.model.eval()
-        with self.precision():
+        with precision(self.config.mixed_precision, self.device):
             return self.task.judge(batch.to(self.device) for batch in batches)
-
-    def precision(self) -> AbstractContextManager[Any]:
-        """Autocast to the arithmetic of ``--mixed-precision``."""
-        if self.config.mixed_precision == "none":
-            return nullcontext()
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[self.config.mixed_precision]
-        return torch.autocast(self.device.type, dtype=dtype)
 
     def _apply_gradients(self) -> None:
         if self.optim.gradient_clip > 0:
@@ -224,6 +217,13 @@ class Trainer:
         torch.set_rng_state(saved["random"])
         if saved["random_cuda"] and self.device.type == "cuda":
             torch.cuda.set_rng_state_all(saved["random_cuda"])
+
+
+def precision(name: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast to the arithmetic of ``--mixed-precision``: ``none``, ``bf16`` or ``fp16``."""
+    if name == "none":
+        return nullcontext()
+    return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[name])
 
 
 def _grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
