@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
 from aam.config import DataConfig, ModelConfig
 from aam.data.metadata import require_column
+from aam.data.splits import make_splits
 from aam.data.study import Study, StudyFiles, align, read_files
-from aam.data.targets import ClassTarget, NumericTarget
-from aam.errors import DataError
+from aam.data.targets import ClassTarget, NumericTarget, require_repeated_classes
+from aam.errors import DataError, in_file
 
 __all__ = ["check"]
+
+Result = TypeVar("Result")
 
 
 def check(data: DataConfig, *, classifier: bool = False) -> dict[str, Any]:
@@ -33,21 +38,17 @@ def check(data: DataConfig, *, classifier: bool = False) -> dict[str, Any]:
     problems: list[str] = []
     files = read_files(data, problems)
     study: Study | None = None
-    try:
-        if files.table is not None and files.sequences is not None:
-            study = align(files, data, max_bp=ModelConfig().max_bp, classifier=classifier)
-        elif files.metadata is not None and data.metadata is not None:
-            for column in (data.metadata_column, data.group_column):
-                if column is not None:
-                    require_column(files.metadata, column, data.metadata)
-    except DataError as error:
-        problems.append(str(error))
+    if files.table is not None and files.sequences is not None:
+        study = _align(files, data, classifier, problems)
+    elif files.metadata is not None and data.metadata is not None:
+        for column in (data.metadata_column, data.group_column):
+            if column is not None:
+                _attempt(problems, require_column, files.metadata, column, data.metadata)
     target = None
     if study is not None and study.target is not None and data.metadata_column is not None:
-        try:
-            target = _target(study.target, data.metadata_column, classifier)
-        except DataError as error:
-            problems.append(str(error))
+        target = _attempt(problems, _target, study.target, data, classifier)
+    if study is not None and study.groups is not None:
+        _attempt(problems, _split, study, data)
     return {
         "samples": _samples(files, study),
         "asvs": _asvs(files, study),
@@ -56,6 +57,43 @@ def check(data: DataConfig, *, classifier: bool = False) -> dict[str, Any]:
         "problems": problems,
         "warnings": [] if study is None else study.warnings,
     }
+
+
+def _attempt(problems: list[str], step: Callable[..., Result], *arguments: Any) -> Result | None:
+    """What a step comes to, or None and a problem more."""
+    try:
+        return step(*arguments)
+    except DataError as error:
+        if str(error) not in problems:
+            problems.append(str(error))
+        return None
+
+
+def _align(files: StudyFiles, data: DataConfig, classifier: bool, problems: list[str]) -> Study | None:
+    """The study, without the columns that cannot serve; each of these is a problem of its own."""
+    step = partial(align, max_bp=ModelConfig().max_bp, classifier=classifier)
+    study = _attempt([], step, files, data)
+    if study is not None:
+        return study
+    columns = ("metadata_column", "group_column")
+    usable = data
+    for column in columns:
+        alone = data.model_copy(update={other: None for other in columns if other != column})
+        if _attempt(problems, step, files, alone) is None:
+            usable = usable.model_copy(update={column: None})
+    return _attempt(problems, step, files, usable)
+
+
+def _split(study: Study, data: DataConfig) -> None:
+    with in_file(data.metadata):
+        make_splits(
+            study.sample_ids,
+            groups=study.groups,
+            val_size=data.val_size,
+            test_size=data.test_size,
+            seed=0,
+            group_name=data.group_column or "group",
+        )
 
 
 def _samples(files: StudyFiles, study: Study | None) -> dict[str, Any] | None:
@@ -86,11 +124,15 @@ def _distances(files: StudyFiles) -> dict[str, Any] | None:
     }
 
 
-def _target(values: np.ndarray[Any, Any], column: str, classifier: bool) -> dict[str, Any]:
-    if classifier:
-        ClassTarget.fit(column, values)
-        labels, sizes = np.unique(values.astype(str), return_counts=True)
-        return {"column": column, "classes": dict(zip(labels.tolist(), sizes.tolist(), strict=True))}
-    NumericTarget.fit(column, "zscore", values)
-    low, median, high = np.quantile(values, [0, 0.5, 1])
-    return {"column": column, "min": float(low), "median": float(median), "max": float(high)}
+def _target(values: np.ndarray[Any, Any], data: DataConfig, classifier: bool) -> dict[str, Any]:
+    column = data.metadata_column
+    assert column is not None
+    with in_file(data.metadata):
+        if classifier:
+            require_repeated_classes(column, values)
+            ClassTarget.fit(column, values)
+            labels, sizes = np.unique(values.astype(str), return_counts=True)
+            return {"column": column, "classes": dict(zip(labels.tolist(), sizes.tolist(), strict=True))}
+        NumericTarget.fit(column, "zscore", values)
+        low, median, high = np.quantile(values, [0, 0.5, 1])
+        return {"column": column, "min": float(low), "median": float(median), "max": float(high)}

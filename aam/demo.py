@@ -70,7 +70,9 @@ def demo(directory: Path, *, seed: int = 0, overwrite: bool = False, threads: in
         test_size=0.25,
     )
     model = ModelConfig(embedding_dim=64)
-    train = TrainConfig(output_dir=directory / "pretrain", epochs=15, seed=seed, overwrite=overwrite, threads=threads)
+    train = TrainConfig(
+        output_dir=directory / "pretrain", epochs=15, batch_size=16, seed=seed, overwrite=overwrite, threads=threads
+    )
     optim = OptimConfig(lr=5e-4)
     logger.info("3/5  aam pretrain: learning sequences and communities from distances")
     run(RunConfig(command="pretrain", data=data, model=model, optim=optim, train=train))

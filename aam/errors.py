@@ -1,6 +1,12 @@
 """The one exception that means "the user's input is wrong", so that commands can print it as one line."""
 
-__all__ = ["DataError"]
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["DataError", "in_file"]
 
 
 class DataError(ValueError):
@@ -8,3 +14,12 @@ class DataError(ValueError):
 
     Commands print it without a traceback and exit with code 1. Anything else that is raised is a bug.
     """
+
+
+@contextmanager
+def in_file(path: Path | None) -> Iterator[None]:
+    """Put the name of a file before whatever is wrong with what was read from it."""
+    try:
+        yield
+    except DataError as error:
+        raise error if path is None else DataError(f"{path}: {error}") from None

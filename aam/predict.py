@@ -14,11 +14,11 @@ from aam.config import DataConfig, TrainConfig
 from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
 from aam.data.metadata import load_metadata
 from aam.data.study import load_study
-from aam.data.targets import ClassTarget, NumericTarget, target_from_dict
+from aam.data.targets import ClassTarget, NumericTarget
 from aam.errors import DataError
 from aam.models.sequence_predictor import SequencePredictor
 from aam.run import choose_device, loader
-from aam.training.checkpoint import build_model, load_model_file, load_weights, model_path
+from aam.training.checkpoint import build_model, load_model_file, load_weights, model_path, read_target
 from aam.training.metrics import classification_metrics, regression_metrics
 from aam.training.tasks import prediction_table
 from aam.training.trainer import precision
@@ -66,9 +66,9 @@ def predict(
     """
     device = choose_device(settings)
     file = load_model_file(model_path(model))
-    if file.header["target"] is None:
+    target = read_target(file.header, model)
+    if target is None:
         raise DataError(f"{model}: a pre-trained encoder, which predicts no column; give a run of `aam train`")
-    target = target_from_dict(file.header["target"])
     trained = file.config
     column = trained.data.metadata_column if metadata is not None and _has_column(metadata, target.column) else None
     data = DataConfig(
@@ -80,8 +80,12 @@ def predict(
         token_limit=trained.data.token_limit,
         asv_sampling=trained.data.asv_sampling,
     )
+    if metadata is not None and column is None:
+        logger.warning("%s: has no column %r, so predictions stand without the truth", metadata, target.column)
     classifier = isinstance(target, ClassTarget)
     study = load_study(data, max_bp=trained.model.max_bp, classifier=classifier, keep_unlabelled=True, checksums=False)
+    for warning in study.warnings:
+        logger.warning(warning)
     predictor = build_model(trained.model, target.outputs)
     assert isinstance(predictor, SequencePredictor)
     load_weights(predictor, file.weights, model)

@@ -28,8 +28,8 @@ from aam.data.draws import generator
 from aam.data.metadata import load_metadata
 from aam.data.splits import make_splits, read_splits, write_splits
 from aam.data.study import Study, load_study
-from aam.data.targets import ClassTarget, NumericTarget
-from aam.errors import DataError
+from aam.data.targets import ClassTarget, NumericTarget, require_logarithms, require_repeated_classes
+from aam.errors import DataError, in_file
 from aam.models.asv_encoder import REFERENCE_ASVS
 from aam.models.sequence_encoder import SequenceEncoder
 from aam.models.sequence_predictor import SequencePredictor
@@ -88,12 +88,15 @@ def run(config: RunConfig) -> RunResult:
     directory.require_free(resume=config.train.resume, overwrite=config.train.overwrite)
     device = choose_device(config.train)
     pretrained = _load_pretrained(config)
-    takes_over = pretrained is not None and not config.data.model_fields_set & SPLIT_OPTIONS
+    takes_over = pretrained is not None and not _own_split_options(config.data, pretrained.config.data)
     if pretrained is not None:
         config = config.model_copy(update={"model": _pretrained_architecture(config, pretrained)})
         if takes_over:
             config = config.model_copy(update={"data": _pretrained_split_options(config.data, pretrained.config.data)})
     study = load_study(config.data, max_bp=config.model.max_bp, classifier=config.task.classifier)
+    if config.task.classifier and study.target is not None and config.data.metadata_column is not None:
+        with in_file(config.data.metadata):
+            require_repeated_classes(config.data.metadata_column, study.target)
     split, leaked = _split(config, study, takes_over)
     task = _build_task(config, study, split, pretrained).to(device)
 
@@ -109,7 +112,10 @@ def run(config: RunConfig) -> RunResult:
         if resumed is not None:
             trainer.load_state_dict(resumed["trainer"])
             logger.info("resuming after epoch %d", trainer.state.epoch)
-        trainer.fit()
+        try:
+            trainer.fit()
+        finally:
+            trainer.close()
         return _finish(config, study, split, task, trainer, directory, leaked)
 
 
@@ -260,6 +266,11 @@ def _pretrained_architecture(config: RunConfig, pretrained: ModelFile) -> ModelC
     return pretrained.config.model.model_copy(update={name: asked[name] for name in own & asked.keys()})
 
 
+def _own_split_options(data: DataConfig, before: DataConfig) -> set[str]:
+    """Options of the split that were given and are not the pre-trained run's (a stored configuration gives all)."""
+    return {name for name in data.model_fields_set & SPLIT_OPTIONS if getattr(data, name) != getattr(before, name)}
+
+
 def _pretrained_split_options(data: DataConfig, before: DataConfig) -> DataConfig:
     """The options of the split come along with it; the group column only where these metadata have it."""
     update: dict[str, Any] = {"val_size": before.val_size, "test_size": before.test_size}
@@ -295,15 +306,16 @@ def _split(config: RunConfig, study: Study, takes_over: bool) -> tuple[NDArray[A
     if before and takes_over and set(before) & set(study.sample_ids):
         split = _taken_over(config, study, before)
     else:
-        split = make_splits(
-            study.sample_ids,
-            groups=study.groups,
-            labels=study.target if data.stratify else None,
-            val_size=data.val_size,
-            test_size=data.test_size,
-            seed=config.train.seed,
-            group_name=data.group_column or "group",
-        )
+        with in_file(data.metadata if data.stratify or study.groups is not None else None):
+            split = make_splits(
+                study.sample_ids,
+                groups=study.groups,
+                labels=study.target if data.stratify else None,
+                val_size=data.val_size,
+                test_size=data.test_size,
+                seed=config.train.seed,
+                group_name=data.group_column or "group",
+            )
     leaked = [
         name
         for name, part in zip(study.sample_ids, split, strict=True)
@@ -363,7 +375,8 @@ def _build_task(config: RunConfig, study: Study, split: NDArray[Any], pretrained
         assert distances is not None
         return PretrainTask(encoder, config.task, distances, config.train.seed)
 
-    target = _fit_target(config, study, train)
+    with in_file(config.data.metadata):
+        target = _fit_target(config, study, train)
     predictor = SequencePredictor(encoder, target.outputs, config.model.dropout)
     assert study.target is not None
     return TrainTask(
@@ -409,14 +422,12 @@ def _fit_target(config: RunConfig, study: Study, train: NDArray[np.int64]) -> Nu
     assert column is not None
     assert study.target is not None
     if not config.task.classifier:
+        if config.task.target_transform.startswith("log"):
+            require_logarithms(column, config.task.target_transform, study.target)
         return NumericTarget.fit(column, config.task.target_transform, study.target[train])
-    labels, sizes = np.unique(study.target.astype(str), return_counts=True)
-    if len(labels) > 1 and sizes.min() == 1:
-        raise DataError(
-            f"column {column!r}: class {labels[sizes.argmin()]!r} has one sample, which cannot be both learnt and "
-            "tested; merge it with another class, or empty its cell"
-        )
-    return ClassTarget.fit(column, study.target[train])
+    labels = ClassTarget.fit(column, study.target[train])
+    labels.encode(study.target)  # a class that is held out whole is refused here, before anything is written
+    return labels
 
 
 def _class_weights(

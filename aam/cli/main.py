@@ -69,8 +69,15 @@ def main() -> None:
         if isinstance(error, BrokenPipeError):
             sys.exit(0)
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
+            raise
         _fail("out of memory; use a smaller --batch-size, --gradient-checkpointing, or a machine with more")
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether PyTorch says so: by type on a GPU, in words on a CPU."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def _fail(message: str) -> None:

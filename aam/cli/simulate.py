@@ -32,6 +32,5 @@ def command(
     if (output_dir / "table.biom").exists() and not overwrite:
         raise DataError(f"{output_dir}: holds a study already; give --overwrite to replace it")
     study = simulate_study(samples=samples, asvs=asvs, subjects=subjects, length=length, depth=depth, seed=seed)
-    write_study(study, output_dir)
-    for name in sorted(path.name for path in output_dir.iterdir()):
-        click.echo(output_dir / name)
+    for path in write_study(study, output_dir):
+        click.echo(path)

@@ -151,7 +151,7 @@ def simulate_study(
     return SimulatedStudy(_newick(parent, branch, sequences), sequences, counts, sample_ids, metadata, truth)
 
 
-def write_study(study: SimulatedStudy, directory: str | Path) -> None:
+def write_study(study: SimulatedStudy, directory: str | Path) -> list[Path]:
     """Write a study as the files that the other commands read.
 
     ``table.biom`` (HDF5, BIOM 2.1; feature IDs are the sequences), ``tree.nwk``, ``metadata.tsv``, and the truth:
@@ -164,6 +164,11 @@ def write_study(study: SimulatedStudy, directory: str | Path) -> None:
     study : SimulatedStudy
     directory : path
         Made where it is missing; files of these names in it are replaced.
+
+    Returns
+    -------
+    list of Path
+        The files, in the order of their names.
     """
     from datetime import datetime
 
@@ -183,6 +188,7 @@ def write_study(study: SimulatedStudy, directory: str | Path) -> None:
         pd.DataFrame(study.truth["clades"])[["clade", "effect", "onset"]], on="clade", how="left", validate="m:1"
     )
     asvs.to_csv(directory / "truth.tsv", sep="\t", index=False, lineterminator="\n")
+    return [directory / name for name in ("metadata.tsv", "table.biom", "tree.nwk", "truth.json", "truth.tsv")]
 
 
 def _check_size(**sizes: int) -> None:

@@ -237,7 +237,8 @@ def align(
         groups=groups,
         samples_in_table=len(ids),
         left_out=left_out,
-        warnings=_warnings(files, data, sequences, max_bp, frame),
+        # What is said of the split means nothing where samples are only predicted.
+        warnings=_warnings(files, data, sequences, max_bp, None if keep_unlabelled else frame),
     )
 
 

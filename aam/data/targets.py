@@ -10,10 +10,19 @@ from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from aam.errors import DataError
 
-__all__ = ["ClassTarget", "NumericTarget", "Target", "Transform", "target_from_dict"]
+__all__ = [
+    "ClassTarget",
+    "NumericTarget",
+    "Target",
+    "Transform",
+    "require_logarithms",
+    "require_repeated_classes",
+    "target_from_dict",
+]
 
 Transform = Literal["none", "zscore", "minmax", "log-zscore", "log-minmax"]
 
@@ -63,11 +72,8 @@ class NumericTarget:
         DataError
             If they are constant, or negative where a logarithm is asked for.
         """
-        if transform.startswith("log") and values.min() <= -1:
-            raise DataError(
-                f"--target-transform {transform} takes log(1 + y), but column {column!r} holds {values.min():g}; "
-                "use zscore or minmax"
-            )
+        if transform.startswith("log"):
+            require_logarithms(column, transform, values)
         seen = np.log1p(values) if transform.startswith("log") else values
         shift, scale = 0.0, 1.0
         if transform.endswith("zscore"):
@@ -75,7 +81,10 @@ class NumericTarget:
         elif transform.endswith("minmax"):
             shift, scale = float(seen.min()), float(seen.max() - seen.min())
         if values.min() == values.max() or scale == 0:
-            raise DataError(f"column {column!r} is {values[0]:g} in every training sample; there is nothing to learn")
+            raise DataError(
+                f"column {column!r} is {values[0]:g} in every training sample, so there is nothing to "
+                "learn; choose another --metadata-column"
+            )
         return cls(column, transform, shift, scale)
 
     def encode(self, values: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -122,7 +131,10 @@ class ClassTarget:
         """
         classes = tuple(sorted(set(labels.tolist())))
         if len(classes) < 2:
-            raise DataError(f"column {column!r} is {classes[0]!r} in every training sample; there is nothing to learn")
+            raise DataError(
+                f"column {column!r} is {classes[0]!r} in every training sample, so there is nothing to "
+                "learn; choose another --metadata-column"
+            )
         return cls(column, classes)
 
     def encode(self, labels: NDArray[Any]) -> NDArray[np.int64]:
@@ -150,9 +162,46 @@ class ClassTarget:
         return {"kind": "classes", "column": self.column, "classes": list(self.classes)}
 
 
+def require_logarithms(column: str, transform: Transform, values: NDArray[np.float64]) -> None:
+    """Refuse values (n,) that ``log(1 + y)`` is not defined for.
+
+    Raises
+    ------
+    DataError
+    """
+    if values.min() <= -1:
+        raise DataError(
+            f"--target-transform {transform} takes log(1 + y), but column {column!r} holds {values.min():g}; "
+            "use zscore or minmax"
+        )
+
+
+def require_repeated_classes(column: str, labels: NDArray[Any]) -> None:
+    """Refuse labels (n,) of a study of which one occurs once.
+
+    Raises
+    ------
+    DataError
+        Such a class cannot be both learnt and tested. A study of one class alone is `ClassTarget.fit`'s to refuse.
+    """
+    names, sizes = np.unique(labels.astype(str), return_counts=True)
+    if len(names) > 1 and sizes.min() == 1:
+        raise DataError(
+            f"column {column!r}: class {str(names[sizes.argmin()])!r} has one sample, which cannot be both learnt and "
+            "tested; merge it with another class, or empty its cell"
+        )
+
+
 def target_from_dict(stored: dict[str, Any]) -> NumericTarget | ClassTarget:
-    """The target that `to_dict` stored."""
-    stored = dict(stored)
-    if stored.pop("kind") == "numeric":
-        return NumericTarget(**stored)
-    return ClassTarget(stored["column"], tuple(stored["classes"]))
+    """The target that `to_dict` stored.
+
+    Raises
+    ------
+    ValueError
+        If it did not.
+    """
+    if not isinstance(stored, dict) or stored.get("kind") not in ("numeric", "classes"):
+        raise ValueError("no target")
+    kind: type[NumericTarget | ClassTarget] = NumericTarget if stored["kind"] == "numeric" else ClassTarget
+    fields = {name: value for name, value in stored.items() if name not in ("kind", "outputs")}
+    return TypeAdapter(kind).validate_python(fields)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from aam.config import ModelConfig, RunConfig
+from aam.data.targets import ClassTarget, NumericTarget, target_from_dict
 from aam.errors import DataError
 from aam.models.sequence_encoder import SequenceEncoder
 from aam.models.sequence_predictor import SequencePredictor
@@ -31,6 +32,7 @@ __all__ = [
     "load_weights",
     "model_path",
     "read_header",
+    "read_target",
     "save_checkpoint",
     "save_model_file",
 ]
@@ -163,6 +165,21 @@ def read_header(path: Path) -> dict[str, Any]:
     if version > FORMAT_VERSION:
         raise DataError(f"{path}: format {version} is newer than this AAM reads ({FORMAT_VERSION}); update AAM")
     return header
+
+
+def read_target(header: Mapping[str, Any], path: Path) -> NumericTarget | ClassTarget | None:
+    """The fitted target in the header of a model file; None for a pre-trained encoder.
+
+    Raises
+    ------
+    DataError
+        If it is damaged.
+    """
+    stored = header.get("target")
+    try:
+        return None if stored is None else target_from_dict(stored)
+    except ValueError:
+        raise DataError(f"{path}: what it says of its target is damaged; train again, or take another copy") from None
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:

@@ -131,6 +131,14 @@ class Trainer:
             callback.on_end(self)
         return self.state
 
+    def close(self) -> None:
+        """End the processes that build batches.
+
+        Left to the garbage collector, which may find a loader in a cycle, each of them is waited for for five seconds.
+        """
+        for loader in (self.train_loader, self.val_loader):
+            loader._iterator = None
+
     def train_epoch(self) -> dict[str, float]:
         """One pass over the training samples; the mean of each part of the loss."""
         self.plan.epoch = self.state.epoch + 1

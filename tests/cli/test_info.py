@@ -52,3 +52,9 @@ def test_of_a_pretrained_encoder(pretrained: Path) -> None:
 def test_what_is_no_run_is_refused(study: StudyFiles, tmp_path: Path) -> None:
     for path in (tmp_path / "absent", tmp_path, study.table, study.metadata):
         assert_one_line_error(aam("info", path), 1, path)
+
+
+def test_metrics_that_are_damaged_are_refused(trained: Path, tmp_path: Path) -> None:
+    shutil.copy(trained / MODEL, tmp_path / MODEL)
+    (tmp_path / "metrics.json").write_text('{"val": ')
+    assert_one_line_error(aam("info", tmp_path), 1, tmp_path / "metrics.json")

@@ -1,0 +1,511 @@
+"""Whatever is wrong with the input: one line that names it, the right exit code, nothing that looks finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from aam.data.biom_loader import FeatureTable, load_table
+from aam.data.distances import write_distances_h5
+from aam.data.splits import make_splits
+from tests.end_to_end.program import StudyFiles, aam, assert_one_line_error, write_table
+
+
+class Files:
+    """Broken copies of a study's files."""
+
+    def __init__(self, study: StudyFiles, folder: Path) -> None:
+        self.study = study
+        self.folder = folder
+        self.run = folder / "run"
+
+    def text(self, name: str, content: str) -> Path:
+        path = self.folder / name
+        path.write_text(content)
+        return path
+
+    def bytes(self, name: str, content: bytes) -> Path:
+        path = self.folder / name
+        path.write_bytes(content)
+        return path
+
+    def table(self, change: Callable[[FeatureTable], FeatureTable]) -> Path:
+        return write_table(self.folder / "table.biom", change(load_table(self.study.table)))
+
+    def matrix(self, change: Callable[[np.ndarray], np.ndarray | None]) -> Path:
+        with h5py.File(self.study.matrix) as file:
+            ids, values = [name.decode() for name in file["order"][()]], file["matrix"][()]
+        changed = change(values)
+        path = self.folder / "distances.h5"
+        with h5py.File(path, "w") as file:
+            file["order"] = [name.encode() for name in ids]
+            file["matrix"] = values if changed is None else changed
+        return path
+
+    def metadata(self, column: str, values: Callable[[int], object]) -> Path:
+        header, *rows = self.study.metadata.read_text().splitlines()
+        lines = [f"{header}\t{column}", *(f"{row}\t{values(i)}" for i, row in enumerate(rows))]
+        return self.text("metadata.tsv", "\n".join(lines) + "\n")
+
+    def refused(self, *arguments: object, words: tuple[object, ...], code: int = 1) -> None:
+        """The command is refused with these words, and leaves no run behind."""
+        outcome = aam(*arguments, "--output-dir", self.run)
+        assert_one_line_error(outcome, code, *map(str, words))
+        assert not self.run.exists()
+
+    def table_refused(self, path: Path, *words: object) -> None:
+        options = ["--unifrac-matrix", self.study.matrix]
+        self.refused("pretrain", "--table", path, *options, words=(path, *words))
+
+    def matrix_refused(self, path: Path, *words: object) -> None:
+        options = ["--table", self.study.table, "--unifrac-matrix", path]
+        self.refused("pretrain", *options, words=(path, *words))
+
+    def target_refused(self, metadata: Path, column: str, *words: object, options: tuple[str, ...] = ()) -> None:
+        arguments = ["--table", self.study.table, "--metadata", metadata, "--metadata-column", column]
+        self.refused("train", *arguments, *options, words=(repr(column), *words))
+
+
+@pytest.fixture
+def files(study: StudyFiles, tmp_path: Path) -> Files:
+    return Files(study, tmp_path)
+
+
+needs_permissions = pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read and write everything"
+)
+
+
+class TestTable:
+    def test_missing(self, files: Files) -> None:
+        files.table_refused(files.folder / "absent.biom", "no such file")
+
+    def test_directory(self, files: Files) -> None:
+        files.table_refused(files.folder, "is a directory")
+
+    @needs_permissions
+    def test_unreadable(self, files: Files) -> None:
+        path = files.bytes("table.biom", files.study.table.read_bytes())
+        path.chmod(0)
+        files.table_refused(path, "permission denied")
+
+    def test_empty_file(self, files: Files) -> None:
+        files.table_refused(files.bytes("table.biom", b""), "is empty")
+
+    def test_text_that_is_no_table(self, files: Files) -> None:
+        files.table_refused(files.text("table.biom", "Dear colleague,\nplease find attached\n"), "Dear colleague")
+
+    def test_random_bytes(self, files: Files) -> None:
+        files.table_refused(files.bytes("table.biom", np.random.default_rng(0).bytes(3000)))
+
+    def test_hdf5_that_is_no_biom(self, files: Files) -> None:
+        files.table_refused(files.study.matrix, "observation/ids")
+
+    def test_biom_cut_short(self, files: Files) -> None:
+        content = files.study.table.read_bytes()
+        files.table_refused(files.bytes("table.biom", content[: len(content) // 2]))
+
+    def test_pickle(self, files: Files) -> None:
+        files.table_refused(files.bytes("table.biom", pickle.dumps({"counts": [1, 2]})))
+
+    def test_json_that_is_no_biom(self, files: Files) -> None:
+        files.table_refused(files.text("table.biom", json.dumps({"rows": []})), "'columns'")
+
+    def test_no_samples(self, files: Files) -> None:
+        files.table_refused(files.text("table.tsv", "#OTU ID\tx\n"), "no features")
+
+    def test_only_zeros(self, files: Files) -> None:
+        files.table_refused(files.text("table.tsv", f"#OTU ID\ta\tb\n{'ACGT' * 10}\t0\t0\n"), "every count is zero")
+
+    def test_negative_counts(self, files: Files) -> None:
+        path = files.text("table.tsv", f"#OTU ID\ta\tb\n{'ACGT' * 10}\t3\t-2\n")
+        files.table_refused(path, "-2", "negative", "'b'")
+
+    def test_hashed_ids(self, files: Files) -> None:
+        def hashed(table: FeatureTable) -> FeatureTable:
+            names = [f"{i:032x}" for i in range(len(table.feature_ids))]
+            return FeatureTable(table.counts, table.sample_ids, names)
+
+        files.table_refused(files.table(hashed), "30 of 30", f"{0:032x}", "--sequences")
+
+    def test_duplicate_sample_ids(self, files: Files) -> None:
+        path = files.text("table.tsv", f"#OTU ID\ttwin\ttwin\n{'ACGT' * 10}\t3\t2\n")
+        files.table_refused(path, "duplicate sample ID", "'twin'")
+
+    def test_no_sample_is_deep_enough(self, files: Files) -> None:
+        arguments = ["pretrain", "--table", files.study.table, "--unifrac-matrix", files.study.matrix]
+        words = (files.study.table, "24", "--rarefy-depth 99999")
+        files.refused(*arguments, "--rarefy-depth", 99999, words=words)
+
+    def test_no_sample_of_the_metadata(self, files: Files) -> None:
+        metadata = files.text("metadata.tsv", "sample_id\tage\nother\t3\n")
+        files.refused(
+            *("train", "--table", files.study.table, "--metadata", metadata, "--metadata-column", "age"),
+            words=(metadata, "'other'", "subject"),
+        )
+
+    def test_too_few_samples(self, files: Files) -> None:
+        path = files.table(lambda table: table.select_samples([0]))
+        files.refused("pretrain", "--table", path, "--unifrac-matrix", files.study.matrix, words=("1 sample",))
+
+
+class TestSequences:
+    def test_missing_records(self, files: Files) -> None:
+        fasta = files.text("sequences.fasta", ">other\nACGTACGTACGTACGTACGTACGT\n")
+        arguments = ["pretrain", "--table", files.study.table, "--unifrac-matrix", files.study.matrix]
+        files.refused(*arguments, "--sequences", fasta, words=("30 of 30", "--sequences"))
+
+    def test_no_fasta(self, files: Files) -> None:
+        arguments = ["pretrain", "--table", files.study.table, "--unifrac-matrix", files.study.matrix]
+        path = files.study.metadata
+        files.refused(*arguments, "--sequences", path, words=(path, "not FASTA"))
+
+
+class TestMatrix:
+    def test_missing(self, files: Files) -> None:
+        files.matrix_refused(files.folder / "absent.h5", "no such file")
+
+    def test_nan(self, files: Files) -> None:
+        def change(values: np.ndarray) -> None:
+            values[2, 5] = values[5, 2] = np.nan
+
+        files.matrix_refused(files.matrix(change), "nan", "subject")
+
+    def test_negative(self, files: Files) -> None:
+        def change(values: np.ndarray) -> None:
+            values[2, 5] = values[5, 2] = -0.25
+
+        files.matrix_refused(files.matrix(change), "-0.25", "negative")
+
+    def test_asymmetric(self, files: Files) -> None:
+        def change(values: np.ndarray) -> None:
+            values[2, 5] = 0.125
+
+        files.matrix_refused(files.matrix(change), "not symmetric", "0.125")
+
+    def test_above_one(self, files: Files) -> None:
+        files.matrix_refused(files.matrix(lambda values: values * 5), "bounded by 1")
+
+    def test_similarities(self, files: Files) -> None:
+        files.matrix_refused(files.matrix(lambda values: 1 - values), "to itself is 1")
+
+    def test_of_another_size(self, files: Files) -> None:
+        files.matrix_refused(files.matrix(lambda values: values[:5, :5]), "24 IDs", "5 rows")
+
+    def test_not_square(self, files: Files) -> None:
+        files.matrix_refused(files.matrix(lambda values: values[:5]), "5 × 24")
+
+    def test_npy_of_another_size(self, files: Files) -> None:
+        path = files.folder / "distances.npy"
+        np.save(path, np.zeros((5, 5), dtype=np.float32))
+        files.matrix_refused(path, "5 rows", "24 samples")
+
+    def test_pickled_npy_runs_nothing(self, files: Files) -> None:
+        class Bomb:
+            def __reduce__(self) -> tuple[object, ...]:
+                return (os.system, (f"touch {files.folder / 'executed'}",))
+
+        path = files.folder / "distances.npy"
+        np.save(path, np.array([Bomb()], dtype=object), allow_pickle=True)
+        files.matrix_refused(path, "Python objects")
+        assert not (files.folder / "executed").exists()
+
+    def test_of_other_samples(self, files: Files) -> None:
+        path = files.folder / "distances.h5"
+        write_distances_h5(path, ["a", "b"], np.array([[0, 0.5], [0.5, 0]], dtype=np.float32))
+        files.matrix_refused(path, "none of its 2 samples", "'a'")
+
+    def test_a_table_is_no_matrix(self, files: Files) -> None:
+        files.matrix_refused(files.study.table, "'order'")
+
+
+class TestMetadata:
+    def test_missing_file(self, files: Files) -> None:
+        files.refused(
+            *("train", "--table", files.study.table, "--metadata", files.folder / "absent.tsv"),
+            *("--metadata-column", "age"),
+            words=(files.folder / "absent.tsv", "no such file"),
+        )
+
+    def test_missing_column(self, files: Files) -> None:
+        files.target_refused(files.study.metadata, "Age", files.study.metadata, "did you mean", "'age'")
+
+    def test_no_id_column(self, files: Files) -> None:
+        metadata = files.text("metadata.tsv", "colour\tage\nred\t3\n")
+        files.refused(
+            *("train", "--table", files.study.table, "--metadata", metadata, "--metadata-column", "age"),
+            words=(metadata, "'colour'", "sample_id"),
+        )
+
+    def test_duplicate_ids(self, files: Files) -> None:
+        metadata = files.text("metadata.tsv", "sample_id\tage\na\t3\na\t4\n")
+        files.refused(
+            *("train", "--table", files.study.table, "--metadata", metadata, "--metadata-column", "age"),
+            words=(metadata, "duplicate sample ID", "'a'"),
+        )
+
+    def test_all_missing(self, files: Files) -> None:
+        path = files.metadata("weight", lambda i: ["", "NA", "not collected"][i % 3])
+        files.target_refused(path, "weight", path, "empty for every sample")
+
+    def test_constant(self, files: Files) -> None:
+        path = files.metadata("weight", lambda i: 7)
+        for options in ((), ("--classifier",)):
+            words = (path, "7", "in every training sample", "--metadata-column")
+            files.target_refused(path, "weight", *words, options=options)
+
+    def test_text_in_a_number(self, files: Files) -> None:
+        path = files.metadata("weight", lambda i: ["heavy", 3, "light"][i % 3])
+        files.target_refused(path, "weight", path, "16 value(s)", "'heavy', 'light'", "--classifier")
+
+    def test_infinite_target(self, files: Files) -> None:
+        path = files.metadata("weight", lambda i: "inf" if i == 3 else i)
+        files.target_refused(path, "weight", path, "'inf'")
+
+    def test_logarithm_of_a_negative_target(self, files: Files) -> None:
+        path = files.metadata("weight", lambda i: i - 12)
+        options = ("--target-transform", "log-zscore")
+        files.target_refused(path, "weight", path, "-12", "--target-transform", "zscore or minmax", options=options)
+
+    def test_logarithm_of_a_negative_target_that_is_held_out(self, files: Files) -> None:
+        """It is not what the transform is fitted on, but it must be judged."""
+        held_out = self.held_out(files)
+        path = files.metadata("weight", lambda i: -5 if i == held_out[0] else i)
+        options = ("--target-transform", "log-minmax")
+        files.target_refused(path, "weight", path, "-5", "zscore or minmax", options=options)
+
+    def test_a_class_that_is_held_out_whole(self, files: Files) -> None:
+        held_out = self.held_out(files)
+        path = files.metadata("diet", lambda i: "meat" if i in held_out else ["greens", "roots"][i % 2])
+        files.target_refused(path, "diet", path, "'meat'", "--stratify", options=("--classifier",))
+
+    def held_out(self, files: Files) -> list[int]:
+        """Rows of the metadata that the default split holds out."""
+        names = [row.split("\t")[0] for row in files.study.metadata.read_text().splitlines()[1:]]
+        split = make_splits(names, val_size=0.2, seed=0)
+        return np.flatnonzero(split == "val").tolist()
+
+    def test_a_class_with_one_sample(self, files: Files) -> None:
+        path = files.metadata("diet", lambda i: "meat" if i == 3 else "greens")
+        for options in (("--classifier",), ("--classifier", "--stratify")):
+            files.target_refused(path, "diet", path, "'meat'", "one sample", options=options)
+
+    def test_fewer_groups_than_splits(self, files: Files) -> None:
+        path = files.metadata("cage", lambda i: "ab"[i % 2])
+        arguments = ["train", "--table", files.study.table, "--metadata", path, "--metadata-column", "age"]
+        files.refused(
+            *arguments, "--group-column", "cage", "--test-size", 0.2, words=(path, "'cage'", "2 group", "3 splits")
+        )
+
+    def test_missing_group_column(self, files: Files) -> None:
+        arguments = ["pretrain", "--table", files.study.table, "--unifrac-matrix", files.study.matrix]
+        arguments += ["--metadata", files.study.metadata]
+        words = (files.study.metadata, "'subject'", "'subject_id'")
+        files.refused(*arguments, "--group-column", "subject", words=words)
+
+
+class TestRunDirectory:
+    def test_that_holds_a_run(self, study: StudyFiles, trained: Path) -> None:
+        before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+        outcome = aam(*study.train, "--metadata-column", "age", "--output-dir", trained)
+        assert_one_line_error(outcome, 1, trained, "--overwrite", "--resume")
+        assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
+
+    def test_that_is_a_file(self, study: StudyFiles, tmp_path: Path) -> None:
+        path = tmp_path / "file"
+        path.write_text("mine")
+        outcome = aam(*study.train, "--metadata-column", "age", "--output-dir", path)
+        assert_one_line_error(outcome, 1, path)
+        outcome = aam(*study.train, "--metadata-column", "age", "--output-dir", path / "run")
+        assert_one_line_error(outcome, 1, path / "run")
+        assert path.read_text() == "mine"
+
+    @needs_permissions
+    def test_that_may_not_be_written(self, study: StudyFiles, tmp_path: Path) -> None:
+        tmp_path.chmod(0o500)
+        outcome = aam(*study.train, "--metadata-column", "age", "--output-dir", tmp_path / "run")
+        assert_one_line_error(outcome, 1, tmp_path / "run")
+
+    def test_training_that_diverges_leaves_nothing_finished(self, files: Files) -> None:
+        run = files.run
+        outcome = aam(
+            *files.study.train, "--metadata-column", "age", "--lr", 1e30, "--gradient-clip", 0, "--output-dir", run
+        )
+        assert outcome.code == 1
+        last = outcome.err.splitlines()[-1]
+        assert last.startswith("Error: ") and "--lr" in last
+        assert "Traceback" not in outcome.err
+        assert not (run / "metrics.json").exists()
+        assert not (run / "val_predictions.tsv").exists()
+
+    def test_a_model_that_does_not_fit_into_memory(self, files: Files) -> None:
+        arguments = [*files.study.train, "--metadata-column", "age", "--max-bp", 10**13]
+        files.refused(*arguments, words=("out of memory",))
+
+    def test_a_missing_device(self, files: Files) -> None:
+        if torch.backends.mps.is_available():
+            pytest.skip("this machine has one")
+        arguments = ["pretrain", "--table", files.study.table, "--unifrac-matrix", files.study.matrix]
+        files.refused(*arguments, "--device", "mps", words=("--device mps", "--device auto"))
+
+
+class TestConfigFile:
+    @pytest.mark.parametrize(
+        ("name", "content", "code"),
+        [
+            ("absent.json", None, 1),
+            ("broken.json", "{", 1),
+            ("broken.yaml", "a: [", 1),
+            ("list.json", "[1]", 1),
+            ("binary.yaml", b"\x93\xff\x00", 1),
+            ("python.yaml", "!!python/object/apply:os.system ['true']", 1),
+            ("unknown.yaml", "colour: red", 2),
+        ],
+    )
+    def test_that_cannot_serve(self, files: Files, name: str, content: str | bytes | None, code: int) -> None:
+        path = files.folder / name
+        if content is not None:
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+        arguments = ["pretrain", "--table", files.study.table, "--unifrac-matrix", files.study.matrix]
+        files.refused(*arguments, "--config", path, words=(path,), code=code)
+
+    def test_wrong_call(self, files: Files) -> None:
+        arguments = ["pretrain", "--table", files.study.table, "--unifrac-matrix", files.study.matrix]
+        words = ("--val-size 0.7", "--test-size 0.4")
+        files.refused(*arguments, "--val-size", 0.7, "--test-size", 0.4, words=words, code=2)
+
+
+class TestPredict:
+    def refused(self, study: StudyFiles, model: Path, output: Path, *words: object, table: Path | None = None) -> None:
+        outcome = aam(
+            "predict", "--model", model, "--table", table or study.table, "--output", output, "--num-workers", 0
+        )
+        assert_one_line_error(outcome, 1, *map(str, words))
+        assert not output.is_file()
+
+    def test_random_bytes(self, study: StudyFiles, tmp_path: Path) -> None:
+        path = tmp_path / "best_model.safetensors"
+        for content in (np.random.default_rng(0).bytes(5000), b"", b"\xff" * 8, pickle.dumps({"weights": 1})):
+            path.write_bytes(content)
+            self.refused(study, path, tmp_path / "p.tsv", path, "not a model file")
+
+    def test_cut_short(self, study: StudyFiles, trained: Path, tmp_path: Path) -> None:
+        content = (trained / "best_model.safetensors").read_bytes()
+        path = tmp_path / "model.safetensors"
+        path.write_bytes(content[: len(content) // 2])
+        self.refused(study, path, tmp_path / "p.tsv", path)
+
+    def test_safetensors_of_something_else(self, study: StudyFiles, tmp_path: Path) -> None:
+        path = tmp_path / "model.safetensors"
+        for metadata in (None, {"aam": "[]"}, {"aam": "{}"}, {"aam": '{"format_version": "one"}'}):
+            save_file({"w": torch.zeros(2)}, path, metadata=metadata)
+            self.refused(study, path, tmp_path / "p.tsv", path, "not a model file")
+
+    def test_of_a_later_version(self, study: StudyFiles, trained: Path, tmp_path: Path) -> None:
+        path = tmp_path / "model.safetensors"
+        save_file({"w": torch.zeros(2)}, path, metadata={"aam": json.dumps({"format_version": 99, "config": {}})})
+        self.refused(study, path, tmp_path / "p.tsv", path, "99", "update AAM")
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda header: header.pop("target"),
+            lambda header: header.update(target={}),
+            lambda header: header.update(target=3),
+            lambda header: header.update(target={"kind": "numeric", "column": "age"}),
+            lambda header: header["target"].update(scale="wide"),
+            lambda header: header["target"].update(transform="cube"),
+            lambda header: header.update(target={"kind": "classes", "column": "age", "classes": ["a", "b"]}),
+            lambda header: header.update(config=3),
+            lambda header: header["config"]["data"].update(table=3),
+            lambda header: header["config"]["model"].update(embedding_dim=32),
+        ],
+    )
+    def test_a_header_that_was_tampered_with(
+        self, study: StudyFiles, trained: Path, tmp_path: Path, change: Callable[[dict[str, Any]], object]
+    ) -> None:
+        path = self.tampered(trained, tmp_path, change)
+        self.refused(study, path, tmp_path / "p.tsv", path)
+        for options in ([], ["--json"]):
+            assert aam("info", path, *options).code in (0, 1)
+
+    @pytest.mark.parametrize("name", ["provenance", "checksums", "metrics"])
+    @pytest.mark.parametrize("value", [{}, 3, None])
+    def test_a_header_that_lacks_what_prediction_does_not_need(
+        self, trained: Path, tmp_path: Path, name: str, value: object
+    ) -> None:
+        path = self.tampered(trained, tmp_path, lambda header: header.update({name: value}))
+        assert aam("info", path).code == 0
+
+    @staticmethod
+    def tampered(trained: Path, folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+        path = folder / "model.safetensors"
+        with safe_open(trained / "best_model.safetensors", framework="pt") as file:
+            header = json.loads(file.metadata()["aam"])
+        change(header)
+        save_file(load_file(trained / "best_model.safetensors"), path, metadata={"aam": json.dumps(header)})
+        return path
+
+    def test_missing(self, study: StudyFiles, tmp_path: Path) -> None:
+        self.refused(study, tmp_path / "absent", tmp_path / "p.tsv", tmp_path / "absent")
+        self.refused(study, tmp_path, tmp_path / "p.tsv", tmp_path, "best_model.safetensors")
+
+    def test_encoder_only(self, study: StudyFiles, pretrained: Path, tmp_path: Path) -> None:
+        self.refused(study, pretrained, tmp_path / "p.tsv", pretrained, "aam train")
+
+    def test_output_in_a_missing_directory(self, study: StudyFiles, trained: Path, tmp_path: Path) -> None:
+        self.refused(study, trained, tmp_path / "absent" / "p.tsv", tmp_path / "absent" / "p.tsv")
+        self.refused(study, trained, tmp_path, tmp_path)
+
+    def test_table_without_a_sample_that_can_be_predicted(
+        self, study: StudyFiles, trained: Path, tmp_path: Path
+    ) -> None:
+        hashed = tmp_path / "table.tsv"
+        hashed.write_text("#OTU ID\ta\n4b5eeb300368260019c1fbc7a3c718fc\t3\n")
+        self.refused(study, trained, tmp_path / "p.tsv", hashed, "--sequences", table=hashed)
+
+    def test_metadata_that_cannot_be_read(self, study: StudyFiles, trained: Path, tmp_path: Path) -> None:
+        arguments = ["predict", "--model", trained, "--table", study.table, "--output", tmp_path / "p.tsv"]
+        outcome = aam(*arguments, "--metadata", tmp_path / "absent.tsv")
+        assert_one_line_error(outcome, 1, tmp_path / "absent.tsv")
+        assert not (tmp_path / "p.tsv").exists()
+
+
+class TestPretrainedEncoder:
+    @pytest.mark.parametrize("content", [b"", b"nonsense" * 100])
+    def test_that_is_no_model(self, files: Files, content: bytes) -> None:
+        path = files.bytes("encoder.safetensors", content)
+        arguments = [*files.study.train, "--metadata-column", "age", "--pretrained-encoder", path]
+        files.refused(*arguments, words=(path,))
+
+    def test_that_is_missing(self, files: Files) -> None:
+        path = files.folder / "absent"
+        arguments = [*files.study.train, "--metadata-column", "age", "--pretrained-encoder", path]
+        files.refused(*arguments, words=(path,))
+
+
+def test_as_a_program(files: Files) -> None:
+    """The exit codes and streams of the process itself."""
+    command = [sys.executable, "-m", "aam", "pretrain", "--table", "absent.biom", "--output-dir", str(files.run)]
+    data = subprocess.run(
+        [*command, "--unifrac-matrix", "u.h5"], capture_output=True, text=True, check=False, cwd=files.folder
+    )
+    assert (data.returncode, data.stdout) == (1, "")
+    assert data.stderr == "Error: absent.biom: no such file; give the path of the feature table\n"
+    usage = subprocess.run(command, capture_output=True, text=True, check=False, cwd=files.folder)
+    assert (usage.returncode, usage.stdout) == (2, "")
+    assert usage.stderr.splitlines()[-1].startswith("Error: ")
+    assert not files.run.exists()
