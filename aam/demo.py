@@ -69,9 +69,9 @@ def demo(directory: Path, *, seed: int = 0, overwrite: bool = False, threads: in
         group_column=GROUP,
         test_size=0.25,
     )
-    model = ModelConfig(embedding_dim=64)
+    model = ModelConfig(embedding_dim=64, attention_heads=2)
     train = TrainConfig(
-        output_dir=directory / "pretrain", epochs=15, batch_size=16, seed=seed, overwrite=overwrite, threads=threads
+        output_dir=directory / "pretrain", epochs=12, batch_size=16, seed=seed, overwrite=overwrite, threads=threads
     )
     optim = OptimConfig(lr=5e-4)
     logger.info("3/5  aam pretrain: learning sequences and communities from distances")
@@ -88,7 +88,7 @@ def demo(directory: Path, *, seed: int = 0, overwrite: bool = False, threads: in
             train=train.model_copy(
                 update={
                     "output_dir": directory / "train",
-                    "epochs": 20,
+                    "epochs": 12,
                     "pretrained_encoder": directory / "pretrain",
                 }
             ),
