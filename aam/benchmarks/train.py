@@ -27,6 +27,7 @@ from aam.run import choose_device, loader
 from aam.training.checkpoint import build_encoder
 from aam.training.optim import build_optimizer
 from aam.training.tasks import Distances, PretrainTask
+from aam.training.trainer import precision
 
 __all__ = ["Layout", "TrainBenchmark", "benchmark_train", "forward_flops", "matrix_rate"]
 
@@ -91,7 +92,7 @@ def benchmark_train(config: RunConfig, layouts: tuple[Layout, ...], steps: int) 
     plan = BatchPlan(rows, config.train.batch_size, True, config.train.seed)
     batches = _forever(loader(SampleDataset.of_study(study, options), plan, config.train, device), plan)
     optimizer = build_optimizer(encoder, config.optim)
-    run = _Steps(task, encoder, optimizer, device)
+    run = _Steps(task, encoder, optimizer, device, config.train.mixed_precision)
 
     first = next(batches)
     memory = {}
@@ -126,15 +127,23 @@ class _Steps:
     """Training steps, timed."""
 
     def __init__(
-        self, task: PretrainTask, encoder: SequenceEncoder, optimizer: torch.optim.Optimizer, device: torch.device
+        self,
+        task: PretrainTask,
+        encoder: SequenceEncoder,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+        mixed_precision: str,
     ) -> None:
         self.task, self.encoder, self.optimizer, self.device = task, encoder, optimizer, device
+        self.mixed_precision = mixed_precision
 
     def step(self, batch: Batch, waited: float = 0.0) -> _Step:
         on_device = batch.to(self.device)
         self._wait()
         began = time.perf_counter()
-        self.task.loss(on_device).total.backward()
+        with precision(self.mixed_precision, self.device):
+            loss = self.task.loss(on_device).total
+        loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._wait()
@@ -153,7 +162,9 @@ class _Steps:
     def _encoder_seconds(self, batch: Batch) -> float:
         """The ASV encoder alone on the same batch, forward and backward."""
         began = time.perf_counter()
-        self.encoder.asv_encoder(batch.tokens, batch.padded).sum().backward()
+        with precision(self.mixed_precision, self.device):
+            embeddings = self.encoder.asv_encoder(batch.tokens, batch.padded)
+        embeddings.sum().backward()
         self._wait()
         seconds = time.perf_counter() - began
         self.optimizer.zero_grad(set_to_none=True)
