@@ -20,7 +20,7 @@ __all__ = ["check"]
 Result = TypeVar("Result")
 
 
-def check(data: DataConfig, *, classifier: bool = False) -> dict[str, Any]:
+def check(data: DataConfig, *, classifier: bool = False, max_bp: int = ModelConfig().max_bp) -> dict[str, Any]:
     """Read the inputs of a run and report on them.
 
     Parameters
@@ -28,6 +28,8 @@ def check(data: DataConfig, *, classifier: bool = False) -> dict[str, Any]:
     data : DataConfig
     classifier : bool
         Whether the target holds labels.
+    max_bp : int
+        Bases after which sequences are cut.
 
     Returns
     -------
@@ -39,7 +41,7 @@ def check(data: DataConfig, *, classifier: bool = False) -> dict[str, Any]:
     files = read_files(data, problems)
     study: Study | None = None
     if files.table is not None and files.sequences is not None:
-        study = _align(files, data, classifier, problems)
+        study = _align(files, data, partial(align, max_bp=max_bp, classifier=classifier), problems)
     elif files.metadata is not None and data.metadata is not None:
         for column in (data.metadata_column, data.group_column):
             if column is not None:
@@ -47,7 +49,7 @@ def check(data: DataConfig, *, classifier: bool = False) -> dict[str, Any]:
     target = None
     if study is not None and study.target is not None and data.metadata_column is not None:
         target = _attempt(problems, _target, study.target, data, classifier)
-    if study is not None and study.groups is not None:
+    if study is not None and (target is not None or study.target is None):
         _attempt(problems, _split, study, data)
     return {
         "samples": _samples(files, study),
@@ -69,9 +71,8 @@ def _attempt(problems: list[str], step: Callable[..., Result], *arguments: Any) 
         return None
 
 
-def _align(files: StudyFiles, data: DataConfig, classifier: bool, problems: list[str]) -> Study | None:
+def _align(files: StudyFiles, data: DataConfig, step: Callable[..., Study], problems: list[str]) -> Study | None:
     """The study, without the columns that cannot serve; each of these is a problem of its own."""
-    step = partial(align, max_bp=ModelConfig().max_bp, classifier=classifier)
     study = _attempt([], step, files, data)
     if study is not None:
         return study
@@ -89,6 +90,7 @@ def _split(study: Study, data: DataConfig) -> None:
         make_splits(
             study.sample_ids,
             groups=study.groups,
+            labels=study.target if data.stratify else None,
             val_size=data.val_size,
             test_size=data.test_size,
             seed=0,

@@ -157,7 +157,7 @@ class TrainConfig(Section):
     epochs: int = option(50, "Most passes over the training samples.", ge=1)
     batch_size: int = option(32, "Samples of a batch.", ge=1)
     patience: int = option(10, "Stop after this many epochs without improvement on the validation split.", ge=1)
-    seed: int = option(0, "Seed of every random draw.", ge=0, lt=2**63)
+    seed: int = option(0, "Seed of every random draw.", ge=0, lt=2**32)
     device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "Where to compute.")
     threads: int | None = option(None, "CPU threads of PyTorch; its own choice by default.", ge=1)
     num_workers: int | None = option(
@@ -200,6 +200,8 @@ class RunConfig(Section):
         if self.command == "pretrain":
             if self.data.unifrac_matrix is None:
                 raise ValueError("`aam pretrain` learns distances: --unifrac-matrix is missing")
+            if self.task.unifrac_weight == 0 and self.task.nuc_weight == 0:
+                raise ValueError("--unifrac-weight 0 and --nuc-weight 0 leave nothing to learn; raise one of them")
         else:
             if self.data.metadata_column is None:
                 raise ValueError("`aam train` predicts a column of the metadata: --metadata-column is missing")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from torch.utils.data import DataLoader
 
 from aam.config import DataConfig, TrainConfig
+from aam.data.batch import Batch
 from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
 from aam.data.metadata import load_metadata
 from aam.data.study import load_study
@@ -84,28 +88,37 @@ def predict(
         logger.warning("%s: has no column %r, so predictions stand without the truth", metadata, target.column)
     classifier = isinstance(target, ClassTarget)
     study = load_study(data, max_bp=trained.model.max_bp, classifier=classifier, keep_unlabelled=True, checksums=False)
+    if study.target is not None:
+        unknown = int(pd.isna(study.target).sum())
+        if unknown:
+            logger.warning("%s: has no %s of %d of %d samples", metadata, target.column, unknown, len(study))
     for warning in study.warnings:
         logger.warning(warning)
     predictor = build_model(trained.model, target.outputs)
     assert isinstance(predictor, SequencePredictor)
     load_weights(predictor, file.weights, model)
     predictor.to(device).eval()
-    options = DatasetOptions(
-        seed=trained.train.seed,
-        rarefy_depth=data.rarefy_depth,
-        token_limit=data.token_limit,
-        asv_sampling=data.asv_sampling,
-    )
+    options = DatasetOptions.of(data, trained.train.seed)
     dataset = SampleDataset.of_study(study, options)
     plan = BatchPlan(np.arange(len(study)), settings.batch_size, False, 0)
     # In the arithmetic that the model was judged in: half precision rounds in the third digit.
     with torch.no_grad(), precision(trained.train.mixed_precision, device):
-        outputs = [predictor(batch.to(device)).target for batch in loader(dataset, plan, settings, device)]
+        outputs = [predictor(batch.to(device)).target for batch in _tracked(loader(dataset, plan, settings, device))]
     output = torch.cat(outputs).float().cpu().numpy()
     order = np.argsort(study.file_order)
     known = None if study.target is None else study.target[order]
     frame = prediction_table(target, [study.sample_ids[i] for i in order], output[order], known)
     return PredictionResult(frame, study.left_out, _metrics(frame, target))
+
+
+def _tracked(batches: DataLoader[Batch]) -> Iterable[Batch]:
+    """Batches, with a progress bar where the standard error is a terminal."""
+    if not sys.stderr.isatty():
+        return batches
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(batches, "predicting", console=Console(stderr=True), transient=True)
 
 
 def _has_column(metadata: Path, column: str) -> bool:

@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +110,13 @@ def run(config: RunConfig) -> RunResult:
         header = _provenance(study, task)
         trainer = _build_trainer(config, study, split, task, device, directory, header)
         if resumed is not None:
-            trainer.load_state_dict(resumed["trainer"])
+            try:
+                trainer.load_state_dict(resumed["trainer"])
+            except (KeyError, TypeError, ValueError, RuntimeError) as error:
+                raise DataError(
+                    f"{directory / 'last.ckpt'}: does not fit this run ({type(error).__name__}); "
+                    "start again with --overwrite"
+                ) from None
             logger.info("resuming after epoch %d", trainer.state.epoch)
         try:
             trainer.fit()
@@ -199,7 +205,7 @@ class RunDirectory:
             raise DataError(f"{self.path}: is a file; give another --output-dir")
         holds_run = any((self.path / name).exists() for name in self.FILES)
         if resume and not (self.path / "last.ckpt").is_file():
-            raise DataError(f"{self.path}: holds no last.ckpt to resume from; leave --resume out")
+            raise DataError(f"{self.path}: holds no last.ckpt to resume from; begin with --overwrite instead")
         if holds_run and not (resume or overwrite):
             raise DataError(
                 f"{self.path}: holds a run already; give --overwrite to replace it, --resume to continue it, "
@@ -367,8 +373,9 @@ def _build_task(config: RunConfig, study: Study, split: NDArray[Any], pretrained
         assert config.train.pretrained_encoder is not None
         load_weights(encoder, _encoder_weights(pretrained), config.train.pretrained_encoder)
     else:
-        _fit_abundance(encoder, study, train)
-        _calibrate(encoder, config.train.seed, study, train, distances)
+        dataset = SampleDataset.of_study(study, DatasetOptions.of(config.data, config.train.seed))
+        _fit_abundance(encoder, dataset, train)
+        _calibrate(encoder, config.train, study, dataset, train, distances)
     if config.train.freeze_base:
         encoder.requires_grad_(False)
     if config.command == "pretrain":
@@ -390,31 +397,35 @@ def _build_task(config: RunConfig, study: Study, split: NDArray[Any], pretrained
     )
 
 
-def _fit_abundance(encoder: SequenceEncoder, study: Study, train: NDArray[np.int64]) -> None:
+def _fit_abundance(encoder: SequenceEncoder, dataset: SampleDataset, train: NDArray[np.int64]) -> None:
     """Standardise log abundances by the training samples'."""
-    rows = study.table[train]
-    relative = rows.data / np.repeat(np.asarray(rows.sum(axis=1)), np.diff(rows.indptr))
-    logs = np.log(relative)
+    rows, depth = dataset.drawn(train, epoch=0)
+    logs = np.log(rows.counts / depth[rows.samples])
     abundance = encoder.sample_encoder.abundance
     abundance.mean.fill_(float(logs.mean()))
     abundance.sd.fill_(float(logs.std()) or 1.0)
 
 
 def _calibrate(
-    encoder: SequenceEncoder, seed: int, study: Study, train: NDArray[np.int64], distances: Distances | None
+    encoder: SequenceEncoder,
+    config: TrainConfig,
+    study: Study,
+    dataset: SampleDataset,
+    train: NDArray[np.int64],
+    distances: Distances | None,
 ) -> None:
     """Give a fresh network reference ASVs, and start its distances at the level of real ones, from training samples."""
     present = np.flatnonzero(study.table[train].sum(axis=0) > 0)
-    chosen = np.sort(generator("reference ASVs", seed, 0).permutation(present)[:REFERENCE_ASVS])
+    chosen = np.sort(generator("reference ASVs", config.seed, 0).permutation(present)[:REFERENCE_ASVS])
     encoder.asv_encoder.set_reference(torch.from_numpy(study.tokens[chosen, 1:]))
-    some = next(iter(BatchPlan(train, 64, True, seed)))
+    some = next(iter(BatchPlan(train, 64, True, config.seed)))
     if len(some.samples) < 2:
         return
     mean = 0.5
     if distances is not None:
         mean = float(pair_values(distances.values[np.ix_(some.samples, some.samples)]).mean())
     encoder.eval()
-    encoder.calibrate(SampleDataset.of_study(study, DatasetOptions())[some], mean)
+    encoder.calibrate(dataset[some], mean)
 
 
 def _fit_target(config: RunConfig, study: Study, train: NDArray[np.int64]) -> NumericTarget | ClassTarget:
@@ -446,11 +457,8 @@ def _class_weights(
 def _datasets(config: RunConfig, study: Study, split: NDArray[Any], task: Task) -> dict[str, SampleDataset]:
     """The study as each split sees it."""
     base_learns = not config.train.freeze_base
-    options = DatasetOptions(
-        seed=config.train.seed,
-        rarefy_depth=config.data.rarefy_depth,
-        token_limit=config.data.token_limit,
-        asv_sampling=config.data.asv_sampling,
+    options = replace(
+        DatasetOptions.of(config.data, config.train.seed),
         nuc_asv_fraction=config.task.nuc_asv_fraction if config.task.nuc_weight > 0 and base_learns else 0.0,
         nuc_mask_ratio=config.task.nuc_mask_ratio,
         nuc_mask_strategy=config.task.nuc_mask_strategy,
@@ -524,7 +532,7 @@ def _load_resumed(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     now = config.model_dump(mode="json")
     for section in ("data", "model", "task", "optim", "train"):
         for name, value in now[section].items():
-            before = saved["config"][section].get(name, value)
+            before = saved["config"].get(section, {}).get(name, value)
             if before != value and name not in free:
                 option = "--" + name.replace("_", "-")
                 raise DataError(

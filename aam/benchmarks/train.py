@@ -9,7 +9,7 @@ import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -47,7 +47,7 @@ class TrainBenchmark:
     samples_per_second: float
     asvs_per_second: float  # occurrences in samples
     distinct_asvs_per_second: float
-    waiting_share: float  # of a step, for data
+    waiting_share: float | None  # of a step, for data; of the first layout alone
     memory_growth_mb: float  # highest over what the process held before the first step
     flops_per_second: float
     matrix_flops_per_second: float  # of a plain product of 2048 x 2048 matrices
@@ -65,7 +65,8 @@ class TrainBenchmark:
 def benchmark_train(config: RunConfig, layouts: tuple[Layout, ...], steps: int) -> list[TrainBenchmark]:
     """Measure pre-training steps on a study.
 
-    The layouts take turns batch by batch, so that a machine whose speed drifts does not favour one; memory is measured
+    A step is one batch: forward, backward, clipping and AdamW, without accumulation or loss scaling. The layouts take
+    turns batch by batch, so that a machine whose speed drifts does not favour one; memory is measured
     in a first step of each.
 
     Parameters
@@ -83,16 +84,17 @@ def benchmark_train(config: RunConfig, layouts: tuple[Layout, ...], steps: int) 
     encoder = build_encoder(config.model)
     task = PretrainTask(encoder, config.task, Distances.of(study.distances, rows), config.train.seed)
     task.to(device).train()
-    options = DatasetOptions(
-        seed=config.train.seed,
+    options = replace(
+        DatasetOptions.of(config.data, config.train.seed),
         nuc_asv_fraction=config.task.nuc_asv_fraction if config.task.nuc_weight > 0 else 0.0,
         nuc_mask_ratio=config.task.nuc_mask_ratio,
         nuc_mask_strategy=config.task.nuc_mask_strategy,
     )
     plan = BatchPlan(rows, config.train.batch_size, True, config.train.seed)
-    batches = _forever(loader(SampleDataset.of_study(study, options), plan, config.train, device), plan)
+    train_loader = loader(SampleDataset.of_study(study, options), plan, config.train, device)
+    batches = _forever(train_loader, plan)
     optimizer = build_optimizer(encoder, config.optim)
-    run = _Steps(task, encoder, optimizer, device, config.train.mixed_precision)
+    run = _Steps(task, encoder, optimizer, device, config)
 
     first = next(batches)
     memory = {}
@@ -101,21 +103,34 @@ def benchmark_train(config: RunConfig, layouts: tuple[Layout, ...], steps: int) 
     measured: dict[Layout, list[_Step]] = {layout: [] for layout in layouts}
     rates = []
     for _ in range(steps):
-        began = time.perf_counter()
         batch = next(batches)
-        waited = time.perf_counter() - began
         rates.append(matrix_rate(device))
         for layout in layouts:
-            measured[layout].append(run.step(_laid_out(batch, layout), waited))
+            measured[layout].append(run.step(_laid_out(batch, layout)))
     rate = float(np.median(rates))
-    return [_summary(layout, measured[layout], memory[layout], rate) for layout in layouts]
+    waiting = {layouts[0]: _waiting_share(run, batches, layouts[0], train_loader)}
+    return [_summary(layout, measured[layout], memory[layout], rate, waiting.get(layout)) for layout in layouts]
+
+
+def _waiting_share(run: _Steps, batches: Iterator[Batch], layout: Layout, train_loader: DataLoader[Batch]) -> float:
+    """The share of steps, one right after the other as in training, that is spent waiting for the next batch.
+
+    There are more steps than batches that workers hold ready beforehand.
+    """
+    ready = train_loader.num_workers * (train_loader.prefetch_factor or 0)
+    waited, began = 0.0, time.perf_counter()
+    for _ in range(ready + 3):
+        asked = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - asked
+        run.train(_laid_out(batch, layout).to(run.device))
+    return waited / (time.perf_counter() - began)
 
 
 @dataclass(frozen=True)
 class _Step:
     seconds: float
     encoder_seconds: float
-    waited: float
     samples: int
     occurrences: int
     distinct: int
@@ -132,26 +147,31 @@ class _Steps:
         encoder: SequenceEncoder,
         optimizer: torch.optim.Optimizer,
         device: torch.device,
-        mixed_precision: str,
+        config: RunConfig,
     ) -> None:
         self.task, self.encoder, self.optimizer, self.device = task, encoder, optimizer, device
-        self.mixed_precision = mixed_precision
+        self.mixed_precision = config.train.mixed_precision
+        self.gradient_clip = config.optim.gradient_clip
 
-    def step(self, batch: Batch, waited: float = 0.0) -> _Step:
-        on_device = batch.to(self.device)
-        self._wait()
-        began = time.perf_counter()
+    def train(self, batch: Batch) -> None:
         with precision(self.mixed_precision, self.device):
-            loss = self.task.loss(on_device).total
+            loss = self.task.loss(batch).total
         loss.backward()
+        if self.gradient_clip > 0:
+            torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), self.gradient_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._wait()
+
+    def step(self, batch: Batch) -> _Step:
+        on_device = batch.to(self.device)
+        self._wait()
+        began = time.perf_counter()
+        self.train(on_device)
         seconds = time.perf_counter() - began
         return _Step(
             seconds=seconds,
             encoder_seconds=self._encoder_seconds(on_device),
-            waited=waited,
             samples=len(batch),
             occurrences=int((batch.counts > 0).sum()),
             distinct=len(torch.unique(batch.tokens, dim=0)),
@@ -185,7 +205,9 @@ def _laid_out(batch: Batch, layout: Layout) -> Batch:
     return batch if layout == "distinct" else padded_layout(batch)
 
 
-def _summary(layout: Layout, steps: list[_Step], memory_growth: float, rate: float) -> TrainBenchmark:
+def _summary(
+    layout: Layout, steps: list[_Step], memory_growth: float, rate: float, waiting: float | None
+) -> TrainBenchmark:
     seconds = np.array([step.seconds for step in steps])
     return TrainBenchmark(
         layout=layout,
@@ -197,7 +219,7 @@ def _summary(layout: Layout, steps: list[_Step], memory_growth: float, rate: flo
         samples_per_second=float(np.median([step.samples / step.seconds for step in steps])),
         asvs_per_second=float(np.median([step.occurrences / step.seconds for step in steps])),
         distinct_asvs_per_second=float(np.median([step.distinct / step.seconds for step in steps])),
-        waiting_share=float(np.median([step.waited / (step.waited + step.seconds) for step in steps])),
+        waiting_share=waiting,
         memory_growth_mb=memory_growth,
         flops_per_second=float(np.median([step.flops / step.seconds for step in steps])),
         matrix_flops_per_second=rate,

@@ -64,6 +64,8 @@ def _page(measured: list[TrainBenchmark]) -> str:
 
 
 def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
     if isinstance(value, int):
         return str(value)
     if abs(value) >= 1e9:

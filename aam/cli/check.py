@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
+
+from aam.cli.options import study_options, usage_errors
 
 __all__ = ["command"]
 
 
 @click.command("check")
-@click.option("--table", type=click.Path(path_type=Path), required=True, help="Feature table.")
-@click.option("--sequences", type=click.Path(path_type=Path), help="FASTA of the features' sequences.")
-@click.option("--unifrac-matrix", type=click.Path(path_type=Path), help="Distances between samples.")
-@click.option("--metadata", type=click.Path(path_type=Path), help="Sample metadata.")
-@click.option("--metadata-column", help="Column to predict.")
-@click.option("--classifier", is_flag=True, help="The column holds classes.")
-@click.option("--group-column", help="Column that keeps samples together.")
-@click.option("--rarefy-depth", type=click.IntRange(min=1), help="Reads that samples would be subsampled to.")
+@study_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-def command(as_json: bool, classifier: bool, **data: Any) -> None:
+def command(as_json: bool, **typed: Any) -> None:
     """Read the inputs as `aam train` would and say what was found, or every problem at once.
 
     Exits with 0 if there is no problem, else with 1.
@@ -30,10 +24,16 @@ def command(as_json: bool, classifier: bool, **data: Any) -> None:
     from aam.check import check
     from aam.config import DataConfig
 
-    if data["metadata"] is None and (data["metadata_column"] or data["group_column"]):
-        option = "--metadata-column" if data["metadata_column"] else "--group-column"
-        raise click.UsageError(f"{option} {data['metadata_column'] or data['group_column']!r} needs --metadata")
-    report = check(DataConfig(**data), classifier=classifier)
+    given = {name: value for name, value in typed.items() if value is not None}
+    if "table" not in given:
+        raise click.UsageError("Missing option '--table'.")
+    for name in ("metadata_column", "group_column"):
+        if name in given and "metadata" not in given:
+            raise click.UsageError(f"--{name.replace('_', '-')} {given[name]!r} needs --metadata")
+    options = {name: given.pop(name) for name in ("max_bp", "classifier") if name in given}
+    with usage_errors():
+        data = DataConfig(**given)
+    report = check(data, **options)
     click.echo(json.dumps(report, indent=2) if as_json else _page(report))
     sys.exit(1 if report["problems"] else 0)
 

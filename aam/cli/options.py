@@ -7,6 +7,7 @@ import logging
 import sys
 import types
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -15,10 +16,18 @@ from click.core import ParameterSource
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from aam.config import Command, RunConfig, Section, TrainConfig
+from aam.config import Command, DataConfig, ModelConfig, RunConfig, Section, TaskConfig, TrainConfig
 from aam.errors import DataError
 
-__all__ = ["config_options", "log_to_console", "machine_options", "read_config", "run_config"]
+__all__ = [
+    "config_options",
+    "log_to_console",
+    "machine_options",
+    "read_config",
+    "run_config",
+    "study_options",
+    "usage_errors",
+]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 SECTIONS = ("data", "model", "task", "optim", "train")
@@ -42,6 +51,12 @@ def _defaults_of_the_other_command(command: Command) -> dict[str, Any]:
     (other,) = set(get_args(Command)) - {command}
     own = {name for _, name, _ in _fields(command)}
     return {name: field.default for _, name, field in _fields(other) if name not in own}
+
+
+def _alias(field: FieldInfo) -> str:
+    extra = field.json_schema_extra
+    assert isinstance(extra, dict)
+    return str(extra["alias"] or "")
 
 
 def _flag(name: str) -> str:
@@ -68,6 +83,15 @@ def machine_options(function: Function) -> Function:
     """Decorate a command that only runs a model with the options of the machine it runs on."""
     for name in reversed(("batch_size", "device", "threads", "num_workers")):
         function = _click_option(name, TrainConfig.model_fields[name])(function)
+    return function
+
+
+def study_options(function: Function) -> Function:
+    """Decorate a command that reads a study as a run would, but runs nothing."""
+    fields = [*DataConfig.model_fields.items(), ("max_bp", ModelConfig.model_fields["max_bp"])]
+    fields.append(("classifier", TaskConfig.model_fields["classifier"]))
+    for name, field in reversed(fields):
+        function = _click_option(name, field)(function)
     return function
 
 
@@ -123,6 +147,7 @@ def run_config(command: Command, ctx: click.Context, output_dir: Path | None = N
         If the file of ``--config`` cannot be read.
     """
     where = {name: section for section, name, _ in _fields(command)}
+    aliases = {_alias(field).replace("-", "_"): name for _, name, field in _fields(command) if _alias(field)}
     typed = {
         name: value
         for name, value in ctx.params.items()
@@ -140,6 +165,7 @@ def run_config(command: Command, ctx: click.Context, output_dir: Path | None = N
         for name, value in read_config(source).items():
             if name in others and value == others[name]:
                 continue  # a config.json holds every field
+            name = aliases.get(name, name)
             if name not in where:
                 raise click.UsageError(f"{source}: `aam {command}` has no option {name!r}")
             sections[where[name]][name] = value
@@ -150,8 +176,16 @@ def run_config(command: Command, ctx: click.Context, output_dir: Path | None = N
     for name in ("table", "output_dir"):
         if name not in sections[where[name]]:
             raise click.UsageError(f"Missing option '{_flag(name)}'.")
-    try:
+    with usage_errors():
         return RunConfig(command=command, **sections)  # type: ignore[arg-type]
+    raise AssertionError  # the block above returns or raises
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Values that a configuration refuses, as a usage error."""
+    try:
+        yield
     except ValidationError as error:
         raise click.UsageError("; ".join(_sentence(problem) for problem in error.errors())) from None
 
@@ -179,7 +213,7 @@ def read_config(path: Path) -> dict[str, Any]:
         read = json.loads(content) if path.suffix == ".json" else yaml.safe_load(content)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; give --config an existing file") from None
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise DataError(f"{path}: neither JSON nor YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(read, dict):
         raise DataError(f"{path}: holds no options; write a line `epochs: 20`, say")

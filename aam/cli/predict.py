@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from aam.cli.options import log_to_console, machine_options
+from aam.cli.options import log_to_console, machine_options, usage_errors
 from aam.cli.report import metric_lines
 
 __all__ = ["command"]
@@ -37,7 +37,8 @@ def command(
     if output.is_dir() or not output.parent.is_dir():
         raise DataError(f"{output}: cannot be written; give --output a file in an existing directory")
     log_to_console()
-    settings = TrainConfig(output_dir=output.parent, **{k: v for k, v in machine.items() if v is not None})
+    with usage_errors():
+        settings = TrainConfig(output_dir=output.parent, **{k: v for k, v in machine.items() if v is not None})
     from aam.predict import predict
 
     result = predict(model, table, sequences=sequences, metadata=metadata, settings=settings)

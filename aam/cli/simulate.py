@@ -16,7 +16,7 @@ __all__ = ["command"]
 @click.option("--subjects", default=50, show_default=True, help="Number of subjects that the samples are taken from.")
 @click.option("--length", default=150, show_default=True, help="Bases of every sequence.")
 @click.option("--depth", default=5000, show_default=True, help="Median reads of a sample.")
-@click.option("--seed", default=0, show_default=True, help="Seed of every draw.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of every draw.")
 @click.option("--overwrite", is_flag=True, help="Replace the study in --output-dir.")
 def command(
     output_dir: Path, samples: int, asvs: int, subjects: int, length: int, depth: int, seed: int, overwrite: bool

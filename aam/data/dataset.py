@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch.utils.data import Dataset, Sampler
 
+from aam.config import DataConfig
 from aam.data.batch import Batch, MaskedNucleotides, SampleRows, arrange
 from aam.data.draws import generator, stable_keys, uniform
 from aam.data.study import Study
@@ -38,6 +39,13 @@ class DatasetOptions:
     nuc_mask_ratio: float = 0.15
     nuc_mask_strategy: Literal["random", "span"] = "random"
     count_mask_ratio: float = 0.0
+
+    @classmethod
+    def of(cls, data: DataConfig, seed: int) -> Self:
+        """Samples as a configuration asks for them, nothing masked."""
+        return cls(
+            seed=seed, rarefy_depth=data.rarefy_depth, token_limit=data.token_limit, asv_sampling=data.asv_sampling
+        )
 
 
 class BatchKey(NamedTuple):
@@ -123,7 +131,7 @@ class SampleDataset(Dataset[Batch]):
         self.target = target
         self.first_holder: NDArray[np.int64] | None = None
         if restore_once is not None:
-            rows = self._drawn(restore_once, epoch=0)[0]  # without what rarefaction and the token limit leave out
+            rows = self.drawn(restore_once, epoch=0)[0]  # without what rarefaction and the token limit leave out
             asvs, first = np.unique(rows.asvs, return_index=True)
             self.first_holder = np.full(table.shape[1], -1)
             self.first_holder[asvs] = restore_once[rows.samples[first]]
@@ -152,7 +160,7 @@ class SampleDataset(Dataset[Batch]):
     def __getitem__(self, key: BatchKey) -> Batch:
         epoch, samples = key
         sample_index = np.array(samples, dtype=np.int64)
-        rows, depth = self._drawn(sample_index, epoch)
+        rows, depth = self.drawn(sample_index, epoch)
         batch, distinct = arrange(rows, depth, self.tokens, sample_index)
         extra: dict[str, object] = {}
         if self.distances is not None:
@@ -165,7 +173,7 @@ class SampleDataset(Dataset[Batch]):
             extra["hidden_counts"] = self._hidden_counts(batch, distinct, sample_index, epoch)
         return replace(batch, **extra)  # type: ignore[arg-type]
 
-    def _drawn(self, sample_index: NDArray[np.int64], epoch: int) -> tuple[SampleRows, NDArray[np.float64]]:
+    def drawn(self, sample_index: NDArray[np.int64], epoch: int) -> tuple[SampleRows, NDArray[np.float64]]:
         """The ASVs that are read of samples, and the samples' reads before the token limit."""
         rows = self._rarefied(self._rows(sample_index), sample_index, epoch)
         return self._limited(rows, sample_index, epoch), rows.depth()

@@ -94,13 +94,13 @@ def load_metadata(path: Path) -> pd.DataFrame:
                 row.pop()
             if not header:
                 header = row
-            elif len(row) != len(header):
+            elif len(row) > len(header):
                 raise DataError(
                     f"{path}: line {start + reader.line_num} has {len(row)} cells where the header has {len(header)}; "
                     "make every row as long as the header"
                 )
             else:
-                rows.append(row)
+                rows.append(row + [""] * (len(header) - len(row)))  # spreadsheets leave empty last cells out
     except csv.Error as error:
         raise DataError(
             f"{path}: line {start + reader.line_num} cannot be read ({error}); check the quotation marks"

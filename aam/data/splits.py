@@ -204,7 +204,10 @@ def _hold_out(
         held_groups = min(max(1, round(share * count)), count - leave)
         return next(GroupShuffleSplit(1, test_size=held_groups, random_state=seed).split(rows, groups=groups))[1]
 
-    folds = min(max(2, round(1 / min(share, 1 - share))), count)
+    part = min(share, 1 - share)
+    folds = min(max(2, round(1 / part)), count)
+    if abs(folds * part - 1) > 0.1:  # no whole number of folds is near: join some of more, smaller ones
+        folds = min(10, count)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class")
         try:
@@ -213,8 +216,9 @@ def _hold_out(
             raise DataError(
                 f"cannot stratify {count} groups into {folds} parts ({error}); change the sizes or do not stratify"
             ) from error
-    rest, fold = next(((rest, fold) for rest, fold in parts if len(rest) and len(fold)), parts[0])
-    return fold if share <= 0.5 else rest
+    filled = [fold for _, fold in parts if len(fold)]
+    joined = np.sort(np.concatenate(filled[: max(1, min(round(part * folds), len(filled) - 1))]))
+    return joined if share <= 0.5 else np.setdiff1d(np.arange(samples), joined)
 
 
 def write_splits(path: Path, sample_ids: Sequence[str], split: _Array) -> None:

@@ -143,7 +143,7 @@ class Console(Callback):
         self.close()
 
     def close(self) -> None:
-        """Give the terminal back."""
+        # Gives the terminal back.
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
@@ -188,6 +188,7 @@ class TensorBoard(Callback):
         for writer in self.writers.values():
             writer.flush()
 
-    def on_end(self, trainer: Trainer) -> None:
+    def close(self) -> None:
         for writer in self.writers.values():
             writer.close()
+        self.writers = {}

@@ -138,6 +138,8 @@ class Task:
             assert batch.distances is not None
             parts |= self._distance_losses(encoded.embedding, encoded.presence, batch.distances)
         parts |= {name: mean for name, (mean, _) in self._other_losses(batch, encoded, output).items()}
+        if not parts:  # nothing was drawn to be restored in this batch
+            return LossOutput(encoded.embedding.sum() * 0, {})
         return weighted(parts, self.weights)
 
     @torch.no_grad()

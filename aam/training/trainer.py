@@ -62,6 +62,9 @@ class Callback:
 
     def on_end(self, trainer: Trainer) -> None: ...
 
+    def close(self) -> None:
+        """Let go of what is held, also where training was interrupted."""
+
 
 class Trainer:
     """Trains a task.
@@ -132,10 +135,12 @@ class Trainer:
         return self.state
 
     def close(self) -> None:
-        """End the processes that build batches.
+        """Close the callbacks and end the processes that build batches.
 
         Left to the garbage collector, which may find a loader in a cycle, each of them is waited for for five seconds.
         """
+        for callback in self.callbacks:
+            callback.close()
         for loader in (self.train_loader, self.val_loader):
             loader._iterator = None
 
@@ -179,9 +184,11 @@ class Trainer:
         if self.optim.gradient_clip > 0:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.task.model.parameters(), self.optim.gradient_clip)
+        scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.schedule.step()
+        if self.scaler.get_scale() >= scale:  # else the gradient overflowed and the step was left out
+            self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.state.step += 1
 

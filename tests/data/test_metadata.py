@@ -59,7 +59,7 @@ def test_comma_separated_and_quoted(tmp_path):
         ("sample_id\tage\n", "no samples"),
         ("sample_id\tage\ns1\t3\ns1\t4\n", "1 duplicate sample ID.*'s1'"),
         ("sample_id\tage\tage\ns1\t3\t4\n", "duplicate column name.*'age'"),
-        ("sample_id\tage\ts\ns1\t3\n", "line 2 has 2 cells where the header has 3"),
+        ("sample_id\tage\ts\ns1\t3\tx\ty\n", "line 2 has 4 cells where the header has 3"),
         ("sample_id\tage\ns1\t3\t4\n", "line 2 has 3 cells"),
         ("sample_id\tage\n\t3\n", "empty sample ID"),
         ('sample_id\tage\ns1\t"3\n', "quotation marks"),
@@ -162,3 +162,11 @@ def test_real_target():
     assert round(ages.mean(), 2) == 8.59
     with pytest.raises(DataError, match="'Vaginal'"):
         numeric_target(frame["delivery"], "delivery", path)
+
+
+def test_short_rows_end_in_empty_cells(tmp_path):
+    path = tmp_path / "m.tsv"
+    path.write_text("sample_id\tage\tsex\ns1\t3\ns2\t4\tf\n")
+    frame = load_metadata(path)
+    assert frame.loc["s1", "age"] == "3"
+    assert frame["sex"].isna().tolist() == [True, False]

@@ -54,7 +54,7 @@ def config(**model: object) -> RunConfig:
         model=ModelConfig(**(options | model)),
         task=TaskConfig(target_transform="log-minmax", loss="mae", nuc_mask_strategy="span"),
         optim=OptimConfig(lr=0.123, accumulation_steps=3),
-        train=TrainConfig(output_dir=Path("run"), seed=2**40, mixed_precision="bf16"),
+        train=TrainConfig(output_dir=Path("run"), seed=2**31, mixed_precision="bf16"),
     )
 
 
