@@ -7,12 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from scipy import sparse
 
 from aam.data.dataset import DatasetOptions, SampleDataset
 from aam.data.tokenizer import tokenize
 
 MAX_BP = 20
+
+# No test fails because the machine is busy, or passes by a lucky draw.
+settings.register_profile("aam", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("aam")
 
 # Tensors this small gain nothing from threads, which wait for each other where other programs run.
 torch.set_num_threads(1)
