@@ -6,7 +6,7 @@ A target is fitted on the training split alone and stored with the model.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,6 @@ from aam.errors import DataError
 __all__ = [
     "ClassTarget",
     "NumericTarget",
-    "Target",
     "Transform",
     "require_logarithms",
     "require_repeated_classes",
@@ -25,24 +24,6 @@ __all__ = [
 ]
 
 Transform = Literal["none", "zscore", "minmax", "log-zscore", "log-minmax"]
-
-
-class Target(Protocol):
-    """A fitted target."""
-
-    @property
-    def column(self) -> str:
-        """The metadata column."""
-
-    @property
-    def outputs(self) -> int:
-        """How many numbers the network gives for it."""
-
-    def encode(self, values: NDArray[Any]) -> NDArray[Any]:
-        """The column's values as the loss takes them."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything `target_from_dict` needs, as JSON takes it."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Shapes: ``B`` samples of a batch, ``n`` held-out samples, ``D`` width, ``K`` cla
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
@@ -349,7 +349,5 @@ def prediction_table(
         return pd.DataFrame(columns)
     probabilities = _softmax(output)
     columns["predicted"] = target.decode(probabilities.argmax(axis=1))
-    probability_columns: Mapping[str, Any] = {
-        f"prob_{name}": probabilities[:, place] for place, name in enumerate(target.classes)
-    }
-    return pd.DataFrame(columns | dict(probability_columns))
+    columns |= {f"prob_{name}": probabilities[:, place] for place, name in enumerate(target.classes)}
+    return pd.DataFrame(columns)
