@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -64,6 +64,30 @@ class Callback:
 
     def close(self) -> None:
         """Let go of what is held, also where training was interrupted."""
+
+
+class _PartMeans:
+    """Means of the parts of the loss, each over the samples of the batches that have it.
+
+    Where nothing is masked in a batch, some parts say nothing of it. Values stay on the device until they are read.
+    """
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor | float] = defaultdict(float)
+        self.samples: dict[str, int] = defaultdict(int)
+
+    def add(self, parts: Mapping[str, Tensor], samples: int) -> None:
+        for name, part in parts.items():
+            self.sums[name] += part.detach() * samples
+            self.samples[name] += samples
+
+    def merge(self, other: _PartMeans) -> None:
+        for name, value in other.sums.items():
+            self.sums[name] += value
+            self.samples[name] += other.samples[name]
+
+    def means(self) -> dict[str, Tensor]:
+        return {name: torch.as_tensor(value) / self.samples[name] for name, value in self.sums.items()}
 
 
 class Trainer:
@@ -148,31 +172,25 @@ class Trainer:
         """One pass over the training samples; the mean of each part of the loss."""
         self.plan.epoch = self.state.epoch + 1
         self.task.train()
-        sums: dict[str, Tensor | float] = defaultdict(float)
-        samples: dict[str, int] = defaultdict(int)  # by part: where nothing is masked, some have no loss
+        epoch = _PartMeans()
         for group in _grouped(self.train_loader, self.optim.accumulation_steps):
-            parts = self.train_step(group)
-            size = sum(map(len, group))
-            for name, part in parts.items():
-                sums[name] += part * size
-                samples[name] += size
+            step = self.train_step(group)
+            epoch.merge(step)
             for callback in self.callbacks:
-                callback.on_step(self, parts)
-        return {name: float(value) / samples[name] for name, value in sums.items()}
+                callback.on_step(self, step.means())
+        return {name: float(mean) for name, mean in epoch.means().items()}
 
-    def train_step(self, group: list[Batch]) -> dict[str, Tensor]:
+    def train_step(self, group: list[Batch]) -> _PartMeans:
         """One optimizer step over one batch or several, each weighing as many samples as it has."""
         samples = sum(map(len, group))
-        parts: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
+        parts = _PartMeans()
         for batch in group:
-            share = len(batch) / samples
             with precision(self.config.mixed_precision, self.device):
                 loss = self.task.loss(batch.to(self.device))
-            self.scaler.scale(loss.total * share).backward()
-            for name, part in {"loss": loss.total, **loss.parts}.items():
-                parts[name] = parts[name] + part.detach() * share
+            self.scaler.scale(loss.total * (len(batch) / samples)).backward()
+            parts.add({"loss": loss.total, **loss.parts}, len(batch))
         self._apply_gradients()
-        return dict(parts)
+        return parts
 
     def evaluate(self, batches: Iterable[Batch]) -> Evaluation:
         """Judge held-out samples."""

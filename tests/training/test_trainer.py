@@ -67,7 +67,8 @@ def test_accumulation_weighs_samples(kind, clip, accumulation_steps, equal_study
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_mean_of_a_part_is_over_the_samples_that_have_it(equal_study, tmp_path):
+@pytest.mark.parametrize("accumulation_steps", [1, 3])
+def test_the_mean_of_a_part_is_over_the_samples_that_have_it(accumulation_steps, equal_study, tmp_path):
     """A batch in which no nucleotide is masked says nothing about their loss."""
     task = build_task(equal_study, "pretrain")
     optimizer = torch.optim.SGD(task.model.parameters(), lr=0.0)
@@ -76,6 +77,7 @@ def test_the_mean_of_a_part_is_over_the_samples_that_have_it(equal_study, tmp_pa
         task,
         tmp_path,
         batch_size=1,
+        optim=OptimConfig(accumulation_steps=accumulation_steps),
         optimizer=optimizer,
         schedule=LambdaLR(optimizer, lambda step: 1.0),
     )
