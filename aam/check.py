@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,7 +14,7 @@ from aam.data.metadata import require_column
 from aam.data.splits import make_splits
 from aam.data.study import Study, StudyFiles, align, read_files
 from aam.data.targets import ClassTarget, NumericTarget, require_repeated_classes
-from aam.errors import DataError, in_file
+from aam.errors import DataError, in_file, named
 
 __all__ = ["check"]
 
@@ -40,12 +41,12 @@ def check(data: DataConfig, *, classifier: bool = False, max_bp: int = ModelConf
     problems: list[str] = []
     files = read_files(data, problems)
     study: Study | None = None
-    if files.table is not None and files.sequences is not None:
+    if files.complete:
         study = _align(files, data, partial(align, max_bp=max_bp, classifier=classifier), problems)
-    elif files.metadata is not None and data.metadata is not None:
+    elif files.metadata is not None:
         for column in (data.metadata_column, data.group_column):
             if column is not None:
-                _attempt(problems, require_column, files.metadata, column, data.metadata)
+                _attempt(problems, require_column, files.metadata, column, Path(named(data.metadata)))
     target = None
     if study is not None and study.target is not None and data.metadata_column is not None:
         target = _attempt(problems, _target, study.target, data, classifier)
@@ -99,17 +100,19 @@ def _split(study: Study, data: DataConfig) -> None:
 
 
 def _samples(files: StudyFiles, study: Study | None) -> dict[str, Any] | None:
-    if files.table is None:
+    if not files.samples:
         return None
     left_out = {} if study is None else {reason: len(names) for reason, names in study.left_out.items()}
-    return {"table": files.table.shape[0], "used": 0 if study is None else len(study), "left_out": left_out}
+    return {"table": files.samples, "used": 0 if study is None else len(study), "left_out": left_out}
 
 
 def _asvs(files: StudyFiles, study: Study | None) -> dict[str, Any] | None:
-    sequences = files.sequences if study is None else study.sequences
-    if sequences is None:
+    if study is None and not files.complete:
         return None
-    lengths = [len(sequence) for sequence in sequences]
+    known = (
+        study.sequences if study is not None else [s for t in files.tables if t is not None for s in t.sequences or ()]
+    )
+    lengths = [len(sequence) for sequence in known]
     return {"count": len(lengths), "length_min": min(lengths), "length_max": max(lengths)}
 
 

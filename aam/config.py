@@ -7,9 +7,9 @@ model file hold them whole, and everything below the command line receives them 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 __all__ = [
     "Command",
@@ -50,15 +50,38 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def _as_several(value: Any) -> Any:
+    """One path where several are possible, or none."""
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str | Path) else value
+
+
+Paths = Annotated[tuple[Path, ...], BeforeValidator(_as_several)]
+
+
 class DataConfig(Section):
     """Which files are read and how samples are drawn from them."""
 
-    table: Path = option(..., "Feature table: BIOM (HDF5 or JSON) or tab-separated, features in rows.")
-    sequences: Path | None = option(None, "FASTA of the features' sequences, where feature IDs are not DNA themselves.")
-    unifrac_matrix: Path | None = option(
-        None, "Distances between samples: .npy (in the table's order) or the HDF5 or TSV that ssu writes."
+    table: Paths = option(
+        ...,
+        "Feature table: BIOM (HDF5 or JSON), QIIME 2 artifact, or tab-separated with features in rows. Several are "
+        "added up, or with a --unifrac-matrix for each kept as studies.",
+        min_length=1,
     )
-    metadata: Path | None = option(None, "Sample metadata, tab-separated, first column the sample IDs.")
+    sequences: Paths = option(
+        (), "FASTA or QIIME 2 artifact of the features' sequences, where feature IDs are not DNA themselves."
+    )
+    unifrac_matrix: Paths = option(
+        (),
+        "Distances between samples: HDF5 or text as ssu writes it, QIIME 2 artifact, .npy or .npz. NAME=FILE says "
+        "which base target it is for, with --base-target combined.",
+    )
+    reference_ids: Path | None = option(
+        None, "IDs of the reference samples, one a line, where an N × M matrix does not hold them."
+    )
+    taxonomy: Path | None = option(None, "Taxon of every feature, TSV or QIIME 2 artifact, for --base-target taxonomy.")
+    metadata: Paths = option((), "Sample metadata, tab-separated, first column the sample IDs. Several are merged.")
     metadata_column: str | None = option(None, "Column of the metadata to predict.", only="train")
     group_column: str | None = option(
         None, "Keep samples that share this column (a subject, say) on one side of the split."
@@ -73,6 +96,13 @@ class DataConfig(Section):
     asv_sampling: Literal["abundance", "random", "first"] = option(
         "abundance", "Which ASVs are read of a sample that has more: most abundant, random, or first in the table."
     )
+
+    streaming: bool = option(False, "Leave the counts in the table's file (BIOM 2.1) and read them batch by batch.")
+    study_batches: Literal["mix", "alternate"] = option(
+        "mix", "Batches of several studies: samples of all of them, or of one at a time."
+    )
+    cache_dir: Path | None = option(None, "Keep what is computed from the inputs here, for later runs on them.")
+    cache_size: float = option(10.0, "Largest size of --cache-dir, in GB; what was used longest ago goes first.", gt=0)
 
     @model_validator(mode="after")
     def _sizes_leave_training_samples(self) -> Self:
@@ -198,17 +228,13 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _command_has_its_inputs(self) -> Self:
         if self.command == "pretrain":
-            if self.data.unifrac_matrix is None:
+            if not self.data.unifrac_matrix:
                 raise ValueError("`aam pretrain` learns distances: --unifrac-matrix is missing")
             if self.task.unifrac_weight == 0 and self.task.nuc_weight == 0:
                 raise ValueError("--unifrac-weight 0 and --nuc-weight 0 leave nothing to learn; raise one of them")
         else:
             if self.data.metadata_column is None:
                 raise ValueError("`aam train` predicts a column of the metadata: --metadata-column is missing")
-            if self.data.metadata is None:
-                raise ValueError(f"--metadata-column {self.data.metadata_column!r} needs --metadata")
-        if self.data.group_column is not None and self.data.metadata is None:
-            raise ValueError(f"--group-column {self.data.group_column!r} needs --metadata")
         if self.data.group_column is not None and self.data.group_column == self.data.metadata_column:
             raise ValueError(
                 f"--group-column and --metadata-column are both {self.data.group_column!r}: "

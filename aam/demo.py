@@ -63,9 +63,9 @@ def demo(directory: Path, *, seed: int = 0, overwrite: bool = False, threads: in
     write_distances_h5(folder / "unifrac.h5", study.sample_ids, matrix)
 
     data = DataConfig(
-        table=folder / "table.biom",
-        unifrac_matrix=folder / "unifrac.h5",
-        metadata=folder / "metadata.tsv",
+        table=(folder / "table.biom",),
+        unifrac_matrix=(folder / "unifrac.h5",),
+        metadata=(folder / "metadata.tsv",),
         group_column=GROUP,
         test_size=0.25,
     )

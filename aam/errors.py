@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["DataError", "in_file"]
+__all__ = ["DataError", "in_file", "named"]
 
 
 class DataError(ValueError):
@@ -17,9 +17,17 @@ class DataError(ValueError):
 
 
 @contextmanager
-def in_file(path: Path | None) -> Iterator[None]:
-    """Put the name of a file before whatever is wrong with what was read from it."""
+def in_file(path: Path | Sequence[Path] | None) -> Iterator[None]:
+    """Put the name of a file, or of several, before whatever is wrong with what was read from it."""
+    if not path:
+        yield
+        return
     try:
         yield
     except DataError as error:
-        raise error if path is None else DataError(f"{path}: {error}") from None
+        raise DataError(f"{named(path)}: {error}") from None
+
+
+def named(path: Path | Sequence[Path]) -> str:
+    """What to call a file, or several that are one input, in a message."""
+    return str(path) if isinstance(path, Path) else ", ".join(map(str, path))

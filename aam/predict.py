@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
 from aam.data.metadata import load_metadata
 from aam.data.study import load_study
 from aam.data.targets import ClassTarget, NumericTarget
-from aam.errors import DataError
+from aam.errors import DataError, named
 from aam.models.sequence_predictor import SequencePredictor
 from aam.run import choose_device, loader
 from aam.training.checkpoint import build_model, load_model_file, load_weights, model_path, read_target
@@ -43,10 +43,11 @@ class PredictionResult:
 
 def predict(
     model: Path,
-    table: Path,
+    table: Path | Sequence[Path],
     *,
-    sequences: Path | None = None,
-    metadata: Path | None = None,
+    sequences: Path | Sequence[Path] = (),
+    metadata: Path | Sequence[Path] = (),
+    streaming: bool = False,
     settings: TrainConfig,
 ) -> PredictionResult:
     """Predict samples.
@@ -55,11 +56,13 @@ def predict(
     ----------
     model : Path
         Run directory of ``aam train``, or its model file.
-    table : Path
-    sequences : Path, optional
-        FASTA of the features' sequences.
-    metadata : Path, optional
+    table : Path, or several
+    sequences : Path, or several
+        Of the features.
+    metadata : Path, or several
         Where it has the model's column, the truth stands beside the predictions and metrics are computed.
+    streaming : bool
+        Leave the counts in the table's file.
     settings : TrainConfig
         Device, threads, workers and batch size.
 
@@ -74,24 +77,31 @@ def predict(
     if target is None:
         raise DataError(f"{model}: a pre-trained encoder, which predicts no column; give a run of `aam train`")
     trained = file.config
-    column = trained.data.metadata_column if metadata is not None and _has_column(metadata, target.column) else None
     data = DataConfig(
-        table=table,
-        sequences=sequences,
-        metadata=metadata if column is not None else None,
-        metadata_column=column,
+        table=table,  # type: ignore[arg-type]
+        sequences=sequences,  # type: ignore[arg-type]
+        metadata=metadata,  # type: ignore[arg-type]
+        streaming=streaming,
         rarefy_depth=trained.data.rarefy_depth,
         token_limit=trained.data.token_limit,
         asv_sampling=trained.data.asv_sampling,
     )
-    if metadata is not None and column is None:
-        logger.warning("%s: has no column %r, so predictions stand without the truth", metadata, target.column)
+    if data.metadata:
+        if target.column in load_metadata(data.metadata[0]).columns:
+            data = data.model_copy(update={"metadata_column": target.column})
+        else:
+            logger.warning(
+                "%s: has no column %r, so predictions stand without the truth", named(data.metadata), target.column
+            )
+            data = data.model_copy(update={"metadata": ()})
     classifier = isinstance(target, ClassTarget)
     study = load_study(data, max_bp=trained.model.max_bp, classifier=classifier, keep_unlabelled=True, checksums=False)
     if study.target is not None:
         unknown = int(pd.isna(study.target).sum())
         if unknown:
-            logger.warning("%s: has no %s of %d of %d samples", metadata, target.column, unknown, len(study))
+            logger.warning(
+                "%s: has no %s of %d of %d samples", named(data.metadata), target.column, unknown, len(study)
+            )
     for warning in study.warnings:
         logger.warning(warning)
     predictor = build_model(trained.model, target.outputs)
@@ -119,10 +129,6 @@ def _tracked(batches: DataLoader[Batch]) -> Iterable[Batch]:
     from rich.progress import track
 
     return track(batches, "predicting", console=Console(stderr=True), transient=True)
-
-
-def _has_column(metadata: Path, column: str) -> bool:
-    return column in load_metadata(metadata).columns
 
 
 def _metrics(frame: pd.DataFrame, target: NumericTarget | ClassTarget) -> dict[str, float]:

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from aam import __version__
 from aam.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from aam.data.batch import Batch
+from aam.data.counts import present_asvs
 from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
 from aam.data.draws import generator
 from aam.data.metadata import load_metadata
@@ -281,8 +282,8 @@ def _pretrained_split_options(data: DataConfig, before: DataConfig) -> DataConfi
     """The options of the split come along with it; the group column only where these metadata have it."""
     update: dict[str, Any] = {"val_size": before.val_size, "test_size": before.test_size}
     group = before.group_column
-    if group is not None and group != data.metadata_column and data.metadata is not None:
-        update["group_column"] = group if group in load_metadata(data.metadata).columns else None
+    if group is not None and group != data.metadata_column and data.metadata:
+        update["group_column"] = group if group in load_metadata(data.metadata[0]).columns else None
     return data.model_copy(update=update)
 
 
@@ -415,7 +416,7 @@ def _calibrate(
     distances: Distances | None,
 ) -> None:
     """Give a fresh network reference ASVs, and start its distances at the level of real ones, from training samples."""
-    present = np.flatnonzero(study.table[train].sum(axis=0) > 0)
+    present = np.flatnonzero(present_asvs(study.counts, train))
     chosen = np.sort(generator("reference ASVs", config.seed, 0).permutation(present)[:REFERENCE_ASVS])
     encoder.asv_encoder.set_reference(torch.from_numpy(study.tokens[chosen, 1:]))
     some = next(iter(BatchPlan(train, 64, True, config.seed)))

@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from scipy import sparse
 
+from aam.data.counts import MemoryCounts
 from aam.data.dataset import DatasetOptions, SampleDataset
 from aam.data.tokenizer import tokenize
 
@@ -60,7 +61,7 @@ class TinyStudy:
         """The study as a dataset; ``arrays`` are the optional ones of `SampleDataset`."""
         table_order = arrays.pop("table_order", np.arange(len(self.sequences))[::-1].copy())
         return SampleDataset(
-            self.table,
+            MemoryCounts(self.table),
             self.tokens,
             self.sample_ids,
             self.sequences,

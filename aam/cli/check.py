@@ -24,12 +24,9 @@ def command(as_json: bool, **typed: Any) -> None:
     from aam.check import check
     from aam.config import DataConfig
 
-    given = {name: value for name, value in typed.items() if value is not None}
+    given = {name: value for name, value in typed.items() if value not in (None, ())}
     if "table" not in given:
         raise click.UsageError("Missing option '--table'.")
-    for name in ("metadata_column", "group_column"):
-        if name in given and "metadata" not in given:
-            raise click.UsageError(f"--{name.replace('_', '-')} {given[name]!r} needs --metadata")
     options = {name: given.pop(name) for name in ("max_bp", "classifier") if name in given}
     with usage_errors():
         data = DataConfig(**given)

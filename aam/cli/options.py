@@ -9,7 +9,7 @@ import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 from click.core import ParameterSource
@@ -108,12 +108,20 @@ def _click_option(name: str, field: FieldInfo) -> Callable[[Function], Function]
     metavar = None
     if get_origin(kind) is Literal:
         click_type = click.Choice(list(get_args(kind)))
-    elif kind is Path:
+    several = get_origin(kind) is tuple
+    if several:
+        kind = get_args(kind)[0]
+        help_text += "  (may be given several times)"
+    if kind is Path:
         click_type, metavar = click.Path(path_type=Path), "PATH"
-    return click.option(*spellings, name, type=click_type, default=None, help=help_text, metavar=metavar)
+    return click.option(
+        *spellings, name, type=click_type, default=None, help=help_text, metavar=metavar, multiple=several
+    )
 
 
 def _without_none(annotation: Any) -> Any:
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
     if get_origin(annotation) in (Union, types.UnionType):
         (kind,) = (part for part in get_args(annotation) if part is not type(None))
         return kind
@@ -123,7 +131,7 @@ def _without_none(annotation: Any) -> Any:
 def _default_text(field: FieldInfo) -> str:
     if field.is_required():
         return "  [required]"
-    if field.default is None or field.default is False:
+    if field.default is None or field.default is False or field.default == ():
         return ""
     return f"  [default: {'on' if field.default is True else field.default}]"
 

@@ -15,17 +15,36 @@ __all__ = ["command"]
 
 @click.command("predict")
 @click.option("--model", type=click.Path(path_type=Path), required=True, help="Run directory of `aam train`.")
-@click.option("--table", type=click.Path(path_type=Path), required=True, help="Feature table of the samples.")
-@click.option("--sequences", type=click.Path(path_type=Path), help="FASTA, where feature IDs are not DNA themselves.")
+@click.option(
+    "--table",
+    type=click.Path(path_type=Path),
+    required=True,
+    multiple=True,
+    help="Feature table of the samples; several are added up.",
+)
+@click.option(
+    "--sequences",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="FASTA or QIIME 2 artifact, where feature IDs are not DNA themselves.",
+)
 @click.option(
     "--metadata",
     type=click.Path(path_type=Path),
+    multiple=True,
     help="Where it holds the predicted column, the truth stands beside the predictions.",
 )
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="TSV to write.")
+@click.option("--streaming", is_flag=True, help="Leave the counts in the table's file (BIOM 2.1).")
 @machine_options
 def command(
-    model: Path, table: Path, sequences: Path | None, metadata: Path | None, output: Path, **machine: Any
+    model: Path,
+    table: tuple[Path, ...],
+    sequences: tuple[Path, ...],
+    metadata: tuple[Path, ...],
+    output: Path,
+    streaming: bool,
+    **machine: Any,
 ) -> None:
     """Predict new samples with a trained model, in original units or labels.
 
@@ -41,7 +60,7 @@ def command(
         settings = TrainConfig(output_dir=output.parent, **{k: v for k, v in machine.items() if v is not None})
     from aam.predict import predict
 
-    result = predict(model, table, sequences=sequences, metadata=metadata, settings=settings)
+    result = predict(model, table, sequences=sequences, metadata=metadata, streaming=streaming, settings=settings)
     unfinished = output.with_name(output.name + ".tmp")
     result.table.to_csv(unfinished, sep="\t", index=False)
     unfinished.replace(output)

@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from aam.data.counts import SampleRows
 from aam.data.tokenizer import PAD, START
 
-__all__ = ["Batch", "MaskedNucleotides", "SampleRows", "arrange", "padded_layout"]
+__all__ = ["Batch", "MaskedNucleotides", "arrange", "padded_layout"]
 
 
 @dataclass(frozen=True)
@@ -65,29 +66,6 @@ class Batch:
                     change(value.tokens), change(value.true_tokens), change(value.places)
                 )
         return replace(self, **changed)
-
-
-@dataclass(frozen=True)
-class SampleRows:
-    """Samples in compressed sparse rows: the ASVs of sample ``b`` stand at ``indptr[b]:indptr[b + 1]``."""
-
-    indptr: NDArray[np.int64]  # (B + 1,)
-    asvs: NDArray[np.int64]  # (nnz,): columns of the study's table
-    counts: NDArray[np.float64]  # (nnz,)
-
-    @property
-    def samples(self) -> NDArray[np.int64]:
-        """The sample of every entry, (nnz,)."""
-        return np.repeat(np.arange(len(self.indptr) - 1), np.diff(self.indptr))
-
-    def depth(self) -> NDArray[np.float64]:
-        """Reads of every sample, (B,)."""
-        return np.bincount(self.samples, weights=self.counts, minlength=len(self.indptr) - 1).astype(np.float64)
-
-    def keep(self, kept: NDArray[np.bool_]) -> SampleRows:
-        """Those entries alone for which ``kept`` (nnz,) is True."""
-        per_sample = np.bincount(self.samples[kept], minlength=len(self.indptr) - 1)
-        return SampleRows(np.concatenate([[0], np.cumsum(per_sample)]), self.asvs[kept], self.counts[kept])
 
 
 def arrange(

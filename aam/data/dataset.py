@@ -13,11 +13,11 @@ from typing import Literal, NamedTuple, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import sparse
 from torch.utils.data import Dataset, Sampler
 
 from aam.config import DataConfig
-from aam.data.batch import Batch, MaskedNucleotides, SampleRows, arrange
+from aam.data.batch import Batch, MaskedNucleotides, arrange
+from aam.data.counts import Counts, SampleRows
 from aam.data.draws import generator, stable_keys, uniform
 from aam.data.study import Study
 from aam.data.tokenizer import MASK, PAD, START
@@ -25,6 +25,7 @@ from aam.data.tokenizer import MASK, PAD, START
 __all__ = ["BatchKey", "BatchPlan", "DatasetOptions", "SampleDataset", "mask_nucleotides"]
 
 _MEAN_SPAN = 5  # bases
+_BLOCK = 1024  # samples read at a time where many are
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,9 @@ class SampleDataset(Dataset[Batch]):
 
     Parameters
     ----------
-    table : csr_array (N, A)
-        Counts. Its columns are in the order of the sequences (as `Study` keeps them): draws and ties go by it, and
-        must not depend on the order in the file.
+    counts : Counts of shape (N, A)
+        The ASVs are in the order of their sequences (as `Study` keeps them): draws and ties go by it, and must not
+        depend on the order in the file.
     tokens : ndarray (A, L) of uint8
     sample_ids, sequences : list of str
         Keys of the draws.
@@ -111,7 +112,7 @@ class SampleDataset(Dataset[Batch]):
 
     def __init__(
         self,
-        table: sparse.csr_array,
+        counts: Counts,
         tokens: NDArray[np.uint8],
         sample_ids: list[str],
         sequences: list[str],
@@ -121,7 +122,7 @@ class SampleDataset(Dataset[Batch]):
         target: NDArray[np.float32] | NDArray[np.int64] | None = None,
         restore_once: NDArray[np.int64] | None = None,
     ) -> None:
-        self.table = table
+        self.counts = counts
         self.tokens = tokens
         self.sample_keys = stable_keys(sample_ids)  # (N,)
         self.asv_keys = stable_keys(sequences)  # (A,)
@@ -131,10 +132,12 @@ class SampleDataset(Dataset[Batch]):
         self.target = target
         self.first_holder: NDArray[np.int64] | None = None
         if restore_once is not None:
-            rows = self.drawn(restore_once, epoch=0)[0]  # without what rarefaction and the token limit leave out
-            asvs, first = np.unique(rows.asvs, return_index=True)
-            self.first_holder = np.full(table.shape[1], -1)
-            self.first_holder[asvs] = restore_once[rows.samples[first]]
+            self.first_holder = np.full(counts.shape[1], -1)
+            for start in reversed(range(0, len(restore_once), _BLOCK)):  # an earlier holder takes a later one's place
+                block = restore_once[start : start + _BLOCK]
+                rows = self.drawn(block, epoch=0)[0]  # without what rarefaction and the token limit leave out
+                asvs, first = np.unique(rows.asvs, return_index=True)
+                self.first_holder[asvs] = block[rows.samples[first]]
 
     @classmethod
     def of_study(
@@ -146,7 +149,7 @@ class SampleDataset(Dataset[Batch]):
     ) -> Self:
         """The samples of a study, with its distances where it has them."""
         return cls(
-            study.table,
+            study.counts,
             study.tokens,
             study.sample_ids,
             study.sequences,
@@ -175,12 +178,8 @@ class SampleDataset(Dataset[Batch]):
 
     def drawn(self, sample_index: NDArray[np.int64], epoch: int) -> tuple[SampleRows, NDArray[np.float64]]:
         """The ASVs that are read of samples, and the samples' reads before the token limit."""
-        rows = self._rarefied(self._rows(sample_index), sample_index, epoch)
+        rows = self._rarefied(self.counts.rows(sample_index), sample_index, epoch)
         return self._limited(rows, sample_index, epoch), rows.depth()
-
-    def _rows(self, sample_index: NDArray[np.int64]) -> SampleRows:
-        rows = self.table[sample_index]
-        return SampleRows(rows.indptr.astype(np.int64), rows.indices.astype(np.int64), rows.data)
 
     def _rarefied(self, rows: SampleRows, sample_index: NDArray[np.int64], epoch: int) -> SampleRows:
         depth = self.options.rarefy_depth

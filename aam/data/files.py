@@ -23,6 +23,7 @@ __all__ = [
     "check_ids",
     "file_sha256",
     "has_hdf5",
+    "hdf5_dataset",
     "open_hdf5",
     "parse_floats",
     "read_hdf5",
@@ -192,14 +193,27 @@ def read_hdf5(
 
     Parameters
     ----------
+    dtype
+        Type to convert to while reading.
+    name, path, what, kinds, ndim
+        See `hdf5_dataset`, which also says what is refused.
+    """
+    node = hdf5_dataset(file, name, path, what=what, kinds=kinds, ndim=ndim)
+    with reading(path, f"an HDF5 {what}"):
+        return np.asarray(node[()] if dtype is None else node.astype(dtype)[()])
+
+
+def hdf5_dataset(file: h5py.File, name: str, path: Path, *, what: str, kinds: str, ndim: int) -> h5py.Dataset:
+    """One data set whose bytes lie in the file itself, not yet read.
+
+    Parameters
+    ----------
     name
         Path within the file, ``"sample/matrix/data"``.
     kinds
         NumPy kind letters that are accepted, ``"iuf"``.
     ndim
         Number of dimensions that it must have.
-    dtype
-        Type to convert to while reading.
 
     Raises
     ------
@@ -227,7 +241,7 @@ def read_hdf5(
             )
         if node.dtype.kind == "O":
             _check_text_heap(file, name, path, what)
-        return np.asarray(node[()] if dtype is None else node.astype(dtype)[()])
+        return node
 
 
 def read_hdf5_ids(file: h5py.File, name: str, path: Path, *, what: str) -> list[str]:

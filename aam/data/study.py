@@ -5,39 +5,76 @@ Shapes: ``N`` samples that are used, ``A`` ASVs they hold, ``L`` tokens of the l
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import sparse
 
 from aam.config import DataConfig
 from aam.data.biom_loader import FeatureTable, load_table
-from aam.data.files import file_sha256
+from aam.data.counts import Counts, JoinedCounts, MemoryCounts, TablePart, present_asvs
+from aam.data.files import file_sha256, shown
 from aam.data.metadata import class_target, load_metadata, numeric_target, repeated_columns, require_column
-from aam.data.sequences import load_fasta, merge_duplicate_sequences, resolve_sequences
+from aam.data.sequences import load_fasta, resolve_sequences
+from aam.data.streamed_table import StreamedTable
 from aam.data.tokenizer import tokenize
 from aam.data.unifrac_loader import DistanceMatrix, load_distances
-from aam.errors import DataError
+from aam.errors import DataError, named
 
-__all__ = ["Study", "StudyFiles", "align", "load_study", "read_files"]
+__all__ = ["Study", "StudyFiles", "TableFile", "align", "load_study", "read_files"]
 
 Result = TypeVar("Result")
+
+
+class TableFile(NamedTuple):
+    """A feature table, and the sequences of its features where these are known."""
+
+    path: Path
+    table: FeatureTable | StreamedTable
+    sequences: list[str] | None
+
+    @property
+    def counts(self) -> Counts:
+        """Its samples by row."""
+        return self.table if isinstance(self.table, StreamedTable) else MemoryCounts(self.table.counts)
+
+    @property
+    def depth(self) -> NDArray[np.float64]:
+        """Reads of its samples."""
+        if isinstance(self.table, StreamedTable):
+            return self.table.depth
+        return np.asarray(self.table.counts.sum(axis=1), dtype=np.float64)
+
+    @property
+    def fraction(self) -> float | None:
+        """The first count that is not whole."""
+        if isinstance(self.table, StreamedTable):
+            return self.table.fraction
+        broken = self.table.counts.data[self.table.counts.data % 1 != 0]
+        return float(broken[0]) if len(broken) else None
 
 
 @dataclass(frozen=True)
 class StudyFiles:
     """What was read from each file, not yet aligned; None where a file was not given or could not be read."""
 
-    table: FeatureTable | None
-    sequences: list[str] | None  # of the table's features
-    merged_features: int  # features that shared a sequence with another
+    tables: list[TableFile | None]
     metadata: pd.DataFrame | None
     distances: DistanceMatrix | None
+
+    @property
+    def samples(self) -> int:
+        """Samples of all tables."""
+        return len({name for file in self.tables if file is not None for name in file.table.sample_ids})
+
+    @property
+    def complete(self) -> bool:
+        """Whether every table was read and its sequences are known."""
+        return all(file is not None and file.sequences is not None for file in self.tables)
 
 
 @dataclass(frozen=True)
@@ -48,7 +85,7 @@ class Study:
     """
 
     sample_ids: list[str]
-    table: sparse.csr_array  # (N, A), counts
+    counts: Counts  # (N, A)
     sequences: list[str]
     tokens: NDArray[np.uint8]  # (A, L)
     table_order: NDArray[np.int64]  # (A,): place of each ASV in the file
@@ -99,9 +136,9 @@ def load_study(
     study = align(read_files(data), data, max_bp=max_bp, classifier=classifier, keep_unlabelled=keep_unlabelled)
     if checksums:
         for name in ("table", "sequences", "unifrac_matrix", "metadata"):
-            path = getattr(data, name)
-            if path is not None:
-                study.checksums[name] = file_sha256(path)
+            paths = getattr(data, name)
+            for number, path in enumerate(paths, 1):
+                study.checksums[name if len(paths) == 1 else f"{name} {number}"] = file_sha256(path)
     return study
 
 
@@ -129,20 +166,34 @@ def read_files(data: DataConfig, problems: list[str] | None = None) -> StudyFile
             problems.append(str(error))
             return None
 
-    table = attempt(load_table, data.table)
-    fasta = attempt(load_fasta, data.sequences) if data.sequences is not None else None
-    metadata = attempt(load_metadata, data.metadata) if data.metadata is not None else None
-    sequences: list[str] | None = None
+    read_table: Callable[[Path], FeatureTable | StreamedTable] = StreamedTable if data.streaming else load_table
+    read = [attempt(read_table, path) for path in data.table]
+    known = attempt(_load_sequences, data.sequences) if data.sequences else None
+    metadata = attempt(load_metadata, data.metadata[0]) if data.metadata else None
     distances: DistanceMatrix | None = None
-    merged = 0
-    if table is not None:
-        if data.unifrac_matrix is not None:
-            distances = attempt(load_distances, data.unifrac_matrix, table.sample_ids)
-        if data.sequences is None or fasta is not None:
-            sequences = attempt(resolve_sequences, table.feature_ids, fasta, data.table)
-        if sequences is not None:
-            table, sequences, merged = merge_duplicate_sequences(table, sequences)
-    return StudyFiles(table, sequences, merged, metadata, distances)
+    tables: list[TableFile | None] = []
+    for path, table in zip(data.table, read, strict=True):
+        sequences = None
+        if table is not None and (known is not None or not data.sequences):
+            sequences = attempt(resolve_sequences, table.feature_ids, known, path)
+        tables.append(None if table is None else TableFile(path, table, sequences))
+    if data.unifrac_matrix and read[0] is not None:
+        distances = attempt(load_distances, data.unifrac_matrix[0], read[0].sample_ids)
+    return StudyFiles(tables, metadata, distances)
+
+
+def _load_sequences(paths: Sequence[Path]) -> dict[str, str]:
+    """The sequences of several files, which must agree where they share an ID."""
+    found: dict[str, str] = {}
+    for path in paths:
+        for name, sequence in load_fasta(path).items():
+            if found.setdefault(name, sequence) != sequence:
+                earlier = named(paths[: paths.index(path)])
+                raise DataError(
+                    f"{path}: the sequence of {shown(name)} is another one than in {earlier}; "
+                    "give the representative sequences of these very tables"
+                )
+    return found
 
 
 def align(
@@ -153,7 +204,7 @@ def align(
     Parameters
     ----------
     files : StudyFiles
-        With a table and sequences.
+        Complete.
     data, max_bp, classifier, keep_unlabelled
         See `load_study`.
 
@@ -162,10 +213,9 @@ def align(
     DataError
         If no sample is left, or a column cannot serve.
     """
-    assert files.table is not None
-    assert files.sequences is not None
-    ids = np.array(files.table.sample_ids, dtype=object)
-    depth = files.table.counts.sum(axis=1)
+    assert files.complete
+    joined = _Joined([file for file in files.tables if file is not None])
+    ids, depth = joined.sample_ids, joined.depth
     used = np.ones(len(ids), dtype=bool)
     left_out: dict[str, list[str]] = {}
 
@@ -176,46 +226,45 @@ def align(
 
     leave_out(depth == 0, "no reads")
     if data.rarefy_depth is not None:
-        _check_whole_counts(files.table, data.table)
+        for table in joined.tables:
+            _check_whole_counts(table)
         leave_out(depth < data.rarefy_depth, f"fewer reads than --rarefy-depth {data.rarefy_depth}")
     if files.distances is not None:
         leave_out(~np.isin(ids, np.array(files.distances.ids, dtype=object)), "not in the distance matrix")
     target: pd.Series | None = None
-    if files.metadata is not None:
-        assert data.metadata is not None
+    if files.metadata is None:
+        _refuse_columns(data)
+    else:
+        source = Path(named(data.metadata))
         lacking = ~np.isin(ids, files.metadata.index.to_numpy(dtype=object))
         if not keep_unlabelled:
             leave_out(lacking, "not in the metadata")
             if lacking.all():
                 raise DataError(
-                    f"{data.metadata}: names no sample of the table, which has {ids[0]!r} where it has "
+                    f"{source}: names no sample of the table, which has {ids[0]!r} where it has "
                     f"{files.metadata.index[0]!r}; check that both name samples alike"
                 )
         metadata = files.metadata.reindex(ids)
         if data.metadata_column is not None:
-            column = require_column(files.metadata, data.metadata_column, data.metadata)
-            target = _target(column.reindex(ids), classifier, data.metadata)
+            column = require_column(files.metadata, data.metadata_column, source)
+            target = _target(column.reindex(ids), classifier, source)
             if not keep_unlabelled:
                 leave_out(target.isna().to_numpy(), f"no value of {data.metadata_column}")
                 if target.isna().all():
                     raise DataError(
-                        f"{data.metadata}: column {data.metadata_column!r} is empty for every sample of the table; "
+                        f"{source}: column {data.metadata_column!r} is empty for every sample of the table; "
                         "choose another --metadata-column"
                     )
         if data.group_column is not None:
-            require_column(files.metadata, data.group_column, data.metadata)
+            require_column(files.metadata, data.group_column, source)
             leave_out(class_target(metadata[data.group_column]).isna().to_numpy(), f"no value of {data.group_column}")
     if not used.any():
-        raise DataError(f"{data.table}: no sample is left: {_reasons(left_out)}")
+        raise DataError(f"{named(data.table)}: no sample is left: {_reasons(left_out)}")
 
     samples = np.flatnonzero(used)
     samples = samples[np.argsort(ids[samples])]
-    counts = files.table.counts[samples]
-    present = np.flatnonzero(counts.sum(axis=0) > 0)
-    asvs = present[np.argsort(np.array(files.sequences, dtype=object)[present])]
-    counts = sparse.csr_array(counts[:, asvs])
-    counts.sort_indices()
-    sequences = [files.sequences[a] for a in asvs]
+    counts, asvs = joined.select(samples, in_memory=not data.streaming)
+    sequences = [joined.sequences[a] for a in asvs]
     distances = None
     if files.distances is not None:
         place = {name: i for i, name in enumerate(files.distances.ids)}
@@ -226,10 +275,10 @@ def align(
         groups = frame[data.group_column].to_numpy(dtype=object)
     return Study(
         sample_ids=ids[samples].tolist(),
-        table=counts,
+        counts=counts,
         sequences=sequences,
         tokens=tokenize(sequences, max_bp),
-        table_order=asvs.astype(np.int64),
+        table_order=asvs,
         file_order=samples.astype(np.int64),
         distances=distances,
         metadata=frame,
@@ -238,8 +287,65 @@ def align(
         samples_in_table=len(ids),
         left_out=left_out,
         # What is said of the split means nothing where samples are only predicted.
-        warnings=_warnings(files, data, sequences, max_bp, None if keep_unlabelled else frame),
+        warnings=_warnings(joined, data, sequences, max_bp, None if keep_unlabelled else frame),
     )
+
+
+class _Joined:
+    """Tables as one: every sample and every distinct sequence of any, in the order of their first appearance."""
+
+    def __init__(self, tables: Sequence[TableFile]) -> None:
+        self.tables = tables
+        place: dict[str, int] = {}
+        for table in tables:
+            for name in table.table.sample_ids:
+                place.setdefault(name, len(place))
+        self.sample_ids = np.array(list(place), dtype=object)
+        self.rows = np.full((len(tables), len(place)), -1)  # row in each table
+        self.depth = np.zeros(len(place))
+        for number, table in enumerate(tables):
+            places = [place[name] for name in table.table.sample_ids]
+            self.rows[number, places] = np.arange(len(places))
+            self.depth[places] += table.depth
+        of_sequence: dict[str, int] = {}
+        self.columns = [
+            np.array([of_sequence.setdefault(sequence, len(of_sequence)) for sequence in table.sequences or ()])
+            for table in tables
+        ]
+        self.sequences = list(of_sequence)
+
+    @property
+    def merged(self) -> int:
+        """Features that share their sequence with another of their table."""
+        return sum(len(column) - len(np.unique(column)) for column in self.columns)
+
+    def select(self, samples: NDArray[np.int64], *, in_memory: bool) -> tuple[Counts, NDArray[np.int64]]:
+        """Counts of samples over the ASVs that they have, these in the order of their sequences; and the ASVs."""
+        everything = self._over(samples, np.arange(len(self.sequences)))
+        present = np.flatnonzero(present_asvs(everything, np.arange(len(samples))))
+        asvs = present[np.argsort(np.array(self.sequences, dtype=object)[present])]
+        goes = np.full(len(self.sequences), -1)
+        goes[asvs] = np.arange(len(asvs))
+        counts = self._over(samples, goes)
+        return (counts.in_memory() if in_memory else counts), asvs
+
+    def _over(self, samples: NDArray[np.int64], goes: NDArray[np.int64]) -> JoinedCounts:
+        parts = [
+            TablePart(table.counts, rows[samples], goes[column])
+            for table, rows, column in zip(self.tables, self.rows, self.columns, strict=True)
+        ]
+        return JoinedCounts(parts, (len(samples), int(goes.max()) + 1))
+
+
+def _refuse_columns(data: DataConfig) -> None:
+    """Refuse options that name a column where there are no metadata."""
+    for name in ("metadata_column", "group_column"):
+        column = getattr(data, name)
+        if column is not None:
+            option = "--" + name.replace("_", "-")
+            raise DataError(
+                f"{named(data.table)}: holds no sample metadata, which {option} {column!r} needs; add --metadata"
+            )
 
 
 def _target(column: pd.Series, classifier: bool, path: Path) -> pd.Series:
@@ -248,11 +354,10 @@ def _target(column: pd.Series, classifier: bool, path: Path) -> pd.Series:
     return pd.Series(numeric_target(column, str(column.name), path), index=column.index)
 
 
-def _check_whole_counts(table: FeatureTable, path: Path) -> None:
-    broken = table.counts.data % 1 != 0
-    if broken.any():
+def _check_whole_counts(table: TableFile) -> None:
+    if table.fraction is not None:
         raise DataError(
-            f"{path}: --rarefy-depth draws whole reads, but the table holds {table.counts.data[broken][0]:g}; "
+            f"{table.path}: --rarefy-depth draws whole reads, but the table holds {table.fraction:g}; "
             "give raw counts, or leave --rarefy-depth out"
         )
 
@@ -262,11 +367,11 @@ def _reasons(left_out: dict[str, list[str]]) -> str:
 
 
 def _warnings(
-    files: StudyFiles, data: DataConfig, sequences: list[str], max_bp: int, metadata: pd.DataFrame | None
+    joined: _Joined, data: DataConfig, sequences: list[str], max_bp: int, metadata: pd.DataFrame | None
 ) -> list[str]:
     found = []
-    if files.merged_features:
-        found.append(f"{files.merged_features} features share their sequence with another and were merged into it")
+    if joined.merged:
+        found.append(f"{joined.merged} features share their sequence with another and were merged into it")
     cut = sum(len(sequence) > max_bp for sequence in sequences)
     if cut:
         found.append(f"{cut} of {len(sequences)} sequences are longer than --max-bp {max_bp} and were cut")

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from aam.benchmarks.train import forward_flops
 from aam.cli.main import cli
 from aam.data.batch import padded_layout
+from aam.data.counts import MemoryCounts
 from aam.data.dataset import BatchKey, DatasetOptions, SampleDataset
 from aam.data.simulate import simulate_study, write_study
 from aam.data.tokenizer import tokenize
@@ -29,7 +30,7 @@ def simulated():
 def test_operations_are_those_that_torch_counts(simulated, layout):
     counts = simulated.counts.tocsr()
     dataset = SampleDataset(
-        counts.astype(np.float64),
+        MemoryCounts(counts.astype(np.float64)),
         tokenize(simulated.sequences, 40),
         simulated.sample_ids,
         simulated.sequences,

@@ -8,7 +8,7 @@ import h5py
 import pytest
 
 from aam.data.biom_loader import load_table
-from tests.end_to_end.program import StudyFiles, aam, assert_one_line_error, succeed, write_table
+from tests.end_to_end.program import StudyFiles, aam, succeed, write_table
 
 
 def report(*arguments: object) -> tuple[int, dict[str, Any]]:
@@ -129,6 +129,10 @@ def test_hashed_ids_are_a_problem_that_fasta_solves(study: StudyFiles, tmp_path:
     assert found["asvs"] == {"count": 30, "length_min": 40, "length_max": 40}
 
 
-def test_a_column_without_metadata_is_a_wrong_call(study: StudyFiles) -> None:
+def test_a_column_without_metadata_is_a_problem(study: StudyFiles) -> None:
     for option in ("--metadata-column", "--group-column"):
-        assert_one_line_error(aam("check", "--table", study.table, option, "age"), 2, option, "'age'", "--metadata")
+        code, found = report("--table", study.table, option, "age")
+        assert code == 1
+        (problem,) = found["problems"]
+        for word in (study.table, option, "'age'", "add --metadata"):
+            assert str(word) in problem

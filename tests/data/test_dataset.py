@@ -12,7 +12,7 @@ from aam.data.batch import Batch, MaskedNucleotides
 from aam.data.biom_loader import FeatureTable
 from aam.data.dataset import BatchKey, BatchPlan, DatasetOptions, SampleDataset, mask_nucleotides
 from aam.data.draws import stable_keys
-from aam.data.study import StudyFiles, align
+from aam.data.study import StudyFiles, TableFile, align
 from aam.data.tokenizer import MASK, PAD, START, detokenize, tokenize
 from aam.data.unifrac_loader import DistanceMatrix
 from aam.run import loader
@@ -239,9 +239,9 @@ def test_order_in_the_files_changes_no_batch(study):
         table = FeatureTable(study.table[rows][:, columns].tocsr(), [study.sample_ids[i] for i in rows], names)
         distances = DistanceMatrix(table.sample_ids, study.distances[np.ix_(rows, rows)])
         config = DataConfig(table=Path("table.tsv"), rarefy_depth=12)
-        aligned = align(StudyFiles(table, names, 0, None, distances), config, max_bp=MAX_BP)
+        aligned = align(StudyFiles([TableFile(config.table[0], table, names)], None, distances), config, max_bp=MAX_BP)
         dataset = SampleDataset(
-            aligned.table,
+            aligned.counts,
             aligned.tokens,
             aligned.sample_ids,
             aligned.sequences,

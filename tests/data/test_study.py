@@ -70,7 +70,7 @@ def test_a_table_alone(files):
     assert study.sample_ids == ["s1", "s2", "s3", "s4", "s5"]
     assert study.sequences == sorted(ASVS)
     expected = [[COUNTS[s][ASVS.index(a)] for a in sorted(ASVS)] for s in study.sample_ids]
-    np.testing.assert_array_equal(study.table.toarray(), expected)
+    np.testing.assert_array_equal(study.counts.matrix.toarray(), expected)
     assert study.left_out == {"no reads": ["empty"]}
     assert study.samples_in_table == 6 and len(study) == 5
     assert [ASVS[place] for place in study.table_order] == study.sequences
@@ -120,8 +120,8 @@ def test_unlabelled_samples_can_be_kept(files):
     assert study.sample_ids == ["s1", "s2", "s3", "s4", "s5"]
     np.testing.assert_array_equal(study.target, [3, np.nan, np.nan, np.nan, np.nan])
     assert study.checksums == {
-        name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for name, path in (("table", data.table), ("metadata", data.metadata))
+        name: hashlib.sha256(paths[0].read_bytes()).hexdigest()
+        for name, paths in (("table", data.table), ("metadata", data.metadata))
     }
 
 
@@ -145,7 +145,7 @@ def test_order_in_the_files_does_not_matter(files):
         found = study(shuffle=True)
         assert found.sample_ids == expected.sample_ids and found.sequences == expected.sequences
         for name in ("indptr", "indices", "data"):
-            np.testing.assert_array_equal(getattr(found.table, name), getattr(expected.table, name))
+            np.testing.assert_array_equal(getattr(found.counts.matrix, name), getattr(expected.counts.matrix, name))
         np.testing.assert_array_equal(found.tokens, expected.tokens)
         np.testing.assert_array_equal(found.distances, expected.distances)
         np.testing.assert_array_equal(found.target, expected.target)
@@ -174,7 +174,7 @@ def test_merged_duplicates_and_cut_sequences_are_reported(files):
     table = files.write("ids.tsv", [["#OTU ID", "x", "y"], ["a", 1, 2], ["b", 4, 0], ["c", 3, 5]])
     study = load(files, table=table, sequences=fasta, max_bp=6)
     assert study.sequences == ["ACGTACGTAC", "TTTT"]
-    np.testing.assert_array_equal(study.table.toarray(), [[4, 4], [7, 0]])
+    np.testing.assert_array_equal(study.counts.matrix.toarray(), [[4, 4], [7, 0]])
     assert study.tokens.shape == (2, 7)
     assert study.warnings == [
         "1 features share their sequence with another and were merged into it",
@@ -233,6 +233,6 @@ def test_all_problems_at_once(files):
     problems: list[str] = []
     found = read_files(DataConfig(table=hashed, metadata=broken), problems)
     assert len(problems) == 2 and "no sample ID column" in problems[0] and "not DNA" in problems[1]
-    assert found.table is not None and found.sequences is None and found.metadata is None
+    assert found.tables[0] is not None and not found.complete and found.metadata is None
     with pytest.raises(DataError):
         read_files(DataConfig(table=hashed))

@@ -1,0 +1,178 @@
+"""Feature tables that stay in their file: BIOM 2.1, read by sample as batches need them.
+
+Shapes: ``N`` samples, ``A`` features, ``n`` samples asked for, ``nnz`` entries.
+"""
+
+from __future__ import annotations
+
+import os
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from aam.data.counts import SampleRows
+from aam.data.files import (
+    HDF5_MAGIC,
+    check_ids,
+    has_hdf5,
+    hdf5_dataset,
+    open_hdf5,
+    read_hdf5,
+    read_hdf5_ids,
+    read_head,
+    reading,
+    require_file,
+    shown,
+)
+from aam.errors import DataError
+
+__all__ = ["StreamedTable"]
+
+_WHAT = "feature table"
+_MATRIX = "sample/matrix"
+_SCAN = 2**20  # entries read at a time where all are
+
+
+class StreamedTable:
+    """A BIOM 2.1 table of which memory holds the IDs and where each sample stands, but no counts.
+
+    The file is opened once by each process that reads it: HDF5 handles do not survive a fork.
+
+    Parameters
+    ----------
+    path : Path
+
+    Attributes
+    ----------
+    sample_ids : list of str, length N
+    feature_ids : list of str, length A
+    depth : ndarray (N,)
+        Reads of every sample.
+    fraction : float or None
+        The first count that is not whole.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read by sample, or is damaged; every entry is looked at once.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = require_file(path, _WHAT)
+        if not read_head(path).startswith(HDF5_MAGIC):
+            raise DataError(
+                f"{path}: --streaming reads BIOM 2.1 (HDF5) alone; convert it with `biom convert --to-hdf5`"
+            )
+        self._handle: tuple[int, h5py.File] | None = None
+        with open_hdf5(path, _WHAT) as file:
+            self.feature_ids = read_hdf5_ids(file, "observation/ids", path, what=_WHAT)
+            self.sample_ids = read_hdf5_ids(file, "sample/ids", path, what=_WHAT)
+            for ids, what in ((self.sample_ids, "sample"), (self.feature_ids, "feature")):
+                if not ids:
+                    raise DataError(f"{path}: the table has no {what}s; export it again or loosen its filters")
+                check_ids(ids, f"{what} ID", path)
+            if not has_hdf5(file, _MATRIX, path):
+                raise DataError(
+                    f"{path}: has no {_MATRIX!r}, which --streaming reads samples from; write the table again with "
+                    "biom-format, or leave --streaming out"
+                )
+            indptr = read_hdf5(file, f"{_MATRIX}/indptr", path, what=_WHAT, kinds="iu", ndim=1)
+            self._indptr = indptr.astype(np.int64)
+            self._check_shapes(file)
+            self.depth, self.fraction = self._scan(file)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of samples and of features, (N, A)."""
+        return len(self.sample_ids), len(self.feature_ids)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_handle": None}
+
+    def rows(self, samples: NDArray[np.int64]) -> SampleRows:
+        """Samples in the order asked for; see `aam.data.counts.Counts`.
+
+        Raises
+        ------
+        DataError
+            If the file has changed or cannot be read any more.
+        """
+        file = self._file()
+        starts, stops = self._indptr[samples], self._indptr[samples + 1]
+        # Neighbours in the file are read at once.
+        begins = np.flatnonzero(np.concatenate([[True], starts[1:] != stops[:-1]]))
+        ends = np.concatenate([begins[1:], [len(samples)]]) - 1
+        with reading(self.path, f"an HDF5 {_WHAT}"):
+            indices, data = file[f"{_MATRIX}/indices"], file[f"{_MATRIX}/data"]
+            spans = [slice(starts[a], stops[b]) for a, b in zip(begins, ends, strict=True)]
+            asvs = np.concatenate([indices[span] for span in spans]).astype(np.int64)
+            counts = np.concatenate([data[span] for span in spans]).astype(np.float64)
+        indptr = np.concatenate([[0], np.cumsum(stops - starts)])
+        rows = SampleRows(indptr, asvs, counts)
+        order = np.lexsort((asvs, rows.samples))  # a file may list the features of a sample in any order
+        rows = SampleRows(indptr, asvs[order], counts[order])
+        return rows.keep(rows.counts != 0)
+
+    def _file(self) -> h5py.File:
+        if self._handle is None or self._handle[0] != os.getpid():
+            with reading(self.path, f"an HDF5 {_WHAT}"):
+                self._handle = (os.getpid(), h5py.File(self.path, "r"))
+        return self._handle[1]
+
+    def _check_shapes(self, file: h5py.File) -> None:
+        damaged = f"{self.path}: {_MATRIX} is damaged (%s); export the table again"
+        indptr = self._indptr
+        indices = hdf5_dataset(file, f"{_MATRIX}/indices", self.path, what=_WHAT, kinds="iu", ndim=1)
+        data = hdf5_dataset(file, f"{_MATRIX}/data", self.path, what=_WHAT, kinds="iuf", ndim=1)
+        if len(indptr) != len(self.sample_ids) + 1:
+            raise DataError(damaged % f"indptr has {len(indptr)} values for {len(self.sample_ids)} IDs")
+        if len(indices) != len(data):
+            raise DataError(damaged % f"{len(indices)} indices for {len(data)} values")
+        if indptr[0] != 0 or indptr[-1] != len(data) or np.any(np.diff(indptr) < 0):
+            raise DataError(damaged % f"indptr does not rise from 0 to {len(data)}")
+
+    def _scan(self, file: h5py.File) -> tuple[NDArray[np.float64], float | None]:
+        """Look at every entry once, some samples at a time."""
+        depth = np.zeros(len(self.sample_ids))
+        fraction: float | None = None
+        features = len(self.feature_ids)
+        starts = [0]
+        while starts[-1] < len(self.sample_ids):
+            fits = int(np.searchsorted(self._indptr, self._indptr[starts[-1]] + _SCAN, side="right")) - 1
+            starts.append(min(max(fits, starts[-1] + 1), len(self.sample_ids)))
+        for begin, end in pairwise(starts):
+            span = slice(self._indptr[begin], self._indptr[end])
+            with reading(self.path, f"an HDF5 {_WHAT}"):
+                indices = file[f"{_MATRIX}/indices"][span].astype(np.int64)
+                data = file[f"{_MATRIX}/data"][span].astype(np.float64)
+            sample = np.repeat(np.arange(begin, end), np.diff(self._indptr[begin : end + 1]))
+            if len(indices) and (indices.min() < 0 or indices.max() >= features):
+                raise DataError(
+                    f"{self.path}: {_MATRIX} is damaged (index {indices.max()} where there are {features} IDs); "
+                    "export the table again"
+                )
+            wrong = ~(np.isfinite(data) & (data >= 0))
+            if wrong.any():
+                entry = int(np.flatnonzero(wrong)[0])
+                raise DataError(
+                    f"{self.path}: the count {data[entry]} of feature {shown(self.feature_ids[indices[entry]])} in "
+                    f"sample {shown(self.sample_ids[sample[entry]])} is negative or not finite; give counts of reads"
+                )
+            keys = np.sort(sample * features + indices)
+            repeated = np.flatnonzero(np.diff(keys) == 0)
+            if len(repeated):
+                name = self.sample_ids[keys[repeated[0]] // features]
+                raise DataError(
+                    f"{self.path}: sample {shown(name)} lists one feature twice; the table is damaged, export it again"
+                )
+            depth += np.bincount(sample, weights=data, minlength=len(depth))
+            broken = data % 1 != 0
+            if fraction is None and broken.any():
+                fraction = float(data[broken][0])
+        if not depth.any():
+            raise DataError(f"{self.path}: every count is zero; export the table again or loosen its filters")
+        return depth, fraction
