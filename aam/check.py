@@ -8,20 +8,29 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from aam.config import DataConfig, ModelConfig
+from aam.config import DataConfig, ModelConfig, TaskConfig
 from aam.data.metadata import require_column
 from aam.data.splits import make_splits
-from aam.data.study import Study, StudyFiles, align, read_files
-from aam.data.targets import ClassTarget, NumericTarget, require_repeated_classes
+from aam.data.study import Study, StudyFiles, align, read_files, unknown_samples
+from aam.data.targets import ClassTarget, NumericTarget, Transform, require_logarithms, require_repeated_classes
 from aam.errors import DataError, in_file, named
 
 __all__ = ["check"]
 
 Result = TypeVar("Result")
+_DEFAULTS = TaskConfig()
 
 
-def check(data: DataConfig, *, classifier: bool = False, max_bp: int = ModelConfig().max_bp) -> dict[str, Any]:
+def check(
+    data: DataConfig,
+    *,
+    classifier: bool = False,
+    target_transform: Transform = _DEFAULTS.target_transform,
+    max_bp: int = ModelConfig().max_bp,
+    seed: int = 0,
+) -> dict[str, Any]:
     """Read the inputs of a run and report on them.
 
     Parameters
@@ -31,6 +40,10 @@ def check(data: DataConfig, *, classifier: bool = False, max_bp: int = ModelConf
         Whether the target holds labels.
     max_bp : int
         Bases after which sequences are cut.
+    target_transform : str
+        Of a target that is a number.
+    seed : int
+        Of the split.
 
     Returns
     -------
@@ -48,17 +61,20 @@ def check(data: DataConfig, *, classifier: bool = False, max_bp: int = ModelConf
             if column is not None:
                 _attempt(problems, require_column, files.metadata, column, Path(named(data.metadata)))
     target = None
-    if study is not None and study.target is not None and data.metadata_column is not None:
-        target = _attempt(problems, _target, study.target, data, classifier)
-    if study is not None and (target is not None or study.target is None):
-        _attempt(problems, _split, study, data)
+    if study is not None:
+        if study.target is not None and classifier and data.metadata_column is not None:
+            _attempt(problems, _repeated_classes, study.target, data)
+        split = _attempt(problems, _split, study, data, seed) if not problems else None
+        train = np.arange(len(study)) if split is None else study.rows_of(split, "train")
+        if study.target is not None and data.metadata_column is not None:
+            target = _attempt(problems, _target, study.target, train, data, classifier, target_transform)
     return {
         "samples": _samples(files, study),
         "asvs": _asvs(files, study),
         "distances": _distances(files),
         "target": target,
         "problems": problems,
-        "warnings": [] if study is None else study.warnings,
+        "warnings": [] if study is None else study.warnings + unknown_samples(study),
     }
 
 
@@ -86,15 +102,21 @@ def _align(files: StudyFiles, data: DataConfig, step: Callable[..., Study], prob
     return _attempt(problems, step, files, usable)
 
 
-def _split(study: Study, data: DataConfig) -> None:
+def _repeated_classes(values: NDArray[Any], data: DataConfig) -> None:
+    assert data.metadata_column is not None
     with in_file(data.metadata):
-        make_splits(
+        require_repeated_classes(data.metadata_column, values)
+
+
+def _split(study: Study, data: DataConfig, seed: int) -> NDArray[Any]:
+    with in_file(data.metadata):
+        return make_splits(
             study.sample_ids,
             groups=study.groups,
             labels=study.target if data.stratify else None,
             val_size=data.val_size,
             test_size=data.test_size,
-            seed=0,
+            seed=seed,
             group_name=data.group_column or "group",
         )
 
@@ -129,15 +151,19 @@ def _distances(files: StudyFiles) -> dict[str, Any] | None:
     }
 
 
-def _target(values: np.ndarray[Any, Any], data: DataConfig, classifier: bool) -> dict[str, Any]:
+def _target(
+    values: NDArray[Any], train: NDArray[np.int64], data: DataConfig, classifier: bool, transform: Transform
+) -> dict[str, Any]:
+    """What the target holds, if what is fitted on the training samples serves for all."""
     column = data.metadata_column
     assert column is not None
     with in_file(data.metadata):
         if classifier:
-            require_repeated_classes(column, values)
-            ClassTarget.fit(column, values)
+            ClassTarget.fit(column, values[train]).encode(values)
             labels, sizes = np.unique(values.astype(str), return_counts=True)
             return {"column": column, "classes": dict(zip(labels.tolist(), sizes.tolist(), strict=True))}
-        NumericTarget.fit(column, "zscore", values)
+        if transform.startswith("log"):
+            require_logarithms(column, transform, values)
+        NumericTarget.fit(column, transform, values[train])
         low, median, high = np.quantile(values, [0, 0.5, 1])
         return {"column": column, "min": float(low), "median": float(median), "max": float(high)}

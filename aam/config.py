@@ -189,9 +189,9 @@ class TrainConfig(Section):
     patience: int = option(10, "Stop after this many epochs without improvement on the validation split.", ge=1)
     seed: int = option(0, "Seed of every random draw.", ge=0, lt=2**32)
     device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "Where to compute.")
-    threads: int | None = option(None, "CPU threads of PyTorch; its own choice by default.", ge=1)
+    threads: int | None = option(None, "CPU threads of PyTorch; its own choice by default.", ge=1, le=1024)
     num_workers: int | None = option(
-        None, "Processes that build batches; by default the cores there are, at most 4.", ge=0
+        None, "Processes that build batches; by default the cores there are, at most 4.", ge=0, le=256
     )
     mixed_precision: Literal["none", "bf16", "fp16"] = option("none", "Arithmetic of the encoders.")
     pretrained_encoder: Path | None = option(
@@ -208,6 +208,12 @@ class TrainConfig(Section):
     def _options_fit(self) -> Self:
         if self.resume and self.overwrite:
             raise ValueError("--resume continues a run and --overwrite replaces it; give one of them")
+        encoder = self.pretrained_encoder
+        if encoder is not None and self.output_dir.absolute() in (encoder.absolute(), encoder.absolute().parent):
+            raise ValueError(
+                f"--output-dir {self.output_dir} and --pretrained-encoder {encoder} are one run, which this one would "
+                "replace; give another --output-dir"
+            )
         if self.freeze_base and self.pretrained_encoder is None:
             raise ValueError(
                 "--freeze-base needs --pretrained-encoder: an encoder that never learnt is not worth freezing"
@@ -233,6 +239,12 @@ class RunConfig(Section):
             if self.task.unifrac_weight == 0 and self.task.nuc_weight == 0:
                 raise ValueError("--unifrac-weight 0 and --nuc-weight 0 leave nothing to learn; raise one of them")
         else:
+            if self.task.target_weight == 0:
+                raise ValueError("--target-weight 0 leaves the column unlearnt; `aam pretrain` learns without one")
+            if not self.data.unifrac_matrix and self.task.unifrac_weight not in (0, TaskConfig().unifrac_weight):
+                raise ValueError(f"--unifrac-weight {self.task.unifrac_weight} needs --unifrac-matrix")
+            if not self.task.classifier and self.task.class_weights != TaskConfig().class_weights:
+                raise ValueError(f"--class-weights {self.task.class_weights} is for classes; add --classifier")
             if self.data.metadata_column is None:
                 raise ValueError("`aam train` predicts a column of the metadata: --metadata-column is missing")
         if self.data.group_column is not None and self.data.group_column == self.data.metadata_column:

@@ -115,6 +115,9 @@ def predict(
     with torch.no_grad(), precision(trained.train.mixed_precision, device):
         outputs = [predictor(batch.to(device)).target for batch in _tracked(loader(dataset, plan, settings, device))]
     output = torch.cat(outputs).float().cpu().numpy()
+    if not np.isfinite(output).all():
+        name = study.sample_ids[int(np.flatnonzero(~np.isfinite(output).all(axis=1))[0])]
+        raise DataError(f"{named(data.table)}: the prediction of sample {name!r} is not finite; look at its counts")
     order = np.argsort(study.file_order)
     known = None if study.target is None else study.target[order]
     frame = prediction_table(target, [study.sample_ids[i] for i in order], output[order], known)

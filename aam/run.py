@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import platform
-import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,9 +28,9 @@ from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
 from aam.data.draws import generator
 from aam.data.metadata import load_metadata
 from aam.data.splits import make_splits, read_splits, write_splits
-from aam.data.study import Study, load_study
+from aam.data.study import Study, load_study, unknown_samples
 from aam.data.targets import ClassTarget, NumericTarget, require_logarithms, require_repeated_classes
-from aam.errors import DataError, in_file
+from aam.errors import DataError, in_file, named
 from aam.models.asv_encoder import REFERENCE_ASVS
 from aam.models.sequence_encoder import SequenceEncoder
 from aam.models.sequence_predictor import SequencePredictor
@@ -99,17 +99,19 @@ def run(config: RunConfig) -> RunResult:
         with in_file(config.data.metadata):
             require_repeated_classes(config.data.metadata_column, study.target)
     split, leaked = _split(config, study, takes_over)
+    _require_pairs(config, study, split)
     task = _build_task(config, study, split, pretrained).to(device)
 
-    resumed = _load_resumed(config, directory) if config.train.resume else None
+    inputs = _fingerprint(study, split)
+    resumed = _load_resumed(config, directory, inputs) if config.train.resume else None
     if resumed is None:
         directory.create(overwrite=config.train.overwrite)
     with directory.logging():
         _log_study(config, study, split, device)
-        write_json(directory / "config.json", config.model_dump(mode="json"))
-        write_splits(directory / "splits.tsv", study.sample_ids, split)
+        if pretrained is not None:
+            _log_other_reading(config.data, pretrained.config.data)
         header = _provenance(study, task)
-        trainer = _build_trainer(config, study, split, task, device, directory, header)
+        trainer = _build_trainer(config, study, split, task, device, directory, header, inputs)
         if resumed is not None:
             try:
                 trainer.load_state_dict(resumed["trainer"])
@@ -119,6 +121,8 @@ def run(config: RunConfig) -> RunResult:
                     "start again with --overwrite"
                 ) from None
             logger.info("resuming after epoch %d", trainer.state.epoch)
+        write_json(directory / "config.json", config.model_dump(mode="json"))
+        write_splits(directory / "splits.tsv", study.sample_ids, split)
         try:
             trainer.fit()
         finally:
@@ -187,7 +191,8 @@ class RunDirectory:
         "last.ckpt",
         "aam.log",
     )
-    FOLDERS = ("tensorboard", "plots")
+    IN_FOLDERS = ("tensorboard/*/events.out.tfevents.*", "plots/history.png", "plots/val_*.png", "plots/test_*.png")
+    FOLDERS = ("tensorboard/train", "tensorboard/validation", "tensorboard", "plots")
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -216,11 +221,17 @@ class RunDirectory:
     def create(self, *, overwrite: bool) -> None:
         """Make the directory; with ``overwrite``, remove what an earlier run wrote and nothing else."""
         self.path.mkdir(parents=True, exist_ok=True)
-        if overwrite:
-            for name in self.FILES:
-                (self.path / name).unlink(missing_ok=True)
-            for name in self.FOLDERS:
-                shutil.rmtree(self.path / name, ignore_errors=True)
+        if not overwrite:
+            return
+        for name in self.FILES:
+            (self.path / name).unlink(missing_ok=True)
+            (self.path / f"{name}.tmp").unlink(missing_ok=True)
+        for pattern in self.IN_FOLDERS:
+            for path in self.path.glob(pattern):
+                path.unlink(missing_ok=True)
+        for name in self.FOLDERS:
+            with suppress(OSError):  # it is not there, or somebody else's files are in it
+                (self.path / name).rmdir()
 
     @contextmanager
     def logging(self) -> Iterator[None]:
@@ -241,7 +252,14 @@ class RunDirectory:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON whole or not at all."""
     unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    unfinished.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
+def write_table(path: Path, frame: pd.DataFrame) -> None:
+    """Write tab-separated text whole or not at all."""
+    unfinished = path.with_name(path.name + ".tmp")
+    frame.to_csv(unfinished, sep="\t", index=False)
     unfinished.replace(path)
 
 
@@ -357,9 +375,23 @@ def _taken_over(config: RunConfig, study: Study, before: dict[str, str]) -> NDAr
         if not (split == part).any():
             raise DataError(
                 f"{config.train.pretrained_encoder}: none of these samples is in its {part} split; "
-                "give --val-size for a split of their own"
+                "give another --val-size than its own for a split of their own"
             )
     return split
+
+
+def _require_pairs(config: RunConfig, study: Study, split: NDArray[Any]) -> None:
+    """Refuse to learn distances where there is no pair of samples to learn from, or for `pretrain` to judge by."""
+    if study.distances is None or config.task.unifrac_weight == 0:
+        return
+    if config.train.batch_size == 1:
+        raise DataError("--batch-size 1 has no pair of samples to learn distances from; give 2 or more")
+    for part in ("train", "val") if config.command == "pretrain" else ("train",):
+        if len(study.rows_of(split, part)) < 2:
+            raise DataError(
+                f"{named(config.data.table)}: the {part} split has one sample, which is no pair of a known distance; "
+                "change --val-size, or add samples"
+            )
 
 
 # --------------------------------------------------------------------------------------------------------------- task
@@ -492,6 +524,7 @@ def _build_trainer(
     device: torch.device,
     directory: RunDirectory,
     header: dict[str, Any],
+    inputs: dict[str, str],
 ) -> Trainer:
     datasets = _datasets(config, study, split, task)
     plans = {
@@ -521,14 +554,29 @@ def _build_trainer(
             HistoryFile(directory / "history.csv"),
             TensorBoard(directory / "tensorboard", lambda evaluation: figures(task, study, evaluation)),
             EarlyStopping(config.train.patience),
-            Checkpoints(save_best, directory / "last.ckpt", config.model_dump(mode="json")),
+            Checkpoints(
+                save_best, directory / "last.ckpt", {"config": config.model_dump(mode="json"), "inputs": inputs}
+            ),
         ],
     )
 
 
-def _load_resumed(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
-    """The checkpoint of the run to be continued, if its configuration is this one's where it matters."""
+def _fingerprint(study: Study, split: NDArray[Any]) -> dict[str, str]:
+    """What a run that is resumed must find as it left it: the files, and which sample was held out."""
+    lines = "\n".join(f"{name}\t{part}" for name, part in zip(study.sample_ids, split, strict=True))
+    return {**study.checksums, "split": hashlib.sha256(lines.encode()).hexdigest()}
+
+
+def _load_resumed(config: RunConfig, directory: RunDirectory, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """The checkpoint of the run to be continued, if its inputs and its settings are this one's where it matters."""
     saved = load_checkpoint(directory / "last.ckpt")
+    for name, digest in inputs.items():
+        if saved.get("inputs", {}).get(name, digest) != digest:
+            what = "the split of the samples" if name == "split" else f"the file of --{name.replace('_', '-')}"
+            raise DataError(
+                f"{directory.path}: cannot be resumed, since {what} is another than when it was begun; "
+                "put it back, or start again with --overwrite"
+            )
     free = {"output_dir", "epochs", "patience", "device", "threads", "num_workers", "resume", "overwrite"}
     now = config.model_dump(mode="json")
     for section in ("data", "model", "task", "optim", "train"):
@@ -575,7 +623,7 @@ def _finish(
             table = prediction_table(
                 task.target, [study.sample_ids[i] for i in rows], evaluation.output, task.actual[rows]
             )
-            table.to_csv(directory / f"{part}_predictions.tsv", sep="\t", index=False)
+            write_table(directory / f"{part}_predictions.tsv", table)
     if isinstance(task, TrainTask):
         metrics["baseline"] = {"guess": _guess(task, split)}
     if config.train.pretrained_encoder is not None:
@@ -647,11 +695,22 @@ def _provenance(study: Study, task: Task) -> dict[str, Any]:
     }
 
 
+def _log_other_reading(data: DataConfig, before: DataConfig) -> None:
+    """Say where samples are read in another way than the pre-trained encoder read them."""
+    for name in ("rarefy_depth", "token_limit", "asv_sampling"):
+        value, theirs = getattr(data, name), getattr(before, name)
+        if value != theirs:
+            option = "--" + name.replace("_", "-")
+            logger.info("%s is %s here and was %s when the encoder was pre-trained", option, value, theirs)
+
+
 def _log_study(config: RunConfig, study: Study, split: NDArray[Any], device: torch.device) -> None:
     logger.info("aam %s on %s, %d threads", config.command, device, torch.get_num_threads())
     logger.info("%d of %d samples, %d ASVs", len(study), study.samples_in_table, len(study.sequences))
     for reason, names in study.left_out.items():
         logger.info("left out: %d %s (%s%s)", len(names), reason, ", ".join(names[:3]), ", …" if names[3:] else "")
+    for sentence in unknown_samples(study):
+        logger.info(sentence)
     for warning in study.warnings:
         logger.warning(warning)
     parts, sizes = np.unique(split, return_counts=True)

@@ -20,7 +20,7 @@ def command(run: Path, as_json: bool) -> None:
     from aam.errors import DataError
     from aam.training.checkpoint import model_path, read_header, read_target
 
-    path = model_path(run)
+    path = model_path(run, finished=False)
     header = read_header(path)
     target = read_target(header, path)
     final = path.with_name("metrics.json")
@@ -39,6 +39,8 @@ def command(run: Path, as_json: bool) -> None:
     else:
         task = f"train: {target.column}, a number (learnt as {target.transform})"
     click.echo(f"{path}\n{task}")
+    if run.is_dir() and not final.is_file():
+        click.echo("not finished: this is the best model so far; --resume continues the run")
     provenance = _part(header, "provenance")
     created, version, torch, samples, asvs = (
         provenance.get(name, "?") for name in ("created", "aam", "torch", "samples", "asvs")

@@ -62,7 +62,18 @@ def main() -> None:
     from aam.errors import DataError
 
     try:
-        cli(prog_name="aam")
+        code = cli(prog_name="aam", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.UsageError as error:
+        where = f" (see {error.ctx.command_path} --help)" if error.ctx is not None else ""
+        _fail(error.format_message().rstrip(".") + where, error.exit_code)
+    except click.ClickException as error:
+        _fail(error.format_message(), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted", 130)
     except DataError as error:
         _fail(str(error))
     except OSError as error:
@@ -80,6 +91,6 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str, code: int = 1) -> None:
     click.echo(f"Error: {' '.join(message.split())}", err=True)
-    sys.exit(1)
+    sys.exit(code)

@@ -55,6 +55,9 @@ def command(
 
     if output.is_dir() or not output.parent.is_dir():
         raise DataError(f"{output}: cannot be written; give --output a file in an existing directory")
+    for source in (*table, *sequences, *metadata, model):
+        if output.absolute() == source.absolute():
+            raise DataError(f"{output}: is an input, which the predictions would replace; give another --output")
     log_to_console()
     with usage_errors():
         settings = TrainConfig(output_dir=output.parent, **{k: v for k, v in machine.items() if v is not None})

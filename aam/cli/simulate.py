@@ -11,11 +11,17 @@ __all__ = ["command"]
 
 @click.command("simulate")
 @click.option("--output-dir", type=click.Path(path_type=Path), required=True, help="Directory to write the study to.")
-@click.option("--samples", default=200, show_default=True, help="Number of samples.")
-@click.option("--asvs", default=300, show_default=True, help="Number of ASVs.")
-@click.option("--subjects", default=50, show_default=True, help="Number of subjects that the samples are taken from.")
-@click.option("--length", default=150, show_default=True, help="Bases of every sequence.")
-@click.option("--depth", default=5000, show_default=True, help="Median reads of a sample.")
+@click.option("--samples", type=click.IntRange(2), default=200, show_default=True, help="Number of samples.")
+@click.option("--asvs", type=click.IntRange(8), default=300, show_default=True, help="Number of ASVs.")
+@click.option(
+    "--subjects",
+    type=click.IntRange(1),
+    default=50,
+    show_default=True,
+    help="Number of subjects that the samples are taken from.",
+)
+@click.option("--length", type=click.IntRange(20), default=150, show_default=True, help="Bases of every sequence.")
+@click.option("--depth", type=click.IntRange(1), default=5000, show_default=True, help="Median reads of a sample.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of every draw.")
 @click.option("--overwrite", is_flag=True, help="Replace the study in --output-dir.")
 def command(

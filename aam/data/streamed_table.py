@@ -54,6 +54,8 @@ class StreamedTable:
         Reads of every sample.
     fraction : float or None
         The first count that is not whole.
+    extent : tuple of two floats
+        The smallest and the largest count that is not zero.
 
     Raises
     ------
@@ -83,7 +85,7 @@ class StreamedTable:
             indptr = read_hdf5(file, f"{_MATRIX}/indptr", path, what=_WHAT, kinds="iu", ndim=1)
             self._indptr = indptr.astype(np.int64)
             self._check_shapes(file)
-            self.depth, self.fraction = self._scan(file)
+            self.depth, self.fraction, self.extent = self._scan(file)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -135,10 +137,11 @@ class StreamedTable:
         if indptr[0] != 0 or indptr[-1] != len(data) or np.any(np.diff(indptr) < 0):
             raise DataError(damaged % f"indptr does not rise from 0 to {len(data)}")
 
-    def _scan(self, file: h5py.File) -> tuple[NDArray[np.float64], float | None]:
+    def _scan(self, file: h5py.File) -> tuple[NDArray[np.float64], float | None, tuple[float, float]]:
         """Look at every entry once, some samples at a time."""
         depth = np.zeros(len(self.sample_ids))
         fraction: float | None = None
+        extent = (np.inf, 0.0)
         features = len(self.feature_ids)
         starts = [0]
         while starts[-1] < len(self.sample_ids):
@@ -170,9 +173,12 @@ class StreamedTable:
                     f"{self.path}: sample {shown(name)} lists one feature twice; the table is damaged, export it again"
                 )
             depth += np.bincount(sample, weights=data, minlength=len(depth))
+            positive = data[data > 0]
+            if len(positive):
+                extent = (min(extent[0], float(positive.min())), max(extent[1], float(positive.max())))
             broken = data % 1 != 0
             if fraction is None and broken.any():
                 fraction = float(data[broken][0])
         if not depth.any():
             raise DataError(f"{self.path}: every count is zero; export the table again or loosen its filters")
-        return depth, fraction
+        return depth, fraction, extent

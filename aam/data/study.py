@@ -25,9 +25,13 @@ from aam.data.tokenizer import tokenize
 from aam.data.unifrac_loader import DistanceMatrix, load_distances
 from aam.errors import DataError, named
 
-__all__ = ["Study", "StudyFiles", "TableFile", "align", "load_study", "read_files"]
+__all__ = ["Study", "StudyFiles", "TableFile", "align", "load_study", "read_files", "unknown_samples"]
 
 Result = TypeVar("Result")
+
+_DEEPEST_TO_RAREFY = 10**9  # what NumPy's multivariate hypergeometric draws go up to
+_LARGEST_TARGET = 1e30
+_COUNTS = (1e-30, 1e30)  # what single precision holds, with room for sums
 
 
 class TableFile(NamedTuple):
@@ -48,6 +52,13 @@ class TableFile(NamedTuple):
         if isinstance(self.table, StreamedTable):
             return self.table.depth
         return np.asarray(self.table.counts.sum(axis=1), dtype=np.float64)
+
+    @property
+    def extent(self) -> tuple[float, float]:
+        """The smallest and the largest count that is not zero."""
+        if isinstance(self.table, StreamedTable):
+            return self.table.extent
+        return float(self.table.counts.data.min()), float(self.table.counts.data.max())
 
     @property
     def fraction(self) -> float | None:
@@ -96,6 +107,7 @@ class Study:
     groups: NDArray[Any] | None  # (N,)
     samples_in_table: int
     left_out: dict[str, list[str]]  # reason: sample IDs
+    unknown: dict[str, int]  # metadata or distance matrix: how many of its samples no table has
     warnings: list[str]
     checksums: dict[str, str] = field(default_factory=dict)  # option: sha256 of the file
 
@@ -105,6 +117,11 @@ class Study:
     def rows_of(self, split: NDArray[Any], name: str) -> NDArray[np.int64]:
         """Rows (n,) whose entry of ``split`` (N,) is ``name``."""
         return np.flatnonzero(split == name)
+
+
+def unknown_samples(study: Study) -> list[str]:
+    """A sentence for each file that names samples which no table has."""
+    return [f"{number} samples of the {where} are not in the table" for where, number in study.unknown.items()]
 
 
 def load_study(
@@ -224,10 +241,16 @@ def align(
             left_out[reason] = ids[used & lacking].tolist()
             used[lacking] = False
 
+    for table in joined.tables:
+        _check_extent(table)
     leave_out(depth == 0, "no reads")
     if data.rarefy_depth is not None:
         for table in joined.tables:
             _check_whole_counts(table)
+        too_deep = np.flatnonzero(depth >= _DEEPEST_TO_RAREFY)
+        if len(too_deep):
+            reads = f"{depth[too_deep[0]]:g} reads, and --rarefy-depth draws from fewer than {_DEEPEST_TO_RAREFY:g}"
+            raise DataError(f"{named(data.table)}: sample {ids[too_deep[0]]!r} has {reads}; leave the sample out")
         leave_out(depth < data.rarefy_depth, f"fewer reads than --rarefy-depth {data.rarefy_depth}")
     if files.distances is not None:
         leave_out(~np.isin(ids, np.array(files.distances.ids, dtype=object)), "not in the distance matrix")
@@ -286,6 +309,7 @@ def align(
         groups=groups,
         samples_in_table=len(ids),
         left_out=left_out,
+        unknown=_unknown(files, ids),
         # What is said of the split means nothing where samples are only predicted.
         warnings=_warnings(joined, data, sequences, max_bp, None if keep_unlabelled else frame),
     )
@@ -351,7 +375,14 @@ def _refuse_columns(data: DataConfig) -> None:
 def _target(column: pd.Series, classifier: bool, path: Path) -> pd.Series:
     if classifier:
         return class_target(column).astype(object)
-    return pd.Series(numeric_target(column, str(column.name), path), index=column.index)
+    values = numeric_target(column, str(column.name), path)
+    extreme = np.abs(values) > _LARGEST_TARGET
+    if extreme.any():
+        raise DataError(
+            f"{path}: column {str(column.name)!r} holds {values[extreme][0]:g}, too large to learn; give it in another "
+            "unit, or its logarithm"
+        )
+    return pd.Series(values, index=column.index)
 
 
 def _check_whole_counts(table: TableFile) -> None:
@@ -360,6 +391,26 @@ def _check_whole_counts(table: TableFile) -> None:
             f"{table.path}: --rarefy-depth draws whole reads, but the table holds {table.fraction:g}; "
             "give raw counts, or leave --rarefy-depth out"
         )
+
+
+def _check_extent(table: TableFile) -> None:
+    low, high = table.extent
+    if low < _COUNTS[0] or high > _COUNTS[1]:
+        raise DataError(
+            f"{table.path}: holds {low if low < _COUNTS[0] else high:g}, which is no count of reads and no relative "
+            "abundance; give one or the other"
+        )
+
+
+def _unknown(files: StudyFiles, ids: NDArray[Any]) -> dict[str, int]:
+    """How many samples of the other files no table has."""
+    others = {
+        "metadata": None if files.metadata is None else files.metadata.index,
+        "distance matrix": None if files.distances is None else files.distances.ids,
+    }
+    known = set(ids)
+    found = {name: len(set(names) - known) for name, names in others.items() if names is not None}
+    return {name: number for name, number in found.items() if number}
 
 
 def _reasons(left_out: dict[str, list[str]]) -> str:

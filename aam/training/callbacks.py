@@ -51,19 +51,19 @@ class Checkpoints(Callback):
         Given the evaluation.
     path : Path
         Of the checkpoint.
-    config : mapping
-        Stored beside, so that a resumed run is known to be the same.
+    beside : mapping
+        Stored with it, so that a resumed run is known to be the same: ``config``, and ``inputs`` where there are any.
     """
 
-    def __init__(self, save_best: Callable[[Evaluation], None], path: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, save_best: Callable[[Evaluation], None], path: Path, beside: Mapping[str, Any]) -> None:
         self.save_best = save_best
         self.path = path
-        self.config = dict(config)
+        self.beside = dict(beside)
 
     def on_epoch(self, trainer: Trainer, evaluation: Evaluation) -> None:
         if trainer.state.improved:
             self.save_best(evaluation)
-        save_checkpoint(self.path, {"trainer": trainer.state_dict(), "config": self.config})
+        save_checkpoint(self.path, {"trainer": trainer.state_dict(), **self.beside})
 
 
 class HistoryFile(Callback):

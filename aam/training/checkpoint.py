@@ -72,8 +72,14 @@ def build_model(config: ModelConfig, outputs: int | None) -> SequenceEncoder | S
     return encoder if outputs is None else SequencePredictor(encoder, outputs, config.dropout)
 
 
-def model_path(run: Path) -> Path:
+def model_path(run: Path, *, finished: bool = True) -> Path:
     """The model file of a run directory, or the file itself.
+
+    Parameters
+    ----------
+    run : Path
+    finished : bool
+        Whether a directory whose run has not ended will not do.
 
     Raises
     ------
@@ -83,6 +89,11 @@ def model_path(run: Path) -> Path:
     if run.is_dir():
         if not (run / MODEL_NAME).is_file():
             raise DataError(f"{run}: holds no {MODEL_NAME}; give the directory of a finished run")
+        if finished and not (run / "metrics.json").is_file():
+            raise DataError(
+                f"{run}: its run has not ended; continue it with --resume, or give its best model so far, "
+                f"{run / MODEL_NAME}"
+            )
         return run / MODEL_NAME
     if not run.is_file():
         raise DataError(f"{run}: no such run directory or model file")

@@ -55,7 +55,7 @@ def test_refuses_to_replace_a_study_unless_told_to(tmp_path: Path) -> None:
 def test_impossible_sizes_are_named(tmp_path: Path) -> None:
     outcome = aam("simulate", "--output-dir", tmp_path / "s", "--samples", 5, "--subjects", 9)
     assert_one_line_error(outcome, 1, "9 subjects", "5 samples")
-    assert_one_line_error(aam("simulate", "--output-dir", tmp_path / "s", "--asvs", 2), 1, "asvs is 2")
+    assert_one_line_error(aam("simulate", "--output-dir", tmp_path / "s", "--asvs", 2), 2, "--asvs", "2 is not")
     assert not (tmp_path / "s").exists()
     (tmp_path / "file").write_text("")
     assert_one_line_error(aam("simulate", "--output-dir", tmp_path / "file"), 1, tmp_path / "file")

@@ -147,9 +147,6 @@ def assert_one_line_error(outcome: Outcome, code: int, *words: str | Sequence[st
     assert outcome.code == code, outcome
     assert "Traceback" not in outcome.err
     lines = [line for line in outcome.err.splitlines() if line.strip()]
-    if code == 2:
-        assert lines[0].startswith("Usage: aam"), lines
-        lines = lines[2:]
     assert len(lines) == 1, lines
     assert lines[0].startswith("Error: "), lines
     for word in words:

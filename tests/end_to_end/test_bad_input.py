@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,37 @@ class TestTable:
     def test_too_few_samples(self, files: Files) -> None:
         path = files.table(lambda table: table.select_samples([0]))
         files.refused("pretrain", "--table", path, "--unifrac-matrix", files.study.matrix, words=("1 sample",))
+
+
+class TestNothingToLearn:
+    def test_one_sample_to_a_batch(self, study: StudyFiles, tmp_path: Path) -> None:
+        outcome = aam(*study.pretrain, "--output-dir", tmp_path / "run", "--batch-size", 1)
+        assert_one_line_error(outcome, 1, "--batch-size 1", "no pair")
+        assert not (tmp_path / "run").exists()
+
+    def test_one_sample_to_judge_by(self, study: StudyFiles, tmp_path: Path) -> None:
+        outcome = aam(*study.pretrain, "--output-dir", tmp_path / "run", "--val-size", 0.01)
+        assert_one_line_error(outcome, 1, study.table, "val split has one sample", "--val-size")
+        assert not (tmp_path / "run").exists()
+
+    def test_a_target_of_no_weight(self, study: StudyFiles, tmp_path: Path) -> None:
+        arguments = [*study.train, "--metadata-column", "age", "--output-dir", tmp_path / "run"]
+        assert_one_line_error(aam(*arguments, "--target-weight", 0), 2, "--target-weight 0")
+
+
+class TestExtremeNumbers:
+    @pytest.mark.parametrize("scale", [1e-60, 1e60])
+    def test_counts(self, files: Files, scale: float) -> None:
+        path = files.table(lambda table: replace(table, counts=table.counts * scale))
+        files.table_refused(path, f"e{'+' if scale > 1 else '-'}", "no count of reads")
+
+    def test_reads_that_cannot_be_rarefied(self, files: Files) -> None:
+        path = files.table(lambda table: replace(table, counts=table.counts * 10**8))
+        options = ["--unifrac-matrix", files.study.matrix, "--rarefy-depth", 5]
+        files.refused("pretrain", "--table", path, *options, words=(path, "--rarefy-depth", "1e+09"))
+
+    def test_targets(self, files: Files) -> None:
+        files.target_refused(files.metadata("huge", lambda i: f"{i}e200"), "huge", "e+200", "too large")
 
 
 class TestSequences:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from aam.data.splits import read_splits
 from tests.end_to_end.program import (
+    TINY,
     StudyFiles,
     aam,
     assert_one_line_error,
@@ -184,6 +185,19 @@ class TestResume:
         assert_one_line_error(outcome, 1, trained, "--lr 0.001", "--lr 0.5")
         assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
 
+    def test_other_input_is_refused_and_leaves_the_run(self, study: StudyFiles, tmp_path: Path) -> None:
+        """With fewer samples they would be split anew, and held-out ones learnt from."""
+        metadata, run = tmp_path / "metadata.tsv", tmp_path / "run"
+        lines = study.metadata.read_text().splitlines(keepends=True)
+        metadata.write_text("".join(lines))
+        arguments = ["train", "--table", study.table, "--metadata", metadata, *TINY, "--metadata-column", "age"]
+        succeed(*arguments, "--output-dir", run, "--epochs", 1)
+        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        metadata.write_text("".join(lines[:-2]))
+        outcome = aam("train", "--resume", "--output-dir", run, "--epochs", 2)
+        assert_one_line_error(outcome, 1, run, "--metadata", "--overwrite")
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
     def test_nothing_to_resume_is_refused(self, study: StudyFiles, tmp_path: Path) -> None:
         arguments = [*study.pretrain, "--output-dir", tmp_path / "run", "--resume"]
         assert_one_line_error(aam(*arguments), 1, tmp_path / "run", "last.ckpt")
@@ -252,6 +266,20 @@ class TestOverwrite:
         assert (run / "notes.txt").read_text() == "mine"
         assert not (run / "test_predictions.tsv").exists()
         assert len(list((run / "tensorboard" / "train").iterdir())) == 1
+
+    def test_a_folder_that_held_no_run_keeps_its_files(self, study: StudyFiles, tmp_path: Path) -> None:
+        own = tmp_path / "run" / "plots" / "my_figure.png"
+        own.parent.mkdir(parents=True)
+        own.write_bytes(b"mine")
+        succeed(*ordinary(study, tmp_path / "run"), "--overwrite")
+        assert own.read_bytes() == b"mine"
+
+    def test_the_encoder_that_it_starts_from_is_not_replaced(
+        self, study: StudyFiles, pretrained: Path, tmp_path: Path
+    ) -> None:
+        for encoder in (pretrained, pretrained / MODEL):
+            arguments = [*tune(study, encoder), "--output-dir", pretrained, "--overwrite"]
+            assert_one_line_error(aam(*arguments), 2, "--output-dir", "--pretrained-encoder", encoder)
 
     def test_input_that_is_refused_leaves_the_old_run(self, study: StudyFiles, trained: Path) -> None:
         before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}

@@ -79,7 +79,9 @@ def test_history_file(equal_study, tmp_path):
 def test_checkpoints(equal_study, tmp_path):
     saved: list[float] = []
     callback = Checkpoints(
-        lambda evaluation: saved.append(evaluation.losses["target_loss"]), tmp_path / "last.ckpt", {"a": {"b": 1}}
+        lambda evaluation: saved.append(evaluation.losses["target_loss"]),
+        tmp_path / "last.ckpt",
+        {"config": {"a": {"b": 1}}},
     )
     trainer = build_trainer(
         equal_study, build_task(equal_study, "regression"), tmp_path, epochs=3, callbacks=[callback]

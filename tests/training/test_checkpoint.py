@@ -72,7 +72,9 @@ def test_model_file_round_trip(count_embedding, distance_head, unequal_study: Ti
     save_model_file(tmp_path / MODEL_NAME, model, saved, header)
     assert [path.name for path in tmp_path.iterdir()] == [MODEL_NAME]
 
-    found = load_model_file(model_path(tmp_path))
+    with pytest.raises(DataError, match="has not ended"):
+        model_path(tmp_path)
+    found = load_model_file(model_path(tmp_path, finished=False))
     assert found.config == saved
     assert found.header == header | {"format_version": FORMAT_VERSION}
     torch.manual_seed(2)
