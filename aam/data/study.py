@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from aam.config import DataConfig
 from aam.data.biom_loader import FeatureTable, load_table
+from aam.data.cache import Cache
 from aam.data.counts import Counts, JoinedCounts, MemoryCounts, TablePart, present_asvs
 from aam.data.files import file_sha256, shown
 from aam.data.metadata import class_target, load_metadata, numeric_target, repeated_columns, require_column
 from aam.data.sequences import load_fasta, resolve_sequences
 from aam.data.streamed_table import StreamedTable
-from aam.data.tokenizer import tokenize
+from aam.data.tokenizer import token_rows
 from aam.data.unifrac_loader import DistanceMatrix, load_distances
 from aam.errors import DataError, named
 
@@ -288,6 +289,7 @@ def align(
     samples = samples[np.argsort(ids[samples])]
     counts, asvs = joined.select(samples, in_memory=not data.streaming)
     sequences = [joined.sequences[a] for a in asvs]
+    cache = None if data.cache_dir is None else Cache(data.cache_dir, data.cache_size)
     distances = None
     if files.distances is not None:
         place = {name: i for i, name in enumerate(files.distances.ids)}
@@ -300,7 +302,7 @@ def align(
         sample_ids=ids[samples].tolist(),
         counts=counts,
         sequences=sequences,
-        tokens=tokenize(sequences, max_bp),
+        tokens=token_rows(sequences, max_bp, cache),
         table_order=asvs,
         file_order=samples.astype(np.int64),
         distances=distances,

@@ -4,7 +4,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aam.data.tokenizer import PAD, START, detokenize, sequence_lengths, tokenize
+from aam.data.cache import Cache
+from aam.data.tokenizer import PAD, START, detokenize, sequence_lengths, token_rows, tokenize
 
 FAST = settings(max_examples=100, derandomize=True, deadline=None)
 IUPAC = "ACGTURYSWKMBDHVN"
@@ -33,3 +34,22 @@ def test_no_row_is_all_padding():
     rows = tokenize(["", "A"], max_bp=5)
     assert rows.tolist() == [[START, PAD], [START, 1]]
     assert tokenize([], max_bp=5).shape == (0, 1)
+
+
+def test_rows_in_a_file_are_the_same(tmp_path, monkeypatch):
+    sequences = ["".join(np.random.default_rng(i).choice(list(IUPAC), 5 + i % 7)) for i in range(50)]
+    expected = tokenize(sequences, 9)
+    monkeypatch.setattr("aam.data.tokenizer._BLOCK", 7)
+    cache = Cache(tmp_path)
+    for _ in range(2):
+        found = token_rows(sequences, 9, cache)
+        assert isinstance(found, np.memmap)
+        np.testing.assert_array_equal(found, expected)
+    assert len(list(tmp_path.iterdir())) == 1
+    token_rows(sequences, 8, cache)
+    token_rows(sequences[:-1], 9, cache)
+    assert len(list(tmp_path.iterdir())) == 3
+    monkeypatch.setattr("aam.data.tokenizer._MOST_IN_MEMORY", 10)
+    found = token_rows(sequences, 9)
+    assert isinstance(found, np.memmap)
+    np.testing.assert_array_equal(found, expected)
