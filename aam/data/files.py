@@ -20,7 +20,10 @@ from aam.errors import DataError
 
 __all__ = [
     "HDF5_MAGIC",
+    "ZIP_MAGIC",
     "check_ids",
+    "decode_text",
+    "failure_reason",
     "file_sha256",
     "has_hdf5",
     "open_hdf5",
@@ -32,11 +35,14 @@ __all__ = [
     "reading",
     "require_file",
     "shown",
+    "zip_first_name",
 ]
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _GZIP_MAGIC = b"\x1f\x8b"
-_ZIP_MAGIC = b"PK\x03\x04"
+ZIP_MAGIC = b"PK\x03\x04"
+_EMPTY_ZIP_MAGIC = b"PK\x05\x06"
+_OFFICE_MEMBER = "[Content_Types].xml"
 _MAX_TEXT_BYTES = 2**32
 _HEAP_MAGIC = b"GCOL\1"
 _REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
@@ -78,7 +84,7 @@ def require_file(path: Path, what: str) -> Path:
     except (OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path}: cannot be opened ({_reason(error)}); give the path of the {what}") from error
+        raise DataError(f"{path}: cannot be opened ({failure_reason(error)}); give the path of the {what}") from error
     if size == 0:
         raise DataError(f"{path}: is empty; the {what} must be written again")
     return path
@@ -108,7 +114,7 @@ def reading(path: Path, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise DataError(
-            f"{path}: cannot be read as {what} ({_reason(error)}); the file is damaged or of another kind, "
+            f"{path}: cannot be read as {what} ({failure_reason(error)}); the file is damaged or of another kind, "
             "copy or export it again"
         ) from error
 
@@ -123,16 +129,39 @@ def read_text(path: Path, what: str) -> str:
     """
     path = require_file(path, what)
     head = read_head(path)
-    if head.startswith(_ZIP_MAGIC):
+    if head.startswith((ZIP_MAGIC, _EMPTY_ZIP_MAGIC)):
+        if zip_first_name(path) == _OFFICE_MEMBER:
+            raise DataError(
+                f"{path}: is a spreadsheet or document of an office program, not a text file; save the {what} as "
+                "tab-separated text"
+            )
         raise DataError(
-            f"{path}: is a zip archive (a QIIME 2 artifact?), not a {what}; unpack it with "
-            "`qiime tools export` and give the file inside"
+            f"{path}: is a zip archive (a QIIME 2 artifact?), and a {what} is not read from one; give the text file "
+            "itself"
         )
     with reading(path, f"a {what}"), path.open("rb") as raw:
         if head.startswith(_GZIP_MAGIC):
             content = _gunzip(raw, path)
         else:
             content = raw.read(_MAX_TEXT_BYTES + 1)
+    return decode_text(content, path, what)
+
+
+def decode_text(content: bytes, path: Path, what: str) -> str:
+    """Bytes as text, with line ends as ``\\n`` and without a byte-order mark.
+
+    Parameters
+    ----------
+    content
+        Unpacked bytes of a file, or of a member of an archive.
+    path, what
+        Where they are from and what they should be, for messages.
+
+    Raises
+    ------
+    DataError
+        If they are not UTF-8, hold NUL bytes, nothing but white space, or over 4 GiB.
+    """
     if len(content) > _MAX_TEXT_BYTES:
         raise DataError(f"{path}: holds over {_MAX_TEXT_BYTES >> 30} GiB of text; give a smaller {what} or use HDF5")
     if content.startswith(HDF5_MAGIC):
@@ -143,8 +172,11 @@ def read_text(path: Path, what: str) -> str:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        byte = content[error.start]
-        raise DataError(f"{path}: is not UTF-8 text (byte 0x{byte:02x}); save the {what} as UTF-8") from error
+        byte, line = content[error.start], content.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path}: is not UTF-8 text (byte 0x{byte:02x} on line {line}); save the {what} as UTF-8, or convert it: "
+            "iconv -f LATIN1 -t UTF-8"
+        ) from error
     if "\0" in text:
         raise DataError(f"{path}: is a binary file (it holds NUL bytes), not a {what}; check the path")
     if not text.strip():
@@ -157,14 +189,41 @@ def _gunzip(raw: io.BufferedReader, path: Path) -> bytes:
         with gzip.GzipFile(fileobj=raw) as file:
             return file.read(_MAX_TEXT_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: is a broken gzip file ({_reason(error)}); copy it again") from error
+        raise DataError(f"{path}: is a broken gzip file ({failure_reason(error)}); copy it again") from error
+
+
+def zip_first_name(path: Path) -> str:
+    """Name of the first member of a zip archive, damaged or not; empty where the file is none."""
+    head = read_head(path, 30)
+    if not head.startswith(ZIP_MAGIC) or len(head) < 30:
+        return ""
+    length = int.from_bytes(head[26:28], "little")
+    return read_head(path, 30 + length)[30:].decode("utf-8", "replace")
+
+
+class _HDF5InMemory(h5py.File):
+    """An HDF5 file that is read from bytes."""
+
+    content: bytes
 
 
 @contextmanager
-def open_hdf5(path: Path, what: str) -> Iterator[h5py.File]:
-    """Open an HDF5 file for reading; one that HDF5 cannot open is a `DataError`."""
+def open_hdf5(path: Path, what: str, content: bytes | None = None) -> Iterator[h5py.File]:
+    """Open an HDF5 file for reading; one that HDF5 cannot open is a `DataError`.
+
+    Parameters
+    ----------
+    path, what
+        The file and what it should hold.
+    content
+        Its bytes, where they are not those of `path` itself but of a member of that archive.
+    """
     with reading(path, f"an HDF5 {what}"):
-        file = h5py.File(path, "r")
+        if content is None:
+            file = h5py.File(path, "r")
+        else:
+            file = _HDF5InMemory(io.BytesIO(content), "r")
+            file.content = content
     try:
         yield file
     finally:
@@ -263,7 +322,7 @@ def _check_text_heap(file: h5py.File, name: str, path: Path, what: str) -> None:
         raise damaged
     if text.length is not None:
         return
-    with path.open("rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with _content(file, path) as content:
         sizes = _heap_objects(content)
         if sizes is None:
             raise damaged
@@ -274,7 +333,16 @@ def _check_text_heap(file: h5py.File, name: str, path: Path, what: str) -> None:
             raise damaged
 
 
-def _heap_objects(content: mmap.mmap) -> dict[tuple[int, int], int] | None:
+@contextmanager
+def _content(file: h5py.File, path: Path) -> Iterator[bytes | mmap.mmap]:
+    if isinstance(file, _HDF5InMemory):
+        yield file.content
+        return
+    with path.open("rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        yield content
+
+
+def _heap_objects(content: bytes | mmap.mmap) -> dict[tuple[int, int], int] | None:
     """Size of every object of the global heaps by (address of its heap, index); None if a heap is damaged."""
     sizes: dict[tuple[int, int], int] = {}
     start = content.find(_HEAP_MAGIC)
@@ -294,7 +362,7 @@ def _heap_objects(content: mmap.mmap) -> dict[tuple[int, int], int] | None:
     return sizes
 
 
-def _text_references(dataset: h5py.Dataset, content: mmap.mmap) -> np.ndarray[Any, Any]:
+def _text_references(dataset: h5py.Dataset, content: bytes | mmap.mmap) -> np.ndarray[Any, Any]:
     """Stored references of a vector of variable-length text, in any order."""
     count = dataset.shape[0]
     if dataset.chunks is None:
@@ -356,6 +424,7 @@ def parse_floats(cells: Sequence[str], refuse: Callable[[str], DataError]) -> np
         raise
 
 
-def _reason(error: BaseException) -> str:
+def failure_reason(error: BaseException) -> str:
+    """What an exception of a third-party parser says, on one line."""
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:200]
