@@ -26,15 +26,18 @@ __all__ = [
     "failure_reason",
     "file_sha256",
     "has_hdf5",
+    "hdf5_vectors",
     "open_hdf5",
     "parse_floats",
     "read_hdf5",
+    "read_hdf5_cells",
     "read_hdf5_ids",
     "read_head",
     "read_text",
     "reading",
     "require_file",
     "shown",
+    "strip_ids",
     "zip_first_name",
 ]
 
@@ -46,6 +49,7 @@ _OFFICE_MEMBER = "[Content_Types].xml"
 _MAX_TEXT_BYTES = 2**32
 _HEAP_MAGIC = b"GCOL\1"
 _REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
+_CELL_KINDS = "OSUiufb"
 _MAX_HDF5_EXPANSION = 2000  # deflate reaches 1032:1; a data set that claims more holds no data
 
 
@@ -201,10 +205,11 @@ def zip_first_name(path: Path) -> str:
     return read_head(path, 30 + length)[30:].decode("utf-8", "replace")
 
 
-class _HDF5InMemory(h5py.File):
-    """An HDF5 file that is read from bytes."""
+class _HDF5File(h5py.File):
+    """An HDF5 file that knows the bytes it is read from, where these are in memory, and its checked text heaps."""
 
-    content: bytes
+    content: bytes | None = None
+    heap_objects: dict[tuple[int, int], int] | None = None
 
 
 @contextmanager
@@ -219,11 +224,8 @@ def open_hdf5(path: Path, what: str, content: bytes | None = None) -> Iterator[h
         Its bytes, where they are not those of `path` itself but of a member of that archive.
     """
     with reading(path, f"an HDF5 {what}"):
-        if content is None:
-            file = h5py.File(path, "r")
-        else:
-            file = _HDF5InMemory(io.BytesIO(content), "r")
-            file.content = content
+        file = _HDF5File(path if content is None else io.BytesIO(content), "r")
+        file.content = content
     try:
         yield file
     finally:
@@ -234,7 +236,33 @@ def open_hdf5(path: Path, what: str, content: bytes | None = None) -> Iterator[h
 def has_hdf5(file: h5py.File, name: str, path: Path) -> bool:
     """Whether an HDF5 file has a group or data set of this name."""
     with reading(path, "an HDF5 file"):
-        return name in file
+        return _follow(file, name) is not None
+
+
+def hdf5_vectors(file: h5py.File, name: str, path: Path) -> list[str]:
+    """Names of the vectors of text or numbers in a group of an HDF5 file; none where there is no such group."""
+    with reading(path, "an HDF5 file"):
+        group = _follow(file, name)
+        if not isinstance(group, h5py.Group):
+            return []
+        nodes = {member: _follow(group, member) for member in group}
+        return [
+            member
+            for member, node in nodes.items()
+            if isinstance(node, h5py.Dataset) and node.shape is not None and len(node.shape) == 1
+            if node.dtype.kind in _CELL_KINDS
+        ]
+
+
+def _follow(group: h5py.Group, name: str) -> Any:
+    """What lies at a path, None if nothing does, or the first link on the way that leads elsewhere."""
+    node: Any = group
+    for part in name.split("/"):
+        link = node.get(part, getlink=True) if isinstance(node, h5py.Group) else None
+        if not isinstance(link, h5py.HardLink):
+            return link
+        node = node[part]
+    return node
 
 
 def read_hdf5(
@@ -266,14 +294,11 @@ def read_hdf5(
         If it is missing, a link to another file, of another type or rank, or claims more than the file can hold.
     """
     with reading(path, f"an HDF5 {what}"):
-        node: Any = file
-        for part in name.split("/"):
-            link = node.get(part, getlink=True) if isinstance(node, h5py.Group) else None
-            if link is None:
-                raise DataError(f"{path}: is an HDF5 file without {name!r}, so not a {what}; check which file is meant")
-            if isinstance(link, h5py.ExternalLink):
-                raise DataError(f"{path}: {name!r} points to another file; export the {what} into one file")
-            node = node[part]
+        node = _follow(file, name)
+        if node is None:
+            raise DataError(f"{path}: is an HDF5 file without {name!r}, so not a {what}; check which file is meant")
+        if isinstance(node, h5py.ExternalLink | h5py.SoftLink):
+            raise DataError(f"{path}: {name!r} points to another file or place; export the {what} into one file")
         if not isinstance(node, h5py.Dataset) or node.shape is None or len(node.shape) != ndim:
             raise DataError(f"{path}: {name!r} is not an array of {ndim} dimension(s); export the {what} again")
         if node.dtype.kind not in kinds:
@@ -292,19 +317,26 @@ def read_hdf5(
 def read_hdf5_ids(file: h5py.File, name: str, path: Path, *, what: str) -> list[str]:
     """Read a vector of IDs stored as bytes or text."""
     raw = read_hdf5(file, name, path, what=what, kinds="OSU", ndim=1)
-    ids = []
-    for value in raw.tolist():
-        if isinstance(value, bytes):
-            try:
-                value = value.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{path}: {name!r} holds {shown(value)}, not UTF-8; rename it and export again"
-                ) from error
-        if not isinstance(value, str):
-            raise DataError(f"{path}: {name!r} holds {shown(value)} instead of a text ID; export the {what} again")
-        ids.append(value.strip())
-    return ids
+    return strip_ids([_as_text(value, name, path, what) for value in raw.tolist()], path)
+
+
+def read_hdf5_cells(file: h5py.File, name: str, path: Path, *, what: str) -> list[str]:
+    """Read a vector of text or numbers as stripped text."""
+    raw = read_hdf5(file, name, path, what=what, kinds=_CELL_KINDS, ndim=1)
+    if raw.dtype.kind in "OSU":
+        return [_as_text(value, name, path, what).strip() for value in raw.tolist()]
+    return [str(value) for value in raw.tolist()]
+
+
+def _as_text(value: object, name: str, path: Path, what: str) -> str:
+    if isinstance(value, bytes):
+        try:
+            value = value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: {name!r} holds {shown(value)}, not UTF-8; rename it and export again") from error
+    if not isinstance(value, str):
+        raise DataError(f"{path}: {name!r} holds {shown(value)} instead of text; export the {what} again")
+    return value
 
 
 def _check_text_heap(file: h5py.File, name: str, path: Path, what: str) -> None:
@@ -323,9 +355,13 @@ def _check_text_heap(file: h5py.File, name: str, path: Path, what: str) -> None:
     if text.length is not None:
         return
     with _content(file, path) as content:
-        sizes = _heap_objects(content)
+        sizes = file.heap_objects if isinstance(file, _HDF5File) else None
+        if sizes is None:
+            sizes = _heap_objects(content)
         if sizes is None:
             raise damaged
+        if isinstance(file, _HDF5File):
+            file.heap_objects = sizes
         with reading(path, f"an HDF5 {what}"):
             references = _text_references(dataset, content)
     for length, address, index in references.tolist():
@@ -335,7 +371,7 @@ def _check_text_heap(file: h5py.File, name: str, path: Path, what: str) -> None:
 
 @contextmanager
 def _content(file: h5py.File, path: Path) -> Iterator[bytes | mmap.mmap]:
-    if isinstance(file, _HDF5InMemory):
+    if isinstance(file, _HDF5File) and file.content is not None:
         yield file.content
         return
     with path.open("rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -384,6 +420,19 @@ def _text_references(dataset: h5py.Dataset, content: bytes | mmap.mmap) -> np.nd
             stored = np.frombuffer(stored, np.uint8).reshape(_REFERENCE.itemsize, -1).T.tobytes()
         parts.append(np.frombuffer(stored, _REFERENCE)[: count - chunk.chunk_offset[0]])
     return np.concatenate(parts)
+
+
+def strip_ids(ids: Sequence[str], path: Path) -> list[str]:
+    """IDs without the white space around them, which must not be all that tells two of them apart."""
+    first: dict[str, str] = {}
+    for name in ids:
+        other = first.setdefault(name.strip(), name)
+        if other != name:
+            raise DataError(
+                f"{path}: the IDs {shown(other)} and {shown(name)} differ by white space alone, which is not part of "
+                "an ID; rename one, or remove it if both are the same"
+            )
+    return [name.strip() for name in ids]
 
 
 def check_ids(ids: Sequence[str], what: str, path: Path) -> None:

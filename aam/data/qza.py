@@ -17,10 +17,19 @@ from typing import IO, Any, BinaryIO
 
 import yaml
 
-from aam.data.files import ZIP_MAGIC, failure_reason, read_head, require_file, shown, zip_first_name
+from aam.data.files import (
+    ZIP_MAGIC,
+    decode_text,
+    failure_reason,
+    read_head,
+    read_text,
+    require_file,
+    shown,
+    zip_first_name,
+)
 from aam.errors import DataError
 
-__all__ = ["Artifact", "is_artifact", "read_artifact"]
+__all__ = ["Artifact", "is_artifact", "read_artifact", "read_newick_text"]
 
 _MAX_DIRECTORY_BYTES = 2**26
 _MAX_YAML_BYTES = 2**14
@@ -147,6 +156,21 @@ def read_artifact(path: Path, types: Sequence[str], what: str) -> Artifact:
     start = f"{root}/data/"
     inside = [name.removeprefix(start) for name in sorted(names) if name.startswith(start) and not name.endswith("/")]
     return Artifact(path, type_, root, tuple(inside))
+
+
+def read_newick_text(path: Path) -> str:
+    """Text of a rooted tree: a newick file, gzipped or not, or a QIIME 2 artifact of type ``Phylogeny[Rooted]``.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read, or the artifact holds something else, an unrooted tree say.
+    """
+    what = "rooted tree"
+    path = require_file(path, what)
+    if not is_artifact(path):
+        return read_text(path, what)
+    return decode_text(read_artifact(path, ("Phylogeny[Rooted]",), what).read("tree.nwk"), path, what)
 
 
 def _refuse_type(path: Path, type_: str, types: Sequence[str], what: str) -> None:
