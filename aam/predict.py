@@ -87,7 +87,7 @@ def predict(
         asv_sampling=trained.data.asv_sampling,
     )
     if data.metadata:
-        if target.column in load_metadata(data.metadata[0]).columns:
+        if target.column in load_metadata(data.metadata).columns:
             data = data.model_copy(update={"metadata_column": target.column})
         else:
             logger.warning(

@@ -301,7 +301,7 @@ def _pretrained_split_options(data: DataConfig, before: DataConfig) -> DataConfi
     update: dict[str, Any] = {"val_size": before.val_size, "test_size": before.test_size}
     group = before.group_column
     if group is not None and group != data.metadata_column and data.metadata:
-        update["group_column"] = group if group in load_metadata(data.metadata[0]).columns else None
+        update["group_column"] = group if group in load_metadata(data.metadata).columns else None
     return data.model_copy(update=update)
 
 

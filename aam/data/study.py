@@ -15,12 +15,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from aam.config import DataConfig
-from aam.data.biom_loader import FeatureTable, load_table
+from aam.data.biom_loader import FeatureTable, check_whole_counts, load_table
 from aam.data.cache import Cache
 from aam.data.counts import Counts, JoinedCounts, MemoryCounts, TablePart, present_asvs
-from aam.data.files import file_sha256, shown
+from aam.data.files import file_sha256, near_matches, shown
 from aam.data.metadata import class_target, load_metadata, numeric_target, repeated_columns, require_column
-from aam.data.sequences import load_fasta, resolve_sequences
+from aam.data.sequences import count_ambiguous, load_sequences, resolve_sequences
 from aam.data.streamed_table import StreamedTable
 from aam.data.tokenizer import token_rows
 from aam.data.unifrac_loader import DistanceMatrix, load_distances
@@ -61,14 +61,6 @@ class TableFile(NamedTuple):
             return self.table.extent
         return float(self.table.counts.data.min()), float(self.table.counts.data.max())
 
-    @property
-    def fraction(self) -> float | None:
-        """The first count that is not whole."""
-        if isinstance(self.table, StreamedTable):
-            return self.table.fraction
-        broken = self.table.counts.data[self.table.counts.data % 1 != 0]
-        return float(broken[0]) if len(broken) else None
-
 
 @dataclass(frozen=True)
 class StudyFiles:
@@ -77,6 +69,7 @@ class StudyFiles:
     tables: list[TableFile | None]
     metadata: pd.DataFrame | None
     distances: DistanceMatrix | None
+    notes: list[str] = field(default_factory=list)  # what was put right in reading
 
     @property
     def samples(self) -> int:
@@ -187,7 +180,8 @@ def read_files(data: DataConfig, problems: list[str] | None = None) -> StudyFile
     read_table: Callable[[Path], FeatureTable | StreamedTable] = StreamedTable if data.streaming else load_table
     read = [attempt(read_table, path) for path in data.table]
     known = attempt(_load_sequences, data.sequences) if data.sequences else None
-    metadata = attempt(load_metadata, data.metadata[0]) if data.metadata else None
+    notes: list[str] = []
+    metadata = attempt(load_metadata, data.metadata, notes) if data.metadata else _embedded_metadata(read)
     distances: DistanceMatrix | None = None
     tables: list[TableFile | None] = []
     for path, table in zip(data.table, read, strict=True):
@@ -197,14 +191,26 @@ def read_files(data: DataConfig, problems: list[str] | None = None) -> StudyFile
         tables.append(None if table is None else TableFile(path, table, sequences))
     if data.unifrac_matrix and read[0] is not None:
         distances = attempt(load_distances, data.unifrac_matrix[0], read[0].sample_ids)
-    return StudyFiles(tables, metadata, distances)
+    return StudyFiles(tables, metadata, distances, notes)
+
+
+def _embedded_metadata(tables: Sequence[FeatureTable | StreamedTable | None]) -> pd.DataFrame | None:
+    """What tables themselves say of their samples; the first table to name a sample is believed."""
+    frames = [table.sample_metadata for table in tables if isinstance(table, FeatureTable)]
+    known = [frame for frame in frames if frame is not None]
+    if not known:
+        return None
+    joined = known[0]
+    for frame in known[1:]:
+        joined = joined.combine_first(frame)
+    return joined
 
 
 def _load_sequences(paths: Sequence[Path]) -> dict[str, str]:
     """The sequences of several files, which must agree where they share an ID."""
     found: dict[str, str] = {}
     for path in paths:
-        for name, sequence in load_fasta(path).items():
+        for name, sequence in load_sequences(path).items():
             if found.setdefault(name, sequence) != sequence:
                 earlier = named(paths[: paths.index(path)])
                 raise DataError(
@@ -259,14 +265,15 @@ def align(
     if files.metadata is None:
         _refuse_columns(data)
     else:
-        source = Path(named(data.metadata))
+        source = Path(named(data.metadata or data.table))
         lacking = ~np.isin(ids, files.metadata.index.to_numpy(dtype=object))
         if not keep_unlabelled:
             leave_out(lacking, "not in the metadata")
             if lacking.all():
+                hint = near_matches(ids.tolist(), list(files.metadata.index)) or "check that both name samples alike"
                 raise DataError(
                     f"{source}: names no sample of the table, which has {ids[0]!r} where it has "
-                    f"{files.metadata.index[0]!r}; check that both name samples alike"
+                    f"{files.metadata.index[0]!r}; {hint}"
                 )
         metadata = files.metadata.reindex(ids)
         if data.metadata_column is not None:
@@ -313,7 +320,9 @@ def align(
         left_out=left_out,
         unknown=_unknown(files, ids),
         # What is said of the split means nothing where samples are only predicted.
-        warnings=_warnings(joined, data, sequences, max_bp, None if keep_unlabelled else frame),
+        warnings=files.notes
+        + _near_misses(files, data, ids)
+        + _warnings(joined, data, sequences, max_bp, None if keep_unlabelled else frame),
     )
 
 
@@ -388,9 +397,11 @@ def _target(column: pd.Series, classifier: bool, path: Path) -> pd.Series:
 
 
 def _check_whole_counts(table: TableFile) -> None:
-    if table.fraction is not None:
+    if isinstance(table.table, FeatureTable):
+        check_whole_counts(table.table, table.path)
+    elif table.table.fraction is not None:
         raise DataError(
-            f"{table.path}: --rarefy-depth draws whole reads, but the table holds {table.fraction:g}; "
+            f"{table.path}: --rarefy-depth draws whole reads, but the table holds {table.table.fraction:g}; "
             "give raw counts, or leave --rarefy-depth out"
         )
 
@@ -402,6 +413,22 @@ def _check_extent(table: TableFile) -> None:
             f"{table.path}: holds {low if low < _COUNTS[0] else high:g}, which is no count of reads and no relative "
             "abundance; give one or the other"
         )
+
+
+def _near_misses(files: StudyFiles, data: DataConfig, ids: NDArray[Any]) -> list[str]:
+    """Sentences on samples that the files seem to spell differently."""
+    others = {
+        named(data.metadata): () if files.metadata is None else list(files.metadata.index),
+        named(data.unifrac_matrix): () if files.distances is None else files.distances.ids,
+    }
+    found = []
+    for name, names in others.items():
+        known = set(names)
+        left = [sample for sample in ids if sample not in known] if known else []
+        near = near_matches(left, names) if left else None
+        if near:
+            found.append(f"{len(left)} samples of the table are not in {name}: {near}")
+    return found
 
 
 def _unknown(files: StudyFiles, ids: NDArray[Any]) -> dict[str, int]:
@@ -425,6 +452,11 @@ def _warnings(
     found = []
     if joined.merged:
         found.append(f"{joined.merged} features share their sequence with another and were merged into it")
+    ambiguous = count_ambiguous(sequences)
+    if ambiguous:
+        found.append(
+            f"{ambiguous} of {len(sequences)} sequences hold letters other than A, C, G and T, which are read as N"
+        )
     cut = sum(len(sequence) > max_bp for sequence in sequences)
     if cut:
         found.append(f"{cut} of {len(sequences)} sequences are longer than --max-bp {max_bp} and were cut")

@@ -57,7 +57,7 @@ def test_comma_separated_and_quoted(tmp_path):
         ("subject\tage\ns1\t3\n", "first column is 'subject'.*sample_id"),
         ("\tage\ns1\t3\n", "no sample ID column"),
         ("sample_id\tage\n", "no samples"),
-        ("sample_id\tage\ns1\t3\ns1\t4\n", "1 duplicate sample ID.*'s1'"),
+        ("sample_id\tage\ns1\t3\ns1\t4\n", "sample 's1' has two rows, with '3' and '4' in column 'age'"),
         ("sample_id\tage\tage\ns1\t3\t4\n", "duplicate column name.*'age'"),
         ("sample_id\tage\ts\ns1\t3\tx\ty\n", "line 2 has 4 cells where the header has 3"),
         ("sample_id\tage\ns1\t3\t4\n", "line 2 has 3 cells"),

@@ -286,7 +286,7 @@ class TestMetadata:
         metadata = files.text("metadata.tsv", "sample_id\tage\na\t3\na\t4\n")
         files.refused(
             *("train", "--table", files.study.table, "--metadata", metadata, "--metadata-column", "age"),
-            words=(metadata, "duplicate sample ID", "'a'"),
+            words=(metadata, "'a' has two rows", "'age'"),
         )
 
     def test_all_missing(self, files: Files) -> None:
