@@ -145,8 +145,19 @@ class ModelConfig(Section):
 class TaskConfig(Section):
     """What is learnt, and how its parts are weighed."""
 
-    base_target: Literal["unifrac"] = option("unifrac", "What the distance matrix holds.", alias="unifrac-metric")
-    unifrac_weight: float = option(1.0, "Weight of the distance loss.", ge=0)
+    base_target: str = option(  # one of aam.models.base_targets, which this module may not know
+        "unifrac",
+        "What the base model learns of samples, and the distance matrix holds; combined for all that labels are given "
+        "for.",
+        alias="unifrac-metric",
+    )
+    unifrac_alpha: float = option(
+        0.5, "How much abundant lineages count in generalized_unifrac; 1 is weighted_unifrac.", ge=0, le=1
+    )
+    taxonomy_level: Literal["domain", "phylum", "class", "order", "family", "genus", "species"] = option(
+        "genus", "Rank of the taxa whose shares --base-target taxonomy learns."
+    )
+    unifrac_weight: float = option(1.0, "Weight of the loss of each base target.", ge=0)
     nuc_weight: float = option(0.1, "Weight of restoring masked nucleotides.", ge=0)
     nuc_mask_ratio: float = option(0.15, "Share of the nucleotides masked in that pass.", gt=0, lt=1)
     nuc_mask_strategy: Literal["random", "span"] = option("random", "Mask single nucleotides, or runs of them.")

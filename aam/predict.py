@@ -22,7 +22,14 @@ from aam.data.targets import ClassTarget, NumericTarget
 from aam.errors import DataError, named
 from aam.models.sequence_predictor import SequencePredictor
 from aam.run import choose_device, loader
-from aam.training.checkpoint import build_model, load_model_file, load_weights, model_path, read_target
+from aam.training.checkpoint import (
+    build_model,
+    load_model_file,
+    load_weights,
+    model_path,
+    read_target,
+    without_base_heads,
+)
 from aam.training.metrics import classification_metrics, regression_metrics
 from aam.training.tasks import prediction_table
 from aam.training.trainer import precision
@@ -104,9 +111,9 @@ def predict(
             )
     for warning in study.warnings:
         logger.warning(warning)
-    predictor = build_model(trained.model, target.outputs)
+    predictor = build_model(trained.model, target.outputs, targets=())
     assert isinstance(predictor, SequencePredictor)
-    load_weights(predictor, file.weights, model)
+    load_weights(predictor, without_base_heads(file.weights), model)
     predictor.to(device).eval()
     options = DatasetOptions.of(data, trained.train.seed)
     dataset = SampleDataset.of_study(study, options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import platform
 import time
@@ -26,28 +27,32 @@ from aam.data.batch import Batch
 from aam.data.counts import present_asvs
 from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
 from aam.data.draws import generator
+from aam.data.labels import CompositionLabels, Labels, PairLabels, Pairs
 from aam.data.metadata import load_metadata
 from aam.data.splits import make_splits, read_splits, write_splits
 from aam.data.study import Study, load_study, unknown_samples
 from aam.data.targets import ClassTarget, NumericTarget, require_logarithms, require_repeated_classes
 from aam.errors import DataError, in_file, named
 from aam.models.asv_encoder import REFERENCE_ASVS
-from aam.models.sequence_encoder import SequenceEncoder
+from aam.models.base_targets import BaseTarget, UniFrac, base_target, base_target_class, require_readable, targets_of
+from aam.models.distances import mean_of_pairs
+from aam.models.sequence_encoder import Level, SequenceEncoder
 from aam.models.sequence_predictor import SequencePredictor
 from aam.training.callbacks import Checkpoints, Console, EarlyStopping, HistoryFile, TensorBoard
 from aam.training.checkpoint import (
     MODEL_NAME,
     ModelFile,
     build_encoder,
+    load_base,
     load_checkpoint,
     load_model_file,
-    load_weights,
     model_path,
+    read_base_targets,
     save_model_file,
 )
-from aam.training.metrics import classification_metrics, pair_values, regression_metrics
+from aam.training.metrics import classification_metrics, regression_metrics
 from aam.training.optim import build_optimizer, build_schedule
-from aam.training.tasks import Distances, Evaluation, PretrainTask, Task, TrainTask, prediction_table
+from aam.training.tasks import Evaluation, LabelledTarget, PretrainTask, Task, TrainTask, prediction_table
 from aam.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -85,6 +90,10 @@ def run(config: RunConfig) -> RunResult:
     DataError
         If the inputs cannot be used; the run directory is then left as it was.
     """
+    try:
+        require_readable(config.task.base_target, config.model.distance_head)
+    except ValueError as error:
+        raise DataError(str(error)) from None
     directory = RunDirectory(config.train.output_dir)
     directory.require_free(resume=config.train.resume, overwrite=config.train.overwrite)
     device = choose_device(config.train)
@@ -400,20 +409,26 @@ def _require_pairs(config: RunConfig, study: Study, split: NDArray[Any]) -> None
 def _build_task(config: RunConfig, study: Study, split: NDArray[Any], pretrained: ModelFile | None) -> Task:
     torch.manual_seed(config.train.seed)
     train = study.rows_of(split, "train")
-    distances = None if study.distances is None else Distances.of(study.distances, train)
-    encoder = build_encoder(config.model)
+    labelled = _labelled(config, study, train)
+    targets = tuple(known.target for known in labelled.values()) or _unlabelled_targets(config, pretrained)
+    encoder = build_encoder(config.model, targets)
+    dataset = SampleDataset.of_study(study, DatasetOptions.of(config.data, config.train.seed))
     if pretrained is not None:
-        assert config.train.pretrained_encoder is not None
-        load_weights(encoder, _encoder_weights(pretrained), config.train.pretrained_encoder)
+        source = config.train.pretrained_encoder
+        assert source is not None
+        before = read_base_targets(pretrained.header, source, known_alone=True)
+        fresh = load_base(encoder, _encoder_weights(pretrained), before, source)
+        new = {name: known for name, known in labelled.items() if name in fresh}
+        if new:
+            _calibrate(encoder, config.train, dataset, train, new, widths=False)
     else:
-        dataset = SampleDataset.of_study(study, DatasetOptions.of(config.data, config.train.seed))
         _fit_abundance(encoder, dataset, train)
-        _calibrate(encoder, config.train, study, dataset, train, distances)
+        _set_reference(encoder, config.train, study, train)
+        _calibrate(encoder, config.train, dataset, train, labelled)
     if config.train.freeze_base:
         encoder.requires_grad_(False)
     if config.command == "pretrain":
-        assert distances is not None
-        return PretrainTask(encoder, config.task, distances, config.train.seed)
+        return PretrainTask(encoder, config.task, labelled, config.train.seed)
 
     with in_file(config.data.metadata):
         target = _fit_target(config, study, train)
@@ -425,9 +440,46 @@ def _build_task(config: RunConfig, study: Study, split: NDArray[Any], pretrained
         target,
         study.target,
         _class_weights(config, target, study.target[train]),
-        distances,
+        labelled,
         config.train.seed,
     )
+
+
+def _labels(config: RunConfig, study: Study) -> dict[str, Labels]:
+    """What is known of the samples, by base target."""
+    if study.distances is None:
+        return {}
+    name = config.task.base_target
+    kind = base_target_class(name).kind
+    if kind in ("value", "composition"):
+        raise DataError(f"{config.data.unifrac_matrix}: holds distances, and --base-target {name} is no distance")
+    return {"unifrac" if kind == "several" else name: PairLabels(study.distances)}
+
+
+def _labelled(config: RunConfig, study: Study, train: NDArray[np.int64]) -> dict[str, LabelledTarget]:
+    """The base targets that are learnt, each with its labels, measured on the training split."""
+    labels = _labels(config, study)
+    found = {}
+    for name in targets_of(config.task.base_target, labels):
+        known = labels[name]
+        parts = known.names if isinstance(known, CompositionLabels) else ()
+        target = base_target(name, alpha=config.task.unifrac_alpha, parts=parts)
+        found[name] = LabelledTarget.of(target, known, train, config.train.seed)
+        try:
+            require_readable(name, config.model.distance_head)
+        except ValueError as error:
+            raise DataError(str(error)) from None
+    if config.command == "pretrain" and not found:
+        raise DataError(f"--base-target {config.task.base_target}: nothing to learn it from was given")
+    return found
+
+
+def _unlabelled_targets(config: RunConfig, pretrained: ModelFile | None) -> tuple[BaseTarget, ...]:
+    """The base targets whose heads come along where none is learnt."""
+    if pretrained is None:
+        return (UniFrac(),)
+    assert config.train.pretrained_encoder is not None
+    return read_base_targets(pretrained.header, config.train.pretrained_encoder, known_alone=True)
 
 
 def _fit_abundance(encoder: SequenceEncoder, dataset: SampleDataset, train: NDArray[np.int64]) -> None:
@@ -439,26 +491,41 @@ def _fit_abundance(encoder: SequenceEncoder, dataset: SampleDataset, train: NDAr
     abundance.sd.fill_(float(logs.std()) or 1.0)
 
 
-def _calibrate(
-    encoder: SequenceEncoder,
-    config: TrainConfig,
-    study: Study,
-    dataset: SampleDataset,
-    train: NDArray[np.int64],
-    distances: Distances | None,
-) -> None:
-    """Give a fresh network reference ASVs, and start its distances at the level of real ones, from training samples."""
+def _set_reference(encoder: SequenceEncoder, config: TrainConfig, study: Study, train: NDArray[np.int64]) -> None:
+    """Give a fresh network reference ASVs of the training samples."""
     present = np.flatnonzero(present_asvs(study.counts, train))
     chosen = np.sort(generator("reference ASVs", config.seed, 0).permutation(present)[:REFERENCE_ASVS])
     encoder.asv_encoder.set_reference(torch.from_numpy(study.tokens[chosen, 1:]))
+
+
+def _calibrate(
+    encoder: SequenceEncoder,
+    config: TrainConfig,
+    dataset: SampleDataset,
+    train: NDArray[np.int64],
+    labelled: Mapping[str, LabelledTarget],
+    *,
+    widths: bool = True,
+) -> None:
+    """Start what is read of samples at the level of real values, by some training samples."""
     some = next(iter(BatchPlan(train, 64, True, config.seed)))
     if len(some.samples) < 2:
         return
-    mean = 0.5
-    if distances is not None:
-        mean = float(pair_values(distances.values[np.ix_(some.samples, some.samples)]).mean())
+    rows = np.array(some.samples)
+    levels = {name: _level(known, rows) for name, known in labelled.items()}
+    if not labelled and UniFrac.name in encoder.targets:
+        levels = {UniFrac.name: Level(torch.tensor(0.5))}
     encoder.eval()
-    encoder.calibrate(dataset[some], mean)
+    encoder.calibrate(dataset[some], levels, widths=widths)
+
+
+def _level(known: LabelledTarget, rows: NDArray[np.int64]) -> Level:
+    """The level of a base target in the training split; that of distances, in these very samples where it is known."""
+    if isinstance(known.labels, Pairs) and known.labels.references is None:
+        mean = mean_of_pairs(torch.from_numpy(known.labels.block(rows, rows)))
+        if math.isfinite(mean):
+            return Level(torch.tensor(mean))
+    return Level(torch.as_tensor(known.mean, dtype=torch.float32), math.sqrt(known.scale))
 
 
 def _fit_target(config: RunConfig, study: Study, train: NDArray[np.int64]) -> NumericTarget | ClassTarget:
@@ -508,11 +575,12 @@ def _datasets(config: RunConfig, study: Study, split: NDArray[Any], task: Task) 
     if isinstance(task, TrainTask):
         assert study.target is not None
         encoded = task.target.encode(study.target)
-    datasets = {"train": SampleDataset.of_study(study, options, encoded)}
+    labels = {name: known.labels for name, known in task.labelled.items()}
+    datasets = {"train": SampleDataset.of_study(study, options, labels, encoded)}
     for part in ("val", "test"):
         rows = study.rows_of(split, part)
         if len(rows):
-            datasets[part] = SampleDataset.of_study(study, options, encoded, restore_once=rows)
+            datasets[part] = SampleDataset.of_study(study, options, labels, encoded, restore_once=rows)
     return datasets
 
 
@@ -538,7 +606,7 @@ def _build_trainer(
         metrics = {"val": evaluation.metrics}
         save_model_file(directory / MODEL_NAME, task.model, config, {**header, "metrics": metrics})
 
-    shown = ("r2", "mae", "balanced_accuracy", "unifrac_r2", "unifrac_euclidean_r2")
+    shown = ("r2", "mae", "balanced_accuracy", *(f"{name}_r2" for name in task.reading_names))
     return Trainer(
         task,
         plans["train"],
@@ -655,7 +723,7 @@ def _guess(task: TrainTask, split: NDArray[Any]) -> dict[str, dict[str, float]]:
 
 
 def figures(task: Task, study: Study, evaluation: Evaluation) -> dict[str, Figure]:
-    """The plots of an evaluation: the target's, and one for each distance head."""
+    """The plots of an evaluation: the target's, and one for each reading of a base target."""
     from aam.evaluation.plots import confusion_plot, distance_plot, regression_plot
 
     drawn: dict[str, Figure] = {}
@@ -675,14 +743,28 @@ def figures(task: Task, study: Study, evaluation: Evaluation) -> dict[str, Figur
             drawn["predictions"] = regression_plot(
                 table.actual.to_numpy(), table.predicted.to_numpy(), title=column, units_label=column
             )
-    for head, (actual, predicted) in evaluation.pairs.items():
-        drawn[f"distances_{head}"] = distance_plot(actual, predicted, title=f"UniFrac, {head} head")
+    distances = [reading.target for reading in evaluation.readings.values() if reading.target.kind == "pairwise"]
+    for reading in evaluation.readings.values():
+        target, actual, predicted = reading.target, reading.actual, reading.predicted
+        title = f"{target.title}, {reading.head} head"
+        if target.kind == "pairwise":
+            name = "distances" if target is distances[0] else target.name
+            drawn[f"{name}_{reading.head}"] = distance_plot(actual, predicted, title=title)
+        elif target.kind == "value":
+            drawn[f"{target.name}_{reading.head}"] = regression_plot(
+                actual, predicted, title=title, units_label=target.title
+            )
+        else:
+            drawn[target.name] = distance_plot(
+                actual, predicted, title=target.title, what="share", counted="parts of samples"
+            )
     return drawn
 
 
 def _provenance(study: Study, task: Task) -> dict[str, Any]:
     return {
         "target": task.target.to_dict() if isinstance(task, TrainTask) else None,
+        "base_targets": [target.to_dict() for target in task.encoder.targets.values()],
         "checksums": study.checksums,
         "provenance": {
             "aam": __version__,

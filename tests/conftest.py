@@ -12,6 +12,7 @@ from scipy import sparse
 
 from aam.data.counts import MemoryCounts
 from aam.data.dataset import DatasetOptions, SampleDataset
+from aam.data.labels import PairLabels
 from aam.data.tokenizer import tokenize
 
 MAX_BP = 20
@@ -56,6 +57,11 @@ class TinyStudy:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    @property
+    def base_labels(self) -> dict[str, PairLabels]:
+        """The distances as labels."""
+        return {"unifrac": PairLabels(self.distances)}
 
     def dataset(self, options: DatasetOptions | None = None, **arrays: Any) -> SampleDataset:
         """The study as a dataset; ``arrays`` are the optional ones of `SampleDataset`."""

@@ -21,12 +21,14 @@ from torch.utils.data import DataLoader
 from aam.config import RunConfig
 from aam.data.batch import Batch, padded_layout
 from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
+from aam.data.labels import PairLabels
 from aam.data.study import load_study
+from aam.models.base_targets import UniFrac
 from aam.models.sequence_encoder import SequenceEncoder
 from aam.run import choose_device, loader
 from aam.training.checkpoint import build_encoder
 from aam.training.optim import build_optimizer
-from aam.training.tasks import Distances, PretrainTask
+from aam.training.tasks import LabelledTarget, PretrainTask
 from aam.training.trainer import precision
 
 __all__ = ["Layout", "TrainBenchmark", "benchmark_train", "forward_flops", "matrix_rate"]
@@ -82,7 +84,9 @@ def benchmark_train(config: RunConfig, layouts: tuple[Layout, ...], steps: int) 
     torch.manual_seed(config.train.seed)
     rows = np.arange(len(study))
     encoder = build_encoder(config.model)
-    task = PretrainTask(encoder, config.task, Distances.of(study.distances, rows), config.train.seed)
+    labels = {UniFrac.name: PairLabels(study.distances)}
+    labelled = {name: LabelledTarget.of(encoder.targets[name], known, rows) for name, known in labels.items()}
+    task = PretrainTask(encoder, config.task, labelled, config.train.seed)
     task.to(device).train()
     options = replace(
         DatasetOptions.of(config.data, config.train.seed),
@@ -91,7 +95,7 @@ def benchmark_train(config: RunConfig, layouts: tuple[Layout, ...], steps: int) 
         nuc_mask_strategy=config.task.nuc_mask_strategy,
     )
     plan = BatchPlan(rows, config.train.batch_size, True, config.train.seed)
-    train_loader = loader(SampleDataset.of_study(study, options), plan, config.train, device)
+    train_loader = loader(SampleDataset.of_study(study, options, labels), plan, config.train, device)
     batches = _forever(train_loader, plan)
     optimizer = build_optimizer(encoder, config.optim)
     run = _Steps(task, encoder, optimizer, device, config)

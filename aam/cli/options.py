@@ -109,6 +109,10 @@ def _click_option(name: str, field: FieldInfo) -> Callable[[Function], Function]
     metavar = None
     if get_origin(kind) is Literal:
         click_type = click.Choice(list(get_args(kind)))
+    elif name == "base_target":
+        from aam.models.base_targets import base_target_names  # imports no torch
+
+        click_type = click.Choice(base_target_names())
     several = get_origin(kind) is tuple
     if several:
         kind = get_args(kind)[0]
@@ -186,8 +190,14 @@ def run_config(command: Command, ctx: click.Context, output_dir: Path | None = N
         if name not in sections[where[name]]:
             raise click.UsageError(f"Missing option '{_flag(name)}'.")
     with usage_errors():
-        return RunConfig(command=command, **sections)  # type: ignore[arg-type]
-    raise AssertionError  # the block above returns or raises
+        config = RunConfig(command=command, **sections)  # type: ignore[arg-type]
+    from aam.models.base_targets import require_readable
+
+    try:
+        require_readable(config.task.base_target, config.model.distance_head)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    return config
 
 
 @contextmanager

@@ -6,7 +6,7 @@ masked nucleotides.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -39,13 +39,16 @@ class Batch:
     asv_index: Tensor  # (B, S) int64: rows of tokens; 0 at padding
     counts: Tensor  # (B, S) float32: reads; 0 at padding
     depth: Tensor  # (B,) float32: reads of the sample, those beyond the token limit included
-    distances: Tensor | None = None  # (B, B) float32
+    labels: dict[str, Tensor] = field(default_factory=dict)
+    # by base target, float32, NaN where unknown: (B, B) of pairs, (B,) of values, (B, T) of compositions
+    references: int = 0  # R: the last samples are only referred to, and labels of pairs are (B - R, R)
     target: Tensor | None = None  # (B,) float32 (transformed) or int64 (class)
     masked_nucleotides: MaskedNucleotides | None = None
     hidden_counts: Tensor | None = None  # (B, S) bool: abundances to restore
 
     def __len__(self) -> int:
-        return len(self.sample_index)
+        """The samples that are learnt from, those that are only referred to left out."""
+        return len(self.sample_index) - self.references
 
     def to(self, device: torch.device) -> Self:
         """The batch on a device; copies from pinned memory do not wait."""
@@ -57,12 +60,14 @@ class Batch:
 
     def _each(self, change: Any) -> Self:
         changed: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for part in fields(self):
+            value = getattr(self, part.name)
             if isinstance(value, Tensor):
-                changed[field.name] = change(value)
+                changed[part.name] = change(value)
+            elif isinstance(value, dict):
+                changed[part.name] = {name: change(tensor) for name, tensor in value.items()}
             elif isinstance(value, MaskedNucleotides):
-                changed[field.name] = MaskedNucleotides(
+                changed[part.name] = MaskedNucleotides(
                     change(value.tokens), change(value.true_tokens), change(value.places)
                 )
         return replace(self, **changed)
@@ -86,7 +91,7 @@ def arrange(
     Returns
     -------
     batch : Batch
-        Without distances, target and masks.
+        Without labels, target and masks.
     distinct : ndarray (U,)
         The study's columns in the batch's order.
     """

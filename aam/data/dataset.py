@@ -6,7 +6,7 @@ Shapes: ``N`` samples, ``A`` ASVs, ``B`` samples of a batch, ``U`` distinct ASVs
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Self
 
@@ -19,6 +19,7 @@ from aam.config import DataConfig
 from aam.data.batch import Batch, MaskedNucleotides, arrange
 from aam.data.counts import Counts, SampleRows
 from aam.data.draws import generator, stable_keys, uniform
+from aam.data.labels import Labels
 from aam.data.study import Study
 from aam.data.tokenizer import MASK, PAD, START
 
@@ -103,7 +104,8 @@ class SampleDataset(Dataset[Batch]):
     table_order : ndarray (A,)
         Place of each ASV in the table file, for ``asv_sampling="first"``.
     options : DatasetOptions
-    distances : ndarray (N, N), optional
+    labels : mapping of str to Labels, optional
+        Of the samples, by base target.
     target : ndarray (N,), optional
     restore_once : ndarray, optional
         Rows of held-out samples. An ASV is then restored with the first of these that has it and no other, so that
@@ -118,7 +120,7 @@ class SampleDataset(Dataset[Batch]):
         sequences: list[str],
         table_order: NDArray[np.int64],
         options: DatasetOptions,
-        distances: NDArray[np.float32] | None = None,
+        labels: Mapping[str, Labels] | None = None,
         target: NDArray[np.float32] | NDArray[np.int64] | None = None,
         restore_once: NDArray[np.int64] | None = None,
     ) -> None:
@@ -128,7 +130,7 @@ class SampleDataset(Dataset[Batch]):
         self.asv_keys = stable_keys(sequences)  # (A,)
         self.table_order = table_order
         self.options = options
-        self.distances = distances
+        self.labels = labels or {}
         self.target = target
         self.first_holder: NDArray[np.int64] | None = None
         if restore_once is not None:
@@ -144,10 +146,11 @@ class SampleDataset(Dataset[Batch]):
         cls,
         study: Study,
         options: DatasetOptions,
+        labels: Mapping[str, Labels] | None = None,
         target: NDArray[np.float32] | NDArray[np.int64] | None = None,
         restore_once: NDArray[np.int64] | None = None,
     ) -> Self:
-        """The samples of a study, with its distances where it has them."""
+        """The samples of a study."""
         return cls(
             study.counts,
             study.tokens,
@@ -155,7 +158,7 @@ class SampleDataset(Dataset[Batch]):
             study.sequences,
             study.table_order,
             options,
-            study.distances,
+            labels,
             target,
             restore_once,
         )
@@ -166,8 +169,10 @@ class SampleDataset(Dataset[Batch]):
         rows, depth = self.drawn(sample_index, epoch)
         batch, distinct = arrange(rows, depth, self.tokens, sample_index)
         extra: dict[str, object] = {}
-        if self.distances is not None:
-            extra["distances"] = torch.from_numpy(self.distances[np.ix_(sample_index, sample_index)])
+        if self.labels:
+            extra["labels"] = {
+                name: torch.from_numpy(labels.batch(sample_index)) for name, labels in self.labels.items()
+            }
         if self.target is not None:
             extra["target"] = torch.from_numpy(self.target[sample_index])
         if self.options.nuc_asv_fraction > 0:

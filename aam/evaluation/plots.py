@@ -58,7 +58,12 @@ def regression_plot(
 
 
 def distance_plot(
-    actual: Sequence[float] | NDArray[Any], predicted: Sequence[float] | NDArray[Any], *, title: str = ""
+    actual: Sequence[float] | NDArray[Any],
+    predicted: Sequence[float] | NDArray[Any],
+    *,
+    title: str = "",
+    what: str = "distance",
+    counted: str = "pairs of samples",
 ) -> Figure:
     """Plot the density of predicted against actual distances between samples, with the identity line, R² and MAE.
 
@@ -67,6 +72,8 @@ def distance_plot(
     actual, predicted : array_like
         The same pairs of samples in the same order, whatever the shape; pairs with a NaN are left out.
     title : str
+    what, counted : str
+        What is plotted, and of what there are so many: other things than distances can be as dense.
 
     Returns
     -------
@@ -85,11 +92,11 @@ def distance_plot(
         )
         most = int(np.asarray(pairs.get_array()).max())
         pairs.set_norm(LogNorm(1, most) if most >= 100 else Normalize(0, most))
-        bar = figure.colorbar(pairs, ax=axes, label="pairs of samples", shrink=0.9)
+        bar = figure.colorbar(pairs, ax=axes, label=counted, shrink=0.9)
         if most < 100:
             bar.locator = MaxNLocator(6, integer=True)
     axes.plot([low, high], [low, high], color=VERMILLION, linewidth=1.2, linestyle="--")
-    _label(axes, title, "distance")
+    _label(axes, title, what)
     _note(axes, _fit_text(y, p, left_out))
     return figure
 

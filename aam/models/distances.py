@@ -11,7 +11,9 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
+from aam.models.base_targets import BaseTarget, UniFrac
 from aam.models.precision import at_least_float32
 
 __all__ = [
@@ -20,7 +22,12 @@ __all__ = [
     "clade_distances",
     "compute_pairwise_distances",
     "compute_stripe_distances",
+    "generalized_clade_distances",
+    "mean_of_pairs",
+    "weighted_clade_distances",
 ]
+
+_MOST_ELEMENTS = 2**24  # of an intermediate result over pairs and clades
 
 
 def compute_stripe_distances(
@@ -96,10 +103,78 @@ def clade_distances(presence: Tensor, reference_presence: Tensor, weights: Tenso
     return unshared / total.clamp(min=1e-12)
 
 
+def weighted_clade_distances(abundance: Tensor, reference_abundance: Tensor, weights: Tensor) -> Tensor:
+    r"""Normalised weighted UniFrac over soft clades.
+
+    .. math:: d(A, B) = \frac{\sum_k w_k |u_{Ak} - u_{Bk}|}{\sum_k w_k (u_{Ak} + u_{Bk})}
+
+    which for memberships of 0 and 1 and branch lengths `w` is that of Lozupone et al. (2007), and with every ASV a
+    clade of its own and equal weights Bray-Curtis.
+
+    Parameters
+    ----------
+    abundance : Tensor (N, K)
+        Share of a sample's reads in each clade.
+    reference_abundance : Tensor (M, K)
+    weights : Tensor (K,)
+        Branch lengths, not negative.
+
+    Returns
+    -------
+    Tensor (N, M)
+        Within [0, 1].
+    """
+    a = abundance * weights
+    b = reference_abundance * weights
+    total = a.sum(-1)[:, None] + b.sum(-1)[None, :]  # (N, M)
+    return torch.cdist(a, b, p=1.0) / total.clamp(min=1e-12)
+
+
+def generalized_clade_distances(
+    abundance: Tensor, reference_abundance: Tensor, weights: Tensor, alpha: float
+) -> Tensor:
+    r"""Generalised UniFrac over soft clades (Chen et al. 2012).
+
+    .. math:: d(A, B) = \frac{\sum_k w_k s_k^\alpha |u_{Ak} - u_{Bk}| / s_k}{\sum_k w_k s_k^\alpha},
+              \quad s_k = u_{Ak} + u_{Bk}
+
+    over the clades that either sample has. No product of matrices gives these sums, so rows are taken in chunks.
+
+    Parameters
+    ----------
+    abundance, reference_abundance, weights
+        See `weighted_clade_distances`, which this is for an ``alpha`` of 1.
+    alpha : float
+        Within [0, 1].
+
+    Returns
+    -------
+    Tensor (N, M)
+        Within [0, 1].
+    """
+
+    def of_rows(rows: Tensor, references: Tensor, weights: Tensor) -> Tensor:
+        total = rows[:, None] + references[None]  # (n, M, K)
+        known = total > 1e-12  # the power's own gradient at 0 is infinite
+        safe = torch.where(known, total, 1.0)
+        importance = torch.where(known, weights * safe**alpha, 0.0)
+        unshared = (rows[:, None] - references[None]).abs() / safe
+        return (importance * unshared).sum(-1) / importance.sum(-1).clamp(min=1e-12)
+
+    chunk = max(1, _MOST_ELEMENTS // max(1, reference_abundance.numel()))
+    if chunk >= len(abundance):
+        return of_rows(abundance, reference_abundance, weights)
+    blocks = [
+        checkpoint(of_rows, rows, reference_abundance, weights, use_reentrant=False) for rows in abundance.split(chunk)
+    ]
+    return torch.cat(blocks)
+
+
 class CladeHead(nn.Module):
     """Distances with UniFrac's own shape, from memberships of ASVs in learned soft clades.
 
-    A sample has clade ``k`` as far as its strongest member does.
+    A sample has clade ``k`` as far as its strongest member does (presence), and as much of it as its members' shares of
+    the reads (abundance). The clades and their branch lengths are the same for every base target: one learned tree.
 
     Parameters
     ----------
@@ -143,32 +218,71 @@ class CladeHead(nn.Module):
         Tensor (B, K)
             In [0, 1].
         """
-        logits = self.sharpness * at_least_float32(self.membership(asv_embeddings))  # (U, K)
+        logits = self._logits(asv_embeddings)  # (U, K)
         # The sigmoid is monotone: the strongest member is that of the largest logit.
         in_samples = F.embedding(asv_index, logits).masked_fill(~present[:, :, None], -math.inf)  # (B, S, K)
         return in_samples.amax(dim=1).sigmoid()
 
+    def abundance(self, asv_embeddings: Tensor, asv_index: Tensor, shares: Tensor) -> Tensor:
+        """How much of each sample is in each clade.
+
+        Parameters
+        ----------
+        asv_embeddings : Tensor (U, D)
+        asv_index : Tensor (B, S) of int
+        shares : Tensor (B, S)
+            Of the sample's reads, 0 at padding. They sum to less than 1 where a token limit leaves ASVs out: what is
+            not read is in no clade.
+
+        Returns
+        -------
+        Tensor (B, K)
+            In [0, 1].
+        """
+        memberships = self._logits(asv_embeddings).sigmoid()  # (U, K)
+        shares = shares.to(memberships.dtype)
+        with torch.autocast(memberships.device.type, enabled=False):
+            of_asvs = shares.new_zeros(len(shares), len(memberships)).scatter_add_(1, asv_index, shares)  # (B, U)
+            return of_asvs @ memberships
+
+    def _logits(self, asv_embeddings: Tensor) -> Tensor:
+        return self.sharpness * at_least_float32(self.membership(asv_embeddings))
+
     @torch.no_grad()
-    def calibrate(self, asv_embeddings: Tensor, asv_index: Tensor, present: Tensor, mean_distance: float) -> None:
+    def calibrate(
+        self,
+        asv_embeddings: Tensor,
+        asv_index: Tensor,
+        shares: Tensor,
+        mean_distance: float,
+        target: BaseTarget | None = None,
+    ) -> None:
         """Widen or narrow all clades alike until the mean distance of these samples is the one given.
 
         Parameters
         ----------
-        asv_embeddings, asv_index, present
-            See `presence`.
+        asv_embeddings, asv_index, shares
+            See `abundance`.
         mean_distance : float
+        target : BaseTarget, optional
+            The distance; unweighted UniFrac if left out.
         """
+        target = target or UniFrac()
         bias = self.membership.bias.clone()
         low, high = -8.0, 8.0
         for _ in range(20):  # the mean distance falls as clades widen
             middle = (low + high) / 2
             self.membership.bias.copy_(bias + middle)
-            presence = self.presence(asv_embeddings, asv_index, present)
-            low, high = (middle, high) if _mean_of_pairs(self(presence, presence)) > mean_distance else (low, middle)
+            if target.clades == "abundance":
+                samples = self.abundance(asv_embeddings, asv_index, shares)
+            else:
+                samples = self.presence(asv_embeddings, asv_index, shares > 0)
+            mean = mean_of_pairs(self(target, samples, samples))
+            low, high = (middle, high) if mean > mean_distance else (low, middle)
 
-    def forward(self, presence: Tensor, reference_presence: Tensor) -> Tensor:
-        """Distances (N, M) from presences (N, K) and (M, K)."""
-        return clade_distances(at_least_float32(presence), at_least_float32(reference_presence), self.weights)
+    def forward(self, target: BaseTarget, samples: Tensor, references: Tensor) -> Tensor:
+        """What ``target`` reads from presences or abundances (N, K) and (M, K)."""
+        return target.from_clades(at_least_float32(samples), at_least_float32(references), self.weights)
 
 
 class EuclideanHead(nn.Module):
@@ -180,28 +294,36 @@ class EuclideanHead(nn.Module):
         Width of the sample embeddings.
     scale : float
         Where the scale starts.
+    upper : float, optional
+        Distances are within [0, ``upper``) by a hyperbolic tangent; without an upper bound they are in proportion to
+        those of the embeddings.
     """
 
-    def __init__(self, dim: int, scale: float = 10.0) -> None:
+    def __init__(self, dim: int, scale: float = 10.0, upper: float | None = 1.0) -> None:
         super().__init__()
+        self.upper = upper
         self.projection = nn.Linear(dim, dim)
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
 
     def forward(self, embeddings: Tensor, reference_embeddings: Tensor) -> Tensor:
         """Distances (N, M) from sample embeddings (N, D) and (M, D)."""
-        return compute_stripe_distances(
-            self.projection(embeddings), self.projection(reference_embeddings), scale=self.log_scale.exp()
-        )
+        samples, references = self.projection(embeddings), self.projection(reference_embeddings)
+        if self.upper is None:
+            return compute_stripe_distances(samples, references, normalize=False) / self.log_scale.exp()
+        return self.upper * compute_stripe_distances(samples, references, scale=self.log_scale.exp())
 
     @torch.no_grad()
     def calibrate(self, embeddings: Tensor, mean_distance: float) -> None:
         """Choose the scale at which the mean distance of these samples (B, D) is about the one given."""
         projected = self.projection(embeddings)
-        mean = _mean_of_pairs(compute_pairwise_distances(projected, normalize=False))
-        if mean > 0:
-            self.log_scale.fill_(math.log(mean / math.atanh(min(max(mean_distance, 0.01), 0.99))))
+        mean = mean_of_pairs(compute_pairwise_distances(projected, normalize=False))
+        if self.upper is not None:
+            mean_distance = math.atanh(min(max(mean_distance / self.upper, 0.01), 0.99))
+        if mean > 0 and mean_distance > 0:
+            self.log_scale.fill_(math.log(mean / mean_distance))
 
 
-def _mean_of_pairs(distances: Tensor) -> float:
+def mean_of_pairs(distances: Tensor) -> float:
+    """The mean of a square matrix (n, n) above its diagonal, of what is known (not NaN) there; NaN if nothing is."""
     rows, columns = torch.triu_indices(len(distances), len(distances), offset=1, device=distances.device)
-    return float(distances[rows, columns].mean())
+    return float(distances[rows, columns].nanmean())

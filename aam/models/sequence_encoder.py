@@ -1,23 +1,26 @@
 """Samples to embeddings, with the self-supervised heads.
 
 Shapes: ``U`` distinct ASVs, ``L`` tokens, ``B`` samples, ``S`` most ASVs of a sample, ``D`` width, ``K`` clades,
-``M`` ASVs with masked nucleotides, ``P`` masked nucleotides.
+``M`` ASVs with masked nucleotides, ``P`` masked nucleotides, ``T`` parts of a composition.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from aam.models.asv_encoder import VOCABULARY_SIZE, ASVEncoder
 from aam.models.attention_pooling import AttentionPooling
+from aam.models.base_targets import BaseTarget, Composition, UniFrac
 from aam.models.distances import CladeHead, EuclideanHead
 from aam.models.sample_sequence_encoder import CountEmbedding, SampleSequenceEncoder
 from aam.models.transformer import Transformer
+from aam.models.value_heads import CladeValueHead, CompositionHead, ValueHead
 
-__all__ = ["DistanceHead", "EncodedSamples", "SampleBatch", "SequenceEncoder"]
+__all__ = ["DistanceHead", "EncodedSamples", "Level", "SampleBatch", "SampleSummary", "SequenceEncoder"]
 
 DistanceHead = Literal["both", "clade", "euclidean"]
 
@@ -46,6 +49,25 @@ class SampleBatch(Protocol):
         """(B,): reads of each sample."""
 
 
+class SampleSummary(NamedTuple):
+    """What base targets are read from."""
+
+    embedding: Tensor  # (B, D)
+    presence: Tensor | None  # (B, K), with a clade head
+    abundance: Tensor | None  # (B, K), where a base target reads it
+
+    def rows(self, rows: Any) -> SampleSummary:
+        """Of these samples alone (a slice, or places)."""
+        of_clades = (None if part is None else part[rows] for part in self[1:])
+        return SampleSummary(self.embedding[rows], *of_clades)
+
+    @classmethod
+    def cat(cls, summaries: Sequence[SampleSummary]) -> SampleSummary:
+        """Of the samples of several, one after the other."""
+        embeddings, *of_clades = zip(*summaries, strict=True)
+        return cls(torch.cat(embeddings), *(None if parts[0] is None else torch.cat(parts) for parts in of_clades))
+
+
 class EncodedSamples(NamedTuple):
     """What `SequenceEncoder` makes of a batch."""
 
@@ -53,6 +75,19 @@ class EncodedSamples(NamedTuple):
     asvs_in_samples: Tensor  # (B, S, D)
     embedding: Tensor  # (B, D)
     presence: Tensor | None  # (B, K), with a clade head
+    abundance: Tensor | None = None  # (B, K), where a base target reads it
+
+    @property
+    def summary(self) -> SampleSummary:
+        """What base targets are read from."""
+        return SampleSummary(self.embedding, self.presence, self.abundance)
+
+
+class Level(NamedTuple):
+    """Where a base target's values are, for a fresh network to start there."""
+
+    mean: Tensor  # (), or (T,) of a composition
+    sd: float = 1.0
 
 
 class SequenceEncoder(nn.Module):
@@ -72,6 +107,9 @@ class SequenceEncoder(nn.Module):
     clades : int
     gradient_checkpointing : bool
     asv_chunk_size : int, optional
+    targets : sequence of BaseTarget
+        What is read of samples beside their embedding. The clades are the same for all of them; other heads are each
+        target's own.
     """
 
     def __init__(
@@ -87,9 +125,11 @@ class SequenceEncoder(nn.Module):
         clades: int = 256,
         gradient_checkpointing: bool = False,
         asv_chunk_size: int | None = None,
+        targets: Sequence[BaseTarget] = (UniFrac(),),
     ) -> None:
         super().__init__()
         self.dim = dim
+        self.targets = {target.name: target for target in targets}
         self.asv_encoder = ASVEncoder(
             dim, heads, layers, max_bp, feed_forward_factor, gradient_checkpointing, asv_chunk_size
         )
@@ -102,7 +142,23 @@ class SequenceEncoder(nn.Module):
         self.nucleotide_head = nn.Linear(dim, VOCABULARY_SIZE)
         self.clade_head = CladeHead(dim, clades) if distance_head in ("clade", "both") else None
         self.presence_projection = nn.Linear(clades, dim) if self.clade_head is not None else None
-        self.euclidean_head = EuclideanHead(dim) if distance_head in ("euclidean", "both") else None
+        # UniFrac's own is not among `target_heads`: so it was called before there were other targets.
+        self.read_from_embedding = distance_head in ("euclidean", "both")
+        with_unifrac = self.read_from_embedding and "unifrac" in self.targets
+        self.euclidean_head = EuclideanHead(dim) if with_unifrac else None
+        self.target_heads = nn.ModuleDict(
+            {
+                target.name: nn.ModuleDict({head: self._new_head(target, head) for head in self._with_weights(target)})
+                for target in targets
+                if self._with_weights(target)
+            }
+        )
+
+    def heads(self, target: BaseTarget) -> tuple[str, ...]:
+        """The heads that read a target, the leading one first: ``clade`` where it can be read from clades."""
+        clade = self.clade_head is not None and target.clades is not None
+        embedding = self.read_from_embedding or not clade
+        return ("clade",) * clade + ("euclidean",) * embedding
 
     def forward(self, batch: SampleBatch) -> EncodedSamples:
         """Encode the samples of a batch."""
@@ -123,24 +179,43 @@ class SequenceEncoder(nn.Module):
         if self.clade_head is not None and self.presence_projection is not None:
             presence = self.clade_head.presence(asv_embeddings, batch.asv_index, present)  # (B, K)
             pooled = pooled + self.presence_projection(presence.to(pooled.dtype))
-        return EncodedSamples(asv_embeddings, in_samples, self.norm(pooled), presence)
+        abundance = None
+        if self.clade_head is not None and any(target.clades == "abundance" for target in self.targets.values()):
+            abundance = self.clade_head.abundance(asv_embeddings, batch.asv_index, _shares(batch))  # (B, K)
+        return EncodedSamples(asv_embeddings, in_samples, self.norm(pooled), presence, abundance)
 
     @torch.no_grad()
-    def calibrate(self, batch: SampleBatch, mean_distance: float) -> None:
-        """Let the distances of a fresh network start at the level of real ones.
+    def calibrate(self, batch: SampleBatch, levels: Mapping[str, Level], *, widths: bool = True) -> None:
+        """Let what a fresh network reads start at the level of real values.
 
         Parameters
         ----------
         batch : SampleBatch
             Training samples, at least two.
-        mean_distance : float
-            Mean distance between them; about 0.5 where none are known.
+        levels : mapping of str to Level
+            By base target. The first distance that is read from clades decides how wide these start.
+        widths : bool
+            False where the clades have been learnt and only a target's own heads are new.
         """
         asv_embeddings = self.asv_encoder(batch.tokens, batch.padded)
-        if self.clade_head is not None:
-            self.clade_head.calibrate(asv_embeddings, batch.asv_index, batch.counts > 0, mean_distance)
-        if self.euclidean_head is not None:
-            self.euclidean_head.calibrate(self.encode_samples(asv_embeddings, batch).embedding, mean_distance)
+        if self.clade_head is not None and widths:
+            distances = [target for target in self.targets.values() if target.kind == "pairwise" and target.clades]
+            leading = next((target for target in distances if target.name in levels), None)
+            mean = 0.5 if leading is None else float(levels[leading.name].mean)
+            self.clade_head.calibrate(asv_embeddings, batch.asv_index, _shares(batch), mean, leading)
+        summary = self.encode_samples(asv_embeddings, batch).summary
+        for name, level in levels.items():
+            target = self.targets[name]
+            for head in self.heads(target):
+                module = self._head(target, head)
+                if isinstance(module, EuclideanHead):
+                    module.calibrate(summary.embedding, float(level.mean))
+                elif isinstance(module, CladeValueHead):
+                    module.calibrate(self._from_clades(target, summary, summary), float(level.mean))
+                elif isinstance(module, ValueHead):
+                    module.calibrate(float(level.mean), level.sd)
+                elif isinstance(module, CompositionHead):
+                    module.calibrate(level.mean)
 
     def restore_nucleotides(self, masked_tokens: Tensor, padded: bool, places: Tensor) -> Tensor:
         """Guess masked nucleotides from their context.
@@ -165,32 +240,75 @@ class SequenceEncoder(nn.Module):
         ]
         return self.nucleotide_head(torch.cat(restored))
 
-    def distances(
-        self,
-        embedding: Tensor,
-        presence: Tensor | None,
-        reference_embedding: Tensor,
-        reference_presence: Tensor | None,
+    def read(
+        self, target: BaseTarget, samples: SampleSummary, references: SampleSummary | None = None
     ) -> dict[str, Tensor]:
-        """Distances between two sets of samples, as each head reads them.
+        """Read a base target as each of its heads does.
 
         Parameters
         ----------
-        embedding, presence : Tensor (N, D) and (N, K)
-            From `forward`.
-        reference_embedding, reference_presence : Tensor (M, D) and (M, K)
+        target : BaseTarget
+            One of ``targets``.
+        samples : SampleSummary
+            Of N samples, from `forward`.
+        references : SampleSummary, optional
+            Of M samples to which distances are read; the same N if left out.
 
         Returns
         -------
-        dict of str to Tensor (N, M)
-            By head, the leading one first: ``clade`` where there is one.
+        dict of str to Tensor
+            By head, the leading one first: distances (N, M), values (N,), or the logarithms of shares (N, T).
         """
-        read: dict[str, Tensor] = {}
-        with torch.autocast(embedding.device.type, enabled=False):
-            if self.clade_head is not None:
-                assert presence is not None and reference_presence is not None
-                read["clade"] = self.clade_head(presence, reference_presence)
-            if self.euclidean_head is not None:
-                dtype = self.euclidean_head.log_scale.dtype  # float32, whatever autocast made of the embeddings
-                read["euclidean"] = self.euclidean_head(embedding.to(dtype), reference_embedding.to(dtype))
-        return read
+        references = samples if references is None else references
+        with torch.autocast(samples.embedding.device.type, enabled=False):
+            return {head: self._read(target, head, samples, references) for head in self.heads(target)}
+
+    def _read(self, target: BaseTarget, head: str, samples: SampleSummary, references: SampleSummary) -> Tensor:
+        module = self._head(target, head)
+        if head == "clade":
+            read = self._from_clades(target, samples, references)
+            return read if module is None else module(read)
+        assert module is not None
+        dtype = next(module.parameters()).dtype  # float32, whatever autocast made of the embeddings
+        embedding = samples.embedding.to(dtype)
+        if target.kind == "pairwise":
+            return module(embedding, embedding if references is samples else references.embedding.to(dtype))
+        return module(embedding)
+
+    def _from_clades(self, target: BaseTarget, samples: SampleSummary, references: SampleSummary) -> Tensor:
+        assert self.clade_head is not None
+        if target.clades == "abundance":
+            assert samples.abundance is not None and references.abundance is not None
+            return self.clade_head(target, samples.abundance, references.abundance)
+        assert samples.presence is not None and references.presence is not None
+        return self.clade_head(target, samples.presence, references.presence)
+
+    def _with_weights(self, target: BaseTarget) -> tuple[str, ...]:
+        """The heads of a target that have weights of its own, kept in ``target_heads``."""
+        heads = self.heads(target)
+        if target.kind == "pairwise":
+            heads = () if target.name == "unifrac" else tuple(head for head in heads if head == "euclidean")
+        return heads
+
+    def _new_head(self, target: BaseTarget, head: str) -> nn.Module:
+        if target.kind == "pairwise":
+            return EuclideanHead(self.dim, upper=target.upper)
+        if target.kind == "value":
+            return CladeValueHead() if head == "clade" else ValueHead(self.dim)
+        assert isinstance(target, Composition)
+        return CompositionHead(self.dim, len(target.parts))
+
+    def _head(self, target: BaseTarget, head: str) -> nn.Module | None:
+        """The weights of a target's own in this head; None where it has none."""
+        if target.name == "unifrac":
+            return self.euclidean_head if head == "euclidean" else None
+        if head not in self._with_weights(target):
+            return None
+        of_target = self.target_heads[target.name]
+        assert isinstance(of_target, nn.ModuleDict)
+        return of_target[head]
+
+
+def _shares(batch: SampleBatch) -> Tensor:
+    """Relative abundances (B, S), 0 at padding."""
+    return batch.counts / batch.depth[:, None]

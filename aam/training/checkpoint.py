@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from aam.config import ModelConfig, RunConfig
 from aam.data.targets import ClassTarget, NumericTarget, target_from_dict
 from aam.errors import DataError
+from aam.models.base_targets import BaseTarget, UniFrac, base_target, base_target_names
 from aam.models.sequence_encoder import SequenceEncoder
 from aam.models.sequence_predictor import SequencePredictor
 
@@ -27,14 +28,17 @@ __all__ = [
     "ModelFile",
     "build_encoder",
     "build_model",
+    "load_base",
     "load_checkpoint",
     "load_model_file",
     "load_weights",
     "model_path",
+    "read_base_targets",
     "read_header",
     "read_target",
     "save_checkpoint",
     "save_model_file",
+    "without_base_heads",
 ]
 
 FORMAT_VERSION = 1
@@ -49,8 +53,8 @@ class ModelFile(NamedTuple):
     weights: dict[str, Tensor]
 
 
-def build_encoder(config: ModelConfig) -> SequenceEncoder:
-    """The base model that a configuration describes."""
+def build_encoder(config: ModelConfig, targets: Sequence[BaseTarget] = (UniFrac(),)) -> SequenceEncoder:
+    """The base model that a configuration describes, with heads for these base targets."""
     return SequenceEncoder(
         dim=config.embedding_dim,
         heads=config.attention_heads,
@@ -63,12 +67,15 @@ def build_encoder(config: ModelConfig) -> SequenceEncoder:
         clades=config.clades,
         gradient_checkpointing=config.gradient_checkpointing,
         asv_chunk_size=config.asv_chunk_size,
+        targets=targets,
     )
 
 
-def build_model(config: ModelConfig, outputs: int | None) -> SequenceEncoder | SequencePredictor:
+def build_model(
+    config: ModelConfig, outputs: int | None, targets: Sequence[BaseTarget] = (UniFrac(),)
+) -> SequenceEncoder | SequencePredictor:
     """The whole model: the base alone for pre-training, with heads where there are ``outputs``."""
-    encoder = build_encoder(config)
+    encoder = build_encoder(config, targets)
     return encoder if outputs is None else SequencePredictor(encoder, outputs, config.dropout)
 
 
@@ -191,6 +198,79 @@ def read_target(header: Mapping[str, Any], path: Path) -> NumericTarget | ClassT
         return None if stored is None else target_from_dict(stored)
     except ValueError:
         raise DataError(f"{path}: what it says of its target is damaged; train again, or take another copy") from None
+
+
+def read_base_targets(header: Mapping[str, Any], path: Path, *, known_alone: bool = False) -> tuple[BaseTarget, ...]:
+    """The base targets that a model file has heads for; UniFrac in files that do not say.
+
+    Parameters
+    ----------
+    header : mapping
+    path : Path
+    known_alone : bool
+        Pass over those that are not registered here.
+
+    Raises
+    ------
+    DataError
+        If what it says is damaged, or names one that is not registered.
+    """
+    stored = header.get("base_targets", [{"name": UniFrac.name}])
+    try:
+        return tuple(
+            base_target(**options) for options in stored if not known_alone or options["name"] in base_target_names()
+        )
+    except ValueError as error:
+        raise DataError(f"{path}: {error}; register it before the model is read") from None
+    except (KeyError, TypeError):
+        raise DataError(
+            f"{path}: what it says of its base targets is damaged; train again, or take another copy"
+        ) from None
+
+
+def load_base(
+    encoder: SequenceEncoder, weights: Mapping[str, Tensor], targets: Iterable[BaseTarget], source: Path
+) -> set[str]:
+    """Put a pre-trained base into an encoder that may have other base targets.
+
+    Parameters
+    ----------
+    encoder : SequenceEncoder
+    weights : mapping of str to Tensor
+    targets : iterable of BaseTarget
+        Those of ``weights``.
+    source : Path
+
+    Returns
+    -------
+    set of str
+        Base targets of the encoder whose heads are as they were.
+
+    Raises
+    ------
+    DataError
+        See `load_weights`.
+    """
+    before = {target.name: target for target in targets}
+    kept = {name for name, target in encoder.targets.items() if before.get(name) == target}
+    own = encoder.state_dict()
+    taken = {name: weight for name, weight in weights.items() if _target_of(name) in {None, *kept}}
+    fresh = {name: weight for name, weight in own.items() if _target_of(name) not in {None, *kept}}
+    load_weights(encoder, taken | fresh, source)
+    return encoder.targets.keys() - kept
+
+
+def without_base_heads(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights without those of the base targets' own heads, on which a sample's embedding does not depend."""
+    return {name: weight for name, weight in weights.items() if _target_of(name.removeprefix("encoder.")) is None}
+
+
+def _target_of(weight: str) -> str | None:
+    """The base target whose own a weight of the encoder is; None for those that all share."""
+    module, *within = weight.split(".")
+    if module == "euclidean_head":
+        return UniFrac.name
+    return within[0] if module == "target_heads" else None
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """The losses, each a plain function, and their weighted sum.
 
-Shapes: ``B`` samples, ``S`` most ASVs of a sample, ``P`` masked nucleotides, ``C`` classes.
+Shapes: ``B`` samples, ``S`` most ASVs of a sample, ``P`` masked nucleotides, ``C`` classes,
+``T`` parts of a composition.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 __all__ = [
+    "BASE_LOSSES",
     "REGRESSION_LOSSES",
     "LossOutput",
+    "above_diagonal",
     "class_loss",
     "count_loss",
+    "divergence",
     "nucleotide_loss",
-    "pairwise_loss",
+    "squared_error",
     "weighted",
 ]
 
@@ -36,25 +40,59 @@ def weighted(parts: Mapping[str, Tensor], weights: Mapping[str, float]) -> LossO
     return LossOutput(total, dict(parts))
 
 
-def pairwise_loss(predicted: Tensor, actual: Tensor, variance: float) -> Tensor:
-    """Mean squared error over all pairs, in units of the distances' variance, so that it reads as ``1 - R²``.
+def squared_error(predicted: Tensor, actual: Tensor, variance: float) -> Tensor:
+    """Mean squared error in units of a variance, so that it reads as ``1 - R²``.
 
     Parameters
     ----------
-    predicted, actual : Tensor (B, B)
-        Symmetric; the diagonal is left out and every pair counts once.
+    predicted, actual : Tensor
+        Of one shape; what is not known is NaN in ``actual`` and does not count.
     variance : float
-        Of the distances in the training split, so that the loss means the same for every study and metric.
+        In the training split, so that the loss means the same for every study and unit.
 
     Returns
     -------
     Tensor ()
-        0 where there is no pair.
+        0 where nothing is known.
     """
-    rows, columns = torch.triu_indices(len(actual), len(actual), offset=1, device=actual.device)
-    if not len(rows):
-        return predicted.sum() * 0
-    return F.mse_loss(predicted[rows, columns], actual[rows, columns]) / variance
+    known = ~actual.isnan()
+    errors = torch.where(known, predicted - actual, 0.0)
+    return (errors**2).sum() / known.sum().clamp(min=1) / variance
+
+
+def divergence(predicted: Tensor, actual: Tensor, scale: float) -> Tensor:
+    """Mean divergence (Kullback and Leibler 1951) of compositions: cross-entropy less the entropy of the actual ones.
+
+    Parameters
+    ----------
+    predicted : Tensor (B, T)
+        Logarithms of shares.
+    actual : Tensor (B, T)
+        Shares; a row of NaN where they are not known.
+    scale : float
+        The mean divergence from the mean composition in the training split, so that the loss reads as ``1 - R²``.
+
+    Returns
+    -------
+    Tensor ()
+        0 where nothing is known.
+    """
+    known = ~actual.isnan().any(dim=1)  # (B,)
+    shares = torch.where(known[:, None], actual, 0.0)
+    each = (torch.xlogy(shares, shares) - shares * predicted).sum(dim=1)
+    return each.sum() / known.sum().clamp(min=1) / scale
+
+
+BASE_LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "squared_error": squared_error,
+    "divergence": divergence,
+}
+
+
+def above_diagonal(matrix: Tensor) -> Tensor:
+    """The entries of a square matrix (n, n) above its diagonal: every pair once, (n (n - 1) / 2,)."""
+    rows, columns = torch.triu_indices(len(matrix), len(matrix), offset=1, device=matrix.device)
+    return matrix[rows, columns]
 
 
 def nucleotide_loss(logits: Tensor, true_tokens: Tensor) -> Tensor:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-__all__ = ["classification_metrics", "pair_values", "regression_metrics"]
+__all__ = ["BASE_METRICS", "classification_metrics", "composition_metrics", "pair_values", "regression_metrics"]
 
 
 def regression_metrics(actual: NDArray[Any], predicted: NDArray[Any], prefix: str = "") -> dict[str, float]:
@@ -37,6 +37,37 @@ def regression_metrics(actual: NDArray[Any], predicted: NDArray[Any], prefix: st
         varies = predicted.min() < predicted.max()
         found["spearman"] = float(stats.spearmanr(actual, predicted).statistic) if varies else 0.0
     return {prefix + name: value for name, value in found.items()}
+
+
+def composition_metrics(actual: NDArray[Any], predicted: NDArray[Any], prefix: str = "") -> dict[str, float]:
+    """Agreement of predicted compositions.
+
+    Parameters
+    ----------
+    actual, predicted : ndarray (n, T)
+        Shares that sum to 1.
+    prefix : str
+        Put before each name.
+
+    Returns
+    -------
+    dict
+        ``bray_curtis``, the mean distance between a sample's two compositions (Bray and Curtis 1957), and where
+        ``actual`` varies ``r2`` = 1 - SS_residual / SS_total over all samples and parts, each part around its own mean.
+    """
+    actual = np.asarray(actual, dtype=np.float64)
+    predicted = np.asarray(predicted, dtype=np.float64)
+    found = {"bray_curtis": float((np.abs(actual - predicted).sum(axis=1) / (actual + predicted).sum(axis=1)).mean())}
+    total = ((actual - actual.mean(axis=0)) ** 2).sum()
+    if len(actual) > 1 and total > 0:
+        found["r2"] = float(1 - ((predicted - actual) ** 2).sum() / total)
+    return {prefix + name: value for name, value in found.items()}
+
+
+BASE_METRICS: dict[str, Callable[[NDArray[Any], NDArray[Any], str], dict[str, float]]] = {
+    "regression": regression_metrics,
+    "composition": composition_metrics,
+}
 
 
 def classification_metrics(

@@ -1,12 +1,13 @@
 """What is learnt: a task turns a batch into a loss, and held-out samples into metrics. The loop knows neither.
 
-Shapes: ``B`` samples of a batch, ``n`` held-out samples, ``D`` width, ``K`` clades, ``C`` outputs.
+Shapes: ``N`` samples of a study, ``B`` samples of a batch, ``R`` of them references, ``n`` held-out samples, ``T``
+parts of a composition, ``C`` outputs.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
@@ -19,38 +20,92 @@ from torch import Tensor, nn
 from aam.config import TaskConfig
 from aam.data.batch import Batch
 from aam.data.draws import generator
+from aam.data.labels import Labels, Pairs
 from aam.data.targets import ClassTarget, NumericTarget
+from aam.models.base_targets import BaseTarget
 from aam.models.sample_sequence_encoder import log_abundance
-from aam.models.sequence_encoder import EncodedSamples, SequenceEncoder
+from aam.models.sequence_encoder import EncodedSamples, SampleSummary, SequenceEncoder
 from aam.models.sequence_predictor import SequencePredictor
 from aam.training.losses import (
+    BASE_LOSSES,
     REGRESSION_LOSSES,
     LossOutput,
+    above_diagonal,
     class_loss,
     count_loss,
     nucleotide_loss,
-    pairwise_loss,
     weighted,
 )
-from aam.training.metrics import classification_metrics, pair_values, regression_metrics
+from aam.training.metrics import BASE_METRICS, classification_metrics, pair_values, regression_metrics
 
-__all__ = ["Distances", "Evaluation", "PretrainTask", "Task", "TrainTask", "prediction_table"]
+__all__ = ["Evaluation", "LabelledTarget", "PretrainTask", "Reading", "Task", "TrainTask", "prediction_table"]
 
 _MOST_SAMPLES_IN_PAIRS = 5000
+_MOST_SAMPLES_OF_A_SCALE = 2000
 
 
 @dataclass(frozen=True)
-class Distances:
-    """The distances of a study, as a task needs them."""
+class LabelledTarget:
+    """A base target, what is known of it, and what that is like in the training split."""
 
-    values: NDArray[np.float32]  # (N, N)
-    variance: float  # over the pairs of the training split
+    target: BaseTarget
+    labels: Labels
+    scale: float  # the loss of the best constant answer: the variance, or the mean divergence from the mean composition
+    mean: NDArray[np.float64]  # (), or (T,) of a composition
 
     @classmethod
-    def of(cls, values: NDArray[np.float32], train: NDArray[np.int64]) -> Distances:
-        """With the variance over the pairs of the training rows; 1 where they do not vary."""
-        variance = float(pair_values(values[np.ix_(train, train)]).astype(np.float64).var()) if len(train) > 1 else 0.0
-        return cls(values, variance or 1.0)
+    def of(cls, target: BaseTarget, labels: Labels, train: NDArray[np.int64], seed: int = 0) -> LabelledTarget:
+        """Measured on the training rows, of pairs on at most 2,000 of them; a scale of 1 where nothing varies."""
+        values = _training_pairs(labels, train, seed) if isinstance(labels, Pairs) else labels.batch(train)
+        known = values[~np.isnan(values if values.ndim == 1 else values.sum(axis=1))].astype(np.float64)
+        mean = known.mean(axis=0) if len(known) else np.zeros(known.shape[1:])
+        best = torch.from_numpy(np.broadcast_to(mean, known.shape).copy())
+        if target.kind == "composition":
+            best = best.log().clamp(min=-1e3)  # of parts that no training sample has
+        scale = float(BASE_LOSSES[target.loss](best, torch.from_numpy(known), 1.0))
+        return cls(target, labels, scale if scale > 1e-20 else 1.0, mean)
+
+
+def _training_pairs(labels: Pairs, train: NDArray[np.int64], seed: int) -> NDArray[np.float32]:
+    """Distances of pairs of training samples, each once; with references, to those that are training samples."""
+    columns = None if labels.references is None else labels.references[np.isin(labels.references, train)]
+    if len(train) > _MOST_SAMPLES_OF_A_SCALE:
+        draws = generator("samples that scales are measured on", seed, 0)
+        train = np.sort(draws.choice(train, _MOST_SAMPLES_OF_A_SCALE, replace=False))
+    if columns is None:
+        return pair_values(labels.block(train, train))
+    return labels.block(train, columns)[train[:, None] != columns[None, :]]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A base target of held-out samples as one head reads it, beside what is known."""
+
+    target: BaseTarget
+    head: str
+    leading: bool  # the first head of its target
+    actual: NDArray[np.float32]  # (pairs,), (n,) or (n, T); all of it known
+    predicted: NDArray[np.float32]
+    studies: NDArray[np.int64] | None = None  # of each pair or sample
+
+    def loss(self, scale: float) -> float:
+        """As in training."""
+        predicted = torch.from_numpy(self.predicted).double()
+        if self.target.kind == "composition":
+            predicted = predicted.clamp(min=1e-30).log()
+        return float(BASE_LOSSES[self.target.loss](predicted, torch.from_numpy(self.actual).double(), scale))
+
+    def metrics(self, name: str, study_names: Sequence[str]) -> dict[str, float]:
+        """In original units, and by study where there are several."""
+        compute = BASE_METRICS[self.target.metric]
+        found = compute(self.actual, self.predicted, f"{name}_")
+        if self.studies is not None:
+            for place, study in enumerate(study_names):
+                here = self.studies == place
+                if here.any():
+                    of_study = compute(self.actual[here], self.predicted[here], f"{name}_")
+                    found |= {f"{key}/{study}": value for key, value in of_study.items()}
+        return found
 
 
 @dataclass(frozen=True)
@@ -61,8 +116,7 @@ class Evaluation:
     metrics: dict[str, float]  # in original units
     sample_index: NDArray[np.int64]  # (n,)
     output: NDArray[np.float32] | None = None  # (n, C): what the target head gave
-    pairs: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = field(default_factory=dict)
-    # by distance head: actual and predicted distances of the pairs
+    readings: dict[str, Reading] = field(default_factory=dict)  # by the name of their metrics
 
 
 class _Sum(NamedTuple):
@@ -76,48 +130,83 @@ class _Sum(NamedTuple):
         return cls(float(mean) * float(number), float(number))
 
 
+class _Block(NamedTuple):
+    """What one head read of a base target, beside what is known of it."""
+
+    name: str  # of the reading
+    actual: NDArray[np.float32]  # all of it known
+    predicted: NDArray[np.float32]
+    sample_index: NDArray[np.int64]  # the sample of each entry, or the first of a pair
+
+
 class _Judged(NamedTuple):
     """What is kept of a held-out batch."""
 
-    sample_index: Tensor  # (B,)
-    embedding: Tensor  # (B, D)
-    presence: Tensor | None  # (B, K)
-    output: Tensor | None  # (B, C)
+    sample_index: Tensor  # (B - R,)
+    summary: SampleSummary  # of these
+    output: Tensor | None  # (B - R, C)
     sums: dict[str, _Sum]
+    blocks: list[_Block]  # of everything but the pairs of samples among themselves
 
 
 class Task:
-    """Distances and masked nucleotides: what both commands share.
+    """Base targets and masked nucleotides: what both commands share.
 
     Parameters
     ----------
     model : nn.Module
         What is trained.
     encoder : SequenceEncoder
-        The base of it.
+        The base of it; its ``targets`` hold those that are labelled.
     config : TaskConfig
-    distances : Distances, optional
+    labelled : mapping of str to LabelledTarget
+        By the name of the base target; may be empty.
     seed : int
         Of the subset of held-out samples whose pairs are judged where there are more than 5,000.
+    studies : ndarray (N,) of int, optional
+        The study of each sample, for metrics by study.
+    study_names : sequence of str
     """
 
     monitor: str  # the validation loss that early stopping and the best model go by
 
     def __init__(
-        self, model: nn.Module, encoder: SequenceEncoder, config: TaskConfig, distances: Distances | None, seed: int
+        self,
+        model: nn.Module,
+        encoder: SequenceEncoder,
+        config: TaskConfig,
+        labelled: Mapping[str, LabelledTarget],
+        seed: int,
+        *,
+        studies: NDArray[np.int64] | None = None,
+        study_names: Sequence[str] = (),
     ) -> None:
+        assert labelled.keys() <= encoder.targets.keys()
         self.model = model
         self.encoder = encoder
         self.config = config
-        self.distances = distances
+        self.labelled = labelled
         self.seed = seed
-        self.weights = {
-            "unifrac_loss": config.unifrac_weight,
-            "unifrac_euclidean_loss": config.unifrac_weight,
+        self.studies = studies
+        self.study_names = study_names
+        self.weights = {f"{name}_loss": config.unifrac_weight for name in self.reading_names} | {
             "nuc_loss": config.nuc_weight,
             "count_loss": config.count_weight,
             "target_loss": config.target_weight,
         }
+
+    @property
+    def reading_names(self) -> tuple[str, ...]:
+        """What the losses and metrics of base targets begin with: ``unifrac``, ``unifrac_euclidean``, …"""
+        return tuple(
+            self._reading_name(labelled.target, head)
+            for labelled in self.labelled.values()
+            for head in self.encoder.heads(labelled.target)
+        )
+
+    def _reading_name(self, target: BaseTarget, head: str) -> str:
+        """The leading head's reading goes by the target's name alone."""
+        return target.name if head == self.encoder.heads(target)[0] else f"{target.name}_{head}"
 
     def to(self, device: torch.device) -> Self:
         """Move the model to a device."""
@@ -134,9 +223,9 @@ class Task:
         """The loss of a training batch."""
         encoded, output = self._forward(batch)
         parts: dict[str, Tensor] = {}
-        if self.distances is not None and self.config.unifrac_weight > 0:
-            assert batch.distances is not None
-            parts |= self._distance_losses(encoded.embedding, encoded.presence, batch.distances)
+        if self.config.unifrac_weight > 0:
+            for name, predicted, actual, labelled in self._readings(self.labelled.values(), batch, encoded.summary):
+                parts[f"{name}_loss"] = BASE_LOSSES[labelled.target.loss](predicted, actual, labelled.scale)
         parts |= {name: mean for name, (mean, _) in self._other_losses(batch, encoded, output).items()}
         if not parts:  # nothing was drawn to be restored in this batch
             return LossOutput(encoded.embedding.sum() * 0, {})
@@ -144,12 +233,22 @@ class Task:
 
     @torch.no_grad()
     def judge(self, batches: Iterable[Batch]) -> Evaluation:
-        """Judge held-out samples; the same for any batch size."""
+        """Judge held-out samples; the same for any batch size, but of pairs with references those of each batch."""
         kept: list[_Judged] = []
+        stripes = False
         for batch in batches:
             encoded, output = self._forward(batch)
-            sums = {name: _Sum.of(*mean) for name, mean in self._other_losses(batch, encoded, output).items()}
-            kept.append(_Judged(batch.sample_index, encoded.embedding, encoded.presence, output, sums))
+            own = slice(len(batch))
+            stripes |= batch.references > 0
+            kept.append(
+                _Judged(
+                    batch.sample_index[own],
+                    encoded.summary.rows(own),
+                    None if output is None else output[own],
+                    {name: _Sum.of(*mean) for name, mean in self._other_losses(batch, encoded, output).items()},
+                    self._blocks(batch, encoded.summary),
+                )
+            )
         totals: dict[str, list[_Sum]] = defaultdict(list)
         for judged in kept:
             for name, part in judged.sums.items():
@@ -161,22 +260,15 @@ class Task:
         sample_index = torch.cat([judged.sample_index for judged in kept]).cpu().numpy()  # (n,)
         outputs = [judged.output for judged in kept if judged.output is not None]
         output_array = torch.cat(outputs).float().cpu().numpy() if outputs else None  # (n, C)
-        metrics, pairs = self._target_metrics(sample_index, output_array), {}
-        if self.distances is not None and len(sample_index) > 1:
-            pairs = self._pairs(kept, sample_index)
-            for head, (actual, predicted) in pairs.items():
-                name = "unifrac" if head == self.leading_head else f"unifrac_{head}"
-                metrics |= regression_metrics(actual, predicted, f"{name}_")
-                if self.config.unifrac_weight > 0:
-                    errors = (predicted.astype(np.float64) - actual) ** 2
-                    losses[f"{name}_loss"] = float(errors.mean() / self.distances.variance)
+        metrics = self._all_target_metrics(sample_index, output_array)
+        blocks = [block for judged in kept for block in judged.blocks]
+        readings = self._joined(blocks if stripes else blocks + self._pairs(kept, sample_index))
+        for name, reading in readings.items():
+            metrics |= reading.metrics(name, self.study_names)
+            if self.config.unifrac_weight > 0:
+                losses[f"{name}_loss"] = reading.loss(self.labelled[reading.target.name].scale)
         losses["loss"] = sum(self.weights[name] * value for name, value in losses.items())
-        return Evaluation(losses, metrics, sample_index, output_array, pairs)
-
-    @property
-    def leading_head(self) -> str:
-        """The distance head whose reading is called ``unifrac`` without further name."""
-        return "clade" if self.encoder.clade_head is not None else "euclidean"
+        return Evaluation(losses, metrics, sample_index, output_array, readings)
 
     def _forward(self, batch: Batch) -> tuple[EncodedSamples, Tensor | None]:
         raise NotImplementedError
@@ -192,55 +284,134 @@ class Task:
         true_tokens = masked.true_tokens[masked.places]  # (P,)
         return {"nuc_loss": (nucleotide_loss(logits, true_tokens), len(true_tokens))}
 
+    def _all_target_metrics(
+        self, sample_index: NDArray[np.int64], output: NDArray[np.float32] | None
+    ) -> dict[str, float]:
+        """Metrics of the target, and by study where there are several."""
+        metrics = self._target_metrics(sample_index, output)
+        if self.studies is not None and output is not None:
+            for place, study in enumerate(self.study_names):
+                here = self.studies[sample_index] == place
+                if here.any():
+                    of_study = self._target_metrics(sample_index[here], output[here])
+                    metrics |= {f"{key}/{study}": value for key, value in of_study.items()}
+        return metrics
+
     def _target_metrics(self, sample_index: NDArray[np.int64], output: NDArray[np.float32] | None) -> dict[str, float]:
         return {}
 
-    def _distance_losses(self, embedding: Tensor, presence: Tensor | None, actual: Tensor) -> dict[str, Tensor]:
-        assert self.distances is not None
-        return {
-            "unifrac_loss" if head == self.leading_head else f"unifrac_{head}_loss": pairwise_loss(
-                predicted, actual, self.distances.variance
-            )
-            for head, predicted in self.encoder.distances(embedding, presence, embedding, presence).items()
-        }
+    # ------------------------------------------------------------------------------------------------- base targets
 
-    def _pairs(
-        self, kept: list[_Judged], sample_index: NDArray[np.int64]
-    ) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
-        """Actual and predicted distances of all pairs of held-out samples, up to 5,000 of these."""
-        assert self.distances is not None
+    def _readings(
+        self, targets: Iterable[LabelledTarget], batch: Batch, summary: SampleSummary
+    ) -> Iterator[tuple[str, Tensor, Tensor, LabelledTarget]]:
+        """Every reading of some base targets in a batch: its name, predicted and actual values, and the target.
+
+        Of distances among the batch's own samples every pair once; of those to its references all, but none to itself.
+        """
+        own, of_references = slice(len(batch)), slice(len(batch), None)
+        samples = summary.rows(own)
+        references = summary.rows(of_references) if batch.references else None
+        for labelled in targets:
+            actual = batch.labels[labelled.target.name][own]
+            pairs = labelled.target.kind == "pairwise"
+            if pairs and batch.references:
+                itself = batch.sample_index[own][:, None] == batch.sample_index[of_references][None, :]
+                actual = actual.masked_fill(itself, torch.nan)
+            for head, predicted in self.encoder.read(labelled.target, samples, references).items():
+                name = self._reading_name(labelled.target, head)
+                if pairs and not batch.references:
+                    yield name, above_diagonal(predicted), above_diagonal(actual), labelled
+                else:
+                    yield name, predicted, actual, labelled
+
+    def _blocks(self, batch: Batch, summary: SampleSummary) -> list[_Block]:
+        """What one batch suffices for: values, compositions, and distances to its references."""
+        targets = [of for of in self.labelled.values() if of.target.kind != "pairwise" or batch.references]
+        blocks = []
+        for name, predicted, actual, labelled in self._readings(targets, batch, summary):
+            kind = labelled.target.kind
+            predicted = predicted.exp() if kind == "composition" else predicted
+            unknown = actual.isnan().any(dim=1) if kind == "composition" else actual.isnan()
+            known = ~unknown.cpu().numpy()
+            rows = np.nonzero(known)[0]
+            sample_index = batch.sample_index.cpu().numpy()[rows]
+            blocks.append(
+                _Block(name, actual.cpu().numpy()[known], predicted.float().cpu().numpy()[known], sample_index)
+            )
+        return blocks
+
+    def _pairs(self, kept: list[_Judged], sample_index: NDArray[np.int64]) -> list[_Block]:
+        """All pairs of held-out samples, up to 5,000 of these."""
+        distances = [labelled for labelled in self.labelled.values() if labelled.target.kind == "pairwise"]
+        if not distances:
+            return []
         chosen = np.arange(len(sample_index))
         if len(chosen) > _MOST_SAMPLES_IN_PAIRS:
             draws = generator("samples whose pairs are judged", self.seed, 0)
             chosen = np.sort(draws.choice(chosen, _MOST_SAMPLES_IN_PAIRS, replace=False))
-        embedding = torch.cat([judged.embedding for judged in kept])[chosen]
-        presences = [judged.presence for judged in kept if judged.presence is not None]
-        presence = torch.cat(presences)[chosen] if presences else None
-        by_head: dict[str, list[Tensor]] = defaultdict(list)
-        for start in range(0, len(chosen), 512):
+        summary = SampleSummary.cat([judged.summary for judged in kept]).rows(chosen)
+        samples = sample_index[chosen]
+        blocks = []
+        for start in range(0, len(samples), 512):
             rows = slice(start, start + 512)
-            some = None if presence is None else presence[rows]
-            for head, block in self.encoder.distances(embedding[rows], some, embedding, presence).items():
-                by_head[head].append(block.cpu())
-        actual = pair_values(self.distances.values[np.ix_(sample_index[chosen], sample_index[chosen])])
-        return {head: (actual, pair_values(torch.cat(blocks).numpy())) for head, blocks in by_head.items()}
+            later = np.arange(len(samples)) > np.arange(len(samples))[rows, None]
+            for labelled in distances:
+                assert isinstance(labelled.labels, Pairs)
+                actual = labelled.labels.block(samples[rows], samples)
+                known = later & ~np.isnan(actual)
+                first = samples[rows][np.nonzero(known)[0]]
+                for head, predicted in self.encoder.read(labelled.target, summary.rows(rows), summary).items():
+                    name = self._reading_name(labelled.target, head)
+                    blocks.append(_Block(name, actual[known], predicted.float().cpu().numpy()[known], first))
+        return blocks
+
+    def _joined(self, blocks: list[_Block]) -> dict[str, Reading]:
+        """Readings, in the order of `reading_names`, from their blocks; without those of which nothing is known."""
+        by_name: dict[str, list[_Block]] = defaultdict(list)
+        for block in blocks:
+            by_name[block.name].append(block)
+        readings = {}
+        for labelled in self.labelled.values():
+            for head in self.encoder.heads(labelled.target):
+                name = self._reading_name(labelled.target, head)
+                if not sum(len(block.actual) for block in by_name[name]):
+                    continue
+                of_name = _Block(name, *(np.concatenate(parts) for parts in list(zip(*by_name[name], strict=True))[1:]))
+                readings[name] = Reading(
+                    labelled.target,
+                    head,
+                    name == labelled.target.name,
+                    of_name.actual,
+                    of_name.predicted,
+                    None if self.studies is None else self.studies[of_name.sample_index],
+                )
+        return readings
 
 
 class PretrainTask(Task):
-    """Self-supervision: distances and masked nucleotides.
+    """Self-supervision: base targets and masked nucleotides.
 
     Parameters
     ----------
     encoder : SequenceEncoder
-    config : TaskConfig
-    distances : Distances
-    seed : int
+    config, labelled, seed, studies, study_names
+        See `Task`.
     """
 
     monitor = "loss"
 
-    def __init__(self, encoder: SequenceEncoder, config: TaskConfig, distances: Distances, seed: int) -> None:
-        super().__init__(encoder, encoder, config, distances, seed)
+    def __init__(
+        self,
+        encoder: SequenceEncoder,
+        config: TaskConfig,
+        labelled: Mapping[str, LabelledTarget],
+        seed: int,
+        *,
+        studies: NDArray[np.int64] | None = None,
+        study_names: Sequence[str] = (),
+    ) -> None:
+        super().__init__(encoder, encoder, config, labelled, seed, studies=studies, study_names=study_names)
 
     def _forward(self, batch: Batch) -> tuple[EncodedSamples, None]:
         return self.encoder(batch), None
@@ -258,8 +429,8 @@ class TrainTask(Task):
     actual : ndarray (N,)
         The column, in original units or labels.
     class_weights : ndarray (C,), optional
-    distances : Distances, optional
-    seed : int
+    labelled, seed, studies, study_names
+        See `Task`.
     """
 
     monitor = "target_loss"
@@ -271,10 +442,13 @@ class TrainTask(Task):
         target: NumericTarget | ClassTarget,
         actual: NDArray[Any],
         class_weights: NDArray[np.float32] | None,
-        distances: Distances | None,
+        labelled: Mapping[str, LabelledTarget],
         seed: int,
+        *,
+        studies: NDArray[np.int64] | None = None,
+        study_names: Sequence[str] = (),
     ) -> None:
-        super().__init__(predictor, predictor.encoder, config, distances, seed)
+        super().__init__(predictor, predictor.encoder, config, labelled, seed, studies=studies, study_names=study_names)
         self.predictor = predictor
         self.target = target
         self.actual = actual
@@ -290,12 +464,13 @@ class TrainTask(Task):
         assert output is not None
         assert batch.target is not None
         losses = super()._other_losses(batch, encoded, output)
-        losses["target_loss"] = (self._target_loss(output, batch.target), len(batch))
+        own = slice(len(batch))
+        losses["target_loss"] = (self._target_loss(output[own], batch.target[own]), len(batch))
         if batch.hidden_counts is not None:
-            restored = self.predictor.restore_counts(encoded.asv_embeddings, batch, batch.hidden_counts)  # (B, S)
+            restored = self.predictor.restore_counts(encoded.asv_embeddings, batch, batch.hidden_counts)[own]  # (B, S)
             abundance = self.encoder.sample_encoder.abundance
-            actual = abundance.standardise(log_abundance(batch.counts, batch.depth))
-            hidden = batch.hidden_counts
+            actual = abundance.standardise(log_abundance(batch.counts, batch.depth))[own]
+            hidden = batch.hidden_counts[own]
             losses["count_loss"] = (count_loss(restored, actual, hidden), hidden.sum())
         return losses
 

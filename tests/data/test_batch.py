@@ -93,9 +93,9 @@ def test_padded_layout_says_whether_it_is_padded():
 
 def test_to_a_device_moves_everything(unequal_study: TinyStudy):
     options = DatasetOptions(nuc_asv_fraction=1.0, count_mask_ratio=0.5)
-    batch = unequal_study.dataset(options, distances=unequal_study.distances)[BatchKey(0, (0, 1))]
+    batch = unequal_study.dataset(options, labels=unequal_study.base_labels)[BatchKey(0, (0, 1))]
     moved = batch.to(torch.device("meta"))
     tensors = [value for value in vars(moved).values() if isinstance(value, torch.Tensor)]
-    tensors += list(vars(moved.masked_nucleotides).values())
+    tensors += [*vars(moved.masked_nucleotides).values(), *moved.labels.values()]
     assert len(tensors) == 10 and all(tensor.is_meta for tensor in tensors)
     assert moved.padded == batch.padded and moved.target is None

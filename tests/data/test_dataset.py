@@ -12,6 +12,7 @@ from aam.data.batch import Batch, MaskedNucleotides
 from aam.data.biom_loader import FeatureTable
 from aam.data.dataset import BatchKey, BatchPlan, DatasetOptions, SampleDataset, mask_nucleotides
 from aam.data.draws import stable_keys
+from aam.data.labels import PairLabels
 from aam.data.study import StudyFiles, TableFile, align
 from aam.data.tokenizer import MASK, PAD, START, detokenize, tokenize
 from aam.data.unifrac_loader import DistanceMatrix
@@ -26,6 +27,8 @@ def same(a: Batch, b: Batch) -> bool:
     def equal(x: object, y: object) -> bool:
         if isinstance(x, torch.Tensor):
             return isinstance(y, torch.Tensor) and x.dtype == y.dtype and torch.equal(x, y)
+        if isinstance(x, dict):
+            return isinstance(y, dict) and x.keys() == y.keys() and all(equal(x[key], y[key]) for key in x)
         if isinstance(x, MaskedNucleotides):
             return all(equal(getattr(x, field.name), getattr(y, field.name)) for field in fields(x))
         return x == y
@@ -49,13 +52,13 @@ def ranked_by_abundance(study: TinyStudy, sample: dict[str, float]) -> list[str]
 
 
 def test_batches_hold_the_table_with_distances_and_target(study):
-    dataset = study.dataset(distances=study.distances, target=study.values.astype(np.float32))
+    dataset = study.dataset(labels=study.base_labels, target=study.values.astype(np.float32))
     batch = dataset[BatchKey(4, (7, 2, 11))]
     assert as_dictionaries(batch) == [study.samples[i] for i in (7, 2, 11)]
     for i, a in enumerate((7, 2, 11)):
         assert batch.target[i] == np.float32(study.values[a])
         for j, b in enumerate((7, 2, 11)):
-            assert batch.distances[i, j] == study.distances[a, b]
+            assert batch.labels["unifrac"][i, j] == study.distances[a, b]
     assert batch.masked_nucleotides is None and batch.hidden_counts is None
 
 
@@ -247,7 +250,7 @@ def test_order_in_the_files_changes_no_batch(study):
             aligned.sequences,
             aligned.table_order,
             options,
-            aligned.distances,
+            {"unifrac": PairLabels(aligned.distances)},
         )
         return [dataset[key] for key in BatchPlan(np.arange(len(aligned)), 5, True, seed=0)]
 
@@ -279,7 +282,7 @@ def test_plan():
 
 
 def test_workers_change_no_batch(study, tmp_path):
-    dataset = study.dataset(ALL, distances=study.distances)
+    dataset = study.dataset(ALL, labels=study.base_labels)
     config = TrainConfig(output_dir=tmp_path)
     found = []
     for workers in (0, 2):

@@ -15,9 +15,10 @@ from aam.config import TaskConfig
 from aam.data.batch import Batch, padded_layout
 from aam.data.dataset import BatchKey, DatasetOptions
 from aam.data.targets import NumericTarget
+from aam.models.base_targets import UniFrac
 from aam.models.sequence_encoder import SequenceEncoder
 from aam.models.sequence_predictor import SequencePredictor
-from aam.training.tasks import Distances, PretrainTask, TrainTask
+from aam.training.tasks import LabelledTarget, PretrainTask, TrainTask
 from tests.conftest import MAX_BP, TinyStudy
 from tests.models.reference import TOKENS, Reference
 
@@ -49,7 +50,7 @@ def reference_of(module: torch.nn.Module, base: str, count_embedding: str = "add
 
 def draw(study: TinyStudy) -> Batch:
     options = DatasetOptions(seed=2, nuc_asv_fraction=0.6, nuc_mask_ratio=0.25, count_mask_ratio=0.4)
-    dataset = study.dataset(options, distances=study.distances, target=study.values.astype(np.float32))
+    dataset = study.dataset(options, labels=study.base_labels, target=study.values.astype(np.float32))
     return dataset[BatchKey(1, SAMPLES)]
 
 
@@ -89,7 +90,7 @@ def check_outputs(predictor: SequencePredictor, batch: Batch, study: TinyStudy, 
         assert encoded.presence is None
     else:
         agree(encoded.presence, expected.presence, scale=1.0)
-    distances = predictor.encoder.distances(encoded.embedding, encoded.presence, encoded.embedding, encoded.presence)
+    distances = predictor.encoder.read(UniFrac(), encoded.summary)
     assert list(distances) == list(expected.distances)
     for head, matrix in distances.items():
         agree(matrix, expected.distances[head], scale=1.0)
@@ -118,8 +119,11 @@ def reference_hidden(batch: Batch, samples: list[dict[str, float]], reference: R
 def train_task(predictor: SequencePredictor, study: TinyStudy) -> TrainTask:
     config = TaskConfig(loss="mse", target_transform="none", **WEIGHTS)
     target = NumericTarget.fit("age", "none", study.values)
-    distances = Distances(study.distances, variance=0.05)
-    return TrainTask(predictor, config, target, study.values, None, distances, seed=0)
+    return TrainTask(predictor, config, target, study.values, None, labelled(study), seed=0)
+
+
+def labelled(study: TinyStudy) -> dict[str, LabelledTarget]:
+    return {"unifrac": LabelledTarget(UniFrac(), study.base_labels["unifrac"], scale=0.05, mean=np.float64(0.5))}
 
 
 def reference_loss(reference: Reference, batch: Batch, study: TinyStudy, train: bool) -> Tensor:
@@ -195,7 +199,7 @@ def test_pretraining(unequal_study):
     encoder = build({"distance_head": "both"}, unequal_study).encoder
     batch = draw(unequal_study)
     reference = reference_of(encoder, "")
-    task = PretrainTask(encoder, TaskConfig(**WEIGHTS), Distances(unequal_study.distances, 0.05), seed=0)
+    task = PretrainTask(encoder, TaskConfig(**WEIGHTS), labelled(unequal_study), seed=0)
     expected = reference_loss(reference, batch, unequal_study, train=False)
     check_gradients(encoder, task.loss(batch).total, reference, expected)
 

@@ -6,33 +6,33 @@ import torch
 
 from aam.training.losses import (
     REGRESSION_LOSSES,
+    above_diagonal,
     class_loss,
     count_loss,
     nucleotide_loss,
-    pairwise_loss,
+    squared_error,
     weighted,
 )
 
 
-def test_pairwise_loss_counts_every_pair_once():
+def test_the_loss_of_distances_counts_every_pair_once():
     rng = np.random.default_rng(0)
     predicted, actual = rng.random((2, 4, 4))
     pairs = [(i, j) for i in range(4) for j in range(i + 1, 4)]
     expected = sum((predicted[i, j] - actual[i, j]) ** 2 for i, j in pairs) / 6 / 0.3
-    found = pairwise_loss(torch.from_numpy(predicted), torch.from_numpy(actual), variance=0.3)
+    found = squared_error(*(above_diagonal(torch.from_numpy(matrix)) for matrix in (predicted, actual)), variance=0.3)
     assert found.item() == pytest.approx(expected)
 
 
-def test_pairwise_loss_of_the_mean_is_one():
-    actual = torch.rand(6, 6, dtype=torch.float64)
-    pairs = actual[tuple(torch.triu_indices(6, 6, offset=1))]
-    predicted = torch.full_like(actual, pairs.mean().item())
-    assert pairwise_loss(predicted, actual, pairs.var(correction=0).item()).item() == pytest.approx(1)
+def test_the_loss_of_the_mean_distance_is_one():
+    actual = above_diagonal(torch.rand(6, 6, dtype=torch.float64))
+    predicted = torch.full_like(actual, actual.mean().item())
+    assert squared_error(predicted, actual, actual.var(correction=0).item()).item() == pytest.approx(1)
 
 
-def test_pairwise_loss_of_one_sample_is_zero_and_has_a_gradient():
+def test_the_loss_of_one_sample_is_zero_and_has_a_gradient():
     predicted = torch.rand(1, 1, requires_grad=True)
-    loss = pairwise_loss(predicted, torch.zeros(1, 1), 1.0)
+    loss = squared_error(above_diagonal(predicted), above_diagonal(torch.zeros(1, 1)), 1.0)
     loss.backward()
     assert loss.item() == 0 and predicted.grad.item() == 0
 

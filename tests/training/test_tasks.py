@@ -7,8 +7,10 @@ import torch
 
 from aam.config import TaskConfig
 from aam.data.dataset import BatchKey, BatchPlan
+from aam.data.labels import PairLabels
 from aam.data.targets import ClassTarget, NumericTarget
-from aam.training.tasks import Distances, Evaluation, Task, prediction_table
+from aam.models.base_targets import UniFrac
+from aam.training.tasks import Evaluation, LabelledTarget, Task, prediction_table
 from tests.conftest import TinyStudy
 from tests.training.tiny import build_dataset, build_task
 
@@ -36,9 +38,10 @@ def test_batch_size_changes_no_evaluation(kind, lengths, request):
         assert found.losses == pytest.approx(expected.losses, rel=1e-5, abs=1e-6)
         assert found.metrics == pytest.approx(expected.metrics, rel=1e-5, abs=1e-6)
         assert found.sample_index.tolist() == expected.sample_index.tolist()
-        for head, (actual, predicted) in expected.pairs.items():
-            np.testing.assert_array_equal(found.pairs[head][0], actual)
-            np.testing.assert_allclose(found.pairs[head][1], predicted, atol=1e-6)
+        assert list(found.readings) == list(expected.readings) == ["unifrac", "unifrac_euclidean"]
+        for name, reading in expected.readings.items():
+            np.testing.assert_array_equal(found.readings[name].actual, reading.actual)
+            np.testing.assert_allclose(found.readings[name].predicted, reading.predicted, atol=1e-6)
         if kind != "pretrain":
             np.testing.assert_allclose(found.output, expected.output, rtol=1e-5, atol=1e-6)
 
@@ -57,7 +60,7 @@ def test_the_loss_of_all_samples_is_the_evaluations(kind, equal_study):
 def test_losses_without_weight_are_not_computed(equal_study):
     task = build_task(equal_study, "regression")
     without = task.__class__(
-        task.predictor, TaskConfig(unifrac_weight=0), task.target, task.actual, None, task.distances, seed=0
+        task.predictor, TaskConfig(unifrac_weight=0), task.target, task.actual, None, task.labelled, seed=0
     )
     assert not [name for name in judge(equal_study, without, 2).losses if "unifrac" in name]
     assert "unifrac_r2" in judge(equal_study, without, 2).metrics
@@ -67,7 +70,7 @@ def test_one_held_out_sample_has_no_pairs(equal_study):
     task = build_task(equal_study, "regression")
     dataset = build_dataset(equal_study, task, held_out=True)
     found = task.judge([dataset[BatchKey(0, (2,))]])
-    assert found.pairs == {} and set(found.metrics) == {"mae", "rmse"}
+    assert found.readings == {} and set(found.metrics) == {"mae", "rmse"}
 
 
 def test_metrics_are_in_original_units(equal_study):
@@ -79,12 +82,14 @@ def test_metrics_are_in_original_units(equal_study):
     assert found.metrics["rmse"] == pytest.approx(np.sqrt(((predicted - values) ** 2).mean()))
 
 
-def test_distances_know_the_variance_of_the_training_pairs():
+def test_the_scale_of_distances_is_the_variance_of_the_training_pairs():
     values = np.random.default_rng(0).random((5, 5)).astype(np.float32)
     train = np.array([0, 2, 4])
     expected = np.var([values[0, 2], values[0, 4], values[2, 4]])
-    assert Distances.of(values, train).variance == pytest.approx(expected, rel=1e-6)
-    assert Distances.of(values, train[:1]).variance == Distances.of(values, train[:2]).variance == 1
+    labels = PairLabels(values)
+    assert LabelledTarget.of(UniFrac(), labels, train).scale == pytest.approx(expected, rel=1e-6)
+    assert LabelledTarget.of(UniFrac(), labels, train[:1]).scale == 1
+    assert LabelledTarget.of(UniFrac(), labels, train[:2]).scale == 1
 
 
 def test_prediction_table():

@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader
 from aam.config import ModelConfig, OptimConfig, TaskConfig, TrainConfig
 from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
 from aam.data.targets import ClassTarget, NumericTarget
+from aam.models.base_targets import base_target
 from aam.models.sequence_predictor import SequencePredictor
 from aam.training.checkpoint import build_encoder
 from aam.training.optim import build_optimizer, build_schedule
-from aam.training.tasks import Distances, PretrainTask, Task, TrainTask
+from aam.training.tasks import LabelledTarget, PretrainTask, Task, TrainTask
 from aam.training.trainer import Callback, Trainer
 from tests.conftest import MAX_BP, TinyStudy
 
@@ -30,17 +31,18 @@ def build_task(study: TinyStudy, kind: str, dropout: float = 0.0) -> Task:
     """``regression``, ``classes`` or ``pretrain``."""
     torch.manual_seed(0)
     encoder = build_encoder(MODEL.model_copy(update={"dropout": dropout}))
-    distances = Distances.of(study.distances, np.arange(len(study)))
+    rows = np.arange(len(study))
+    labelled = {name: LabelledTarget.of(base_target(name), labels, rows) for name, labels in study.base_labels.items()}
     if kind == "pretrain":
-        return PretrainTask(encoder, TaskConfig(), distances, seed=0)
+        return PretrainTask(encoder, TaskConfig(), labelled, seed=0)
     if kind == "classes":
         labels = ClassTarget.fit("diet", study.labels)
         weights = np.array([0.5, 1.0, 2.0], dtype=np.float32)
         predictor = SequencePredictor(encoder, labels.outputs, dropout)
-        return TrainTask(predictor, TaskConfig(classifier=True), labels, study.labels, weights, distances, seed=0)
+        return TrainTask(predictor, TaskConfig(classifier=True), labels, study.labels, weights, labelled, seed=0)
     target = NumericTarget.fit("age", "zscore", study.values)
     predictor = SequencePredictor(encoder, 1, dropout)
-    return TrainTask(predictor, TaskConfig(), target, study.values, None, distances, seed=0)
+    return TrainTask(predictor, TaskConfig(), target, study.values, None, labelled, seed=0)
 
 
 def build_dataset(study: TinyStudy, task: Task, held_out: bool = False, **arrays: Any) -> SampleDataset:
@@ -49,7 +51,7 @@ def build_dataset(study: TinyStudy, task: Task, held_out: bool = False, **arrays
     if held_out:
         arrays["restore_once"] = np.arange(len(study))
     options = OPTIONS if isinstance(task, TrainTask) else DatasetOptions(seed=1, nuc_asv_fraction=0.6)
-    return study.dataset(options, distances=study.distances, **arrays)
+    return study.dataset(options, labels=study.base_labels, **arrays)
 
 
 def build_trainer(
