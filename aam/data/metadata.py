@@ -166,8 +166,8 @@ def _check_declared(column: pd.Series, name: str, declared: str, path: Path) -> 
     kind = declared.lower()
     if kind not in ("", "categorical", "numeric"):
         raise DataError(
-            f"{path}: {_TYPES_DIRECTIVE} declares column {shown(name)} as {shown(declared)}; write numeric, categorical "
-            "or nothing"
+            f"{path}: {_TYPES_DIRECTIVE} declares column {shown(name)} as {shown(declared)}; write numeric, "
+            "categorical or nothing"
         )
     if kind == "numeric":
         try:

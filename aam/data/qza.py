@@ -86,23 +86,25 @@ class Artifact:
         DataError
             If there is no such file, it is damaged, expands more than data do, or holds over 4 GiB.
         """
-        with self.open(name) as stream:
-            content = stream.read(_MAX_MEMBER_BYTES + 1)
-        if len(content) > _MAX_MEMBER_BYTES:
-            raise DataError(
-                f"{self.path}: {shown(name)} holds over {_MAX_MEMBER_BYTES >> 30} GiB; export it with "
-                "`qiime tools export` and give the file inside"
-            )
-        return content
+        with self._member(name) as member:
+            if member.size > _MAX_MEMBER_BYTES:
+                raise DataError(
+                    f"{self.path}: {shown(name)} holds over {_MAX_MEMBER_BYTES >> 30} GiB; export it with "
+                    "`qiime tools export` and give the file inside"
+                )
+            return member.readall()
 
     def open(self, name: str) -> BinaryIO:
-        """A data file as a stream, to be closed by the caller; reading from it raises what `read` raises."""
+        """A data file of any size as a stream, to be closed by the caller; reading raises what `read` raises."""
+        return io.BufferedReader(self._member(name), _PIECE)
+
+    def _member(self, name: str) -> _Member:
         if name not in self.names:
             found = ", ".join(map(shown, self.names[:3])) or "nothing"
             raise DataError(
                 f"{self.path}: is an artifact of type {self.type} without {name!r} (it holds {found}); {_AGAIN}"
             )
-        return io.BufferedReader(_Member(self.path, f"{self.uuid}/data/{name}"), _PIECE)
+        return _Member(self.path, f"{self.uuid}/data/{name}")
 
 
 def is_artifact(path: Path) -> bool:
@@ -231,12 +233,11 @@ def _check_names(members: Sequence[zipfile.ZipInfo], path: Path, what: str) -> s
 
 
 def _read_small(path: Path, member: str) -> bytes:
-    with io.BufferedReader(_Member(path, member)) as stream:
-        content = stream.read(_MAX_YAML_BYTES + 1)
-    if len(content) > _MAX_YAML_BYTES:
-        name = member.rpartition("/")[2]
-        raise DataError(f"{path}: its {name} holds over {_MAX_YAML_BYTES} bytes, where a few lines belong; {_AGAIN}")
-    return content
+    with _Member(path, member) as stream:
+        if stream.size <= _MAX_YAML_BYTES:
+            return stream.readall()
+    name = member.rpartition("/")[2]
+    raise DataError(f"{path}: its {name} holds over {_MAX_YAML_BYTES} bytes, where a few lines belong; {_AGAIN}")
 
 
 def _parse_yaml(content: bytes, path: Path) -> dict[Any, Any]:
@@ -270,6 +271,7 @@ class _Member(io.RawIOBase):
                 f"{self._path}: {shown(self._name)} is packed by method {info.compress_type}, which QIIME 2 does not "
                 f"use; {_AGAIN}"
             )
+        self.size = info.file_size
         packed = min(info.compress_size, self._path.stat().st_size)
         # More than the size stated here is never unpacked: zipfile stops there, and finds the checksum wrong.
         if info.file_size > max(_SMALL_BYTES, _MAX_EXPANSION * packed):
@@ -287,6 +289,9 @@ class _Member(io.RawIOBase):
 
     def readable(self) -> bool:
         return True
+
+    def readall(self) -> bytes:
+        return b"".join(iter(lambda: self.read(_PIECE) or b"", b""))
 
     def readinto(self, buffer: Any, /) -> int:
         try:
