@@ -122,6 +122,8 @@ def reading(path: Path, what: str) -> Iterator[None]:
         yield
     except DataError:
         raise
+    except MemoryError as error:
+        raise DataError(f"{path}: needs more memory than there is to be read as {what}; allow more") from error
     except Exception as error:
         raise DataError(
             f"{path}: cannot be read as {what} ({failure_reason(error)}); the file is damaged or of another kind, "

@@ -31,7 +31,7 @@ from aam.errors import DataError
 
 __all__ = ["Artifact", "is_artifact", "read_artifact", "read_newick_text"]
 
-_MAX_DIRECTORY_BYTES = 2**26
+_MAX_DIRECTORY_BYTES = 2**23
 _MAX_YAML_BYTES = 2**14
 _MAX_MEMBER_BYTES = 2**32
 _SMALL_BYTES = 2**24
@@ -40,16 +40,20 @@ _PIECE = 2**20
 _PROPERTIES = re.compile(r"\s*%\s*Properties\(.*?\)")
 _AGAIN = "copy it again, or export it again from QIIME 2"
 
-# What to give instead of an artifact of a type that cannot be used, by how the type begins.
-_INSTEAD = {
-    "Visualization": "it is made to be looked at: give the artifact (.qza) that it was made from",
-    "FeatureData[AlignedSequence]": "give the sequences before alignment, FeatureData[Sequence] (rep-seqs.qza)",
-    "FeatureTable": "give the table of counts, FeatureTable[Frequency]",
-    "SampleData[AlphaDiversity]": "it has one value a sample: give a {what}",
-    "SampleData[": "denoise the reads first, for example with `qiime dada2`, and give the {what}",
-    "PCoAResults": "give the DistanceMatrix that it was computed from",
-    "Phylogeny[Unrooted]": "UniFrac needs a root: `qiime phylogeny midpoint-root` adds one, give the tree it writes",
-}
+# What to give instead of an artifact whose type begins so, where a type that begins so is expected.
+_INSTEAD = (
+    ("Visualization", "", "it is made to be looked at: give the artifact (.qza) that it was made from"),
+    ("FeatureData[AlignedSequence]", "FeatureData[Sequence]", "give the sequences before alignment (rep-seqs.qza)"),
+    ("FeatureTable", "FeatureTable", "give the table of counts, FeatureTable[Frequency]"),
+    ("SampleData[AlphaDiversity]", "", "it has one value a sample: give a {what}"),
+    ("SampleData[", "Feature", "denoise the reads first, for example with `qiime dada2`, and give the {what}"),
+    ("PCoAResults", "DistanceMatrix", "give the distances that it was computed from"),
+    (
+        "Phylogeny[Unrooted]",
+        "Phylogeny",
+        "UniFrac needs a root: `qiime phylogeny midpoint-root` adds one, give the tree it writes",
+    ),
+)
 _OPTIONS = {
     "FeatureTable[Frequency]": "--table",
     "FeatureData[Sequence]": "--sequences",
@@ -179,7 +183,11 @@ def _refuse_type(path: Path, type_: str, types: Sequence[str], what: str) -> Non
     if type_ in _OPTIONS:
         instead = f"give a {what} ({_OPTIONS[type_]} is the option for this one)"
     else:
-        fitting = (text for start, text in _INSTEAD.items() if type_.startswith(start))
+        fitting = (
+            text
+            for start, expected, text in _INSTEAD
+            if type_.startswith(start) and any(wanted.startswith(expected) for wanted in types)
+        )
         instead = next(fitting, "give a {what}").format(what=what)
     kind = "visualization (.qzv)" if type_ == "Visualization" else f"artifact of type {shown(type_)[1:-1]}"
     raise DataError(f"{path}: is a QIIME 2 {kind} where a {what} ({' or '.join(types)}) is expected; {instead}")
@@ -240,13 +248,22 @@ def _read_small(path: Path, member: str) -> bytes:
     raise DataError(f"{path}: its {name} holds over {_MAX_YAML_BYTES} bytes, where a few lines belong; {_AGAIN}")
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """Refuses aliases, by which a few lines can stand for more than memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has aliases")
+        return super().compose_node(parent, index)
+
+
 def _parse_yaml(content: bytes, path: Path) -> dict[Any, Any]:
     try:
-        metadata = yaml.safe_load(content.decode("utf-8"))
+        metadata = yaml.load(content.decode("utf-8"), _PlainLoader)
     except Exception as error:
         raise DataError(f"{path}: its metadata.yaml is not YAML ({failure_reason(error)}); {_AGAIN}") from error
     if not isinstance(metadata, dict):
-        raise DataError(f"{path}: its metadata.yaml is {shown(metadata)}, not a list of properties; {_AGAIN}")
+        raise DataError(f"{path}: its metadata.yaml holds no properties; {_AGAIN}")
     return metadata
 
 

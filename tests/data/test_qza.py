@@ -64,21 +64,24 @@ def test_properties_of_a_type_are_passed_over(tmp_path, properties):
 
 
 @pytest.mark.parametrize(
-    ("type_", "words"),
+    ("type_", "expected", "words"),
     [
-        ("FeatureTable[Frequency]", "artifact of type FeatureTable[Frequency] where a rooted tree (Phylogeny[Rooted])"),
-        ("FeatureTable[Frequency]", "--table"),
-        ("FeatureData[AlignedSequence]", "before alignment"),
-        ("Phylogeny[Unrooted]", "midpoint-root"),
-        ("SampleData[PairedEndSequencesWithQuality]", "denoise"),
-        ("PCoAResults", "DistanceMatrix"),
-        ("SampleData[AlphaDiversity]", "one value a sample"),
-        ("Visualization", "visualization (.qzv)"),
-        ("Novelty[" + "x" * 500 + "]", "give a rooted tree"),
+        ("FeatureTable[Frequency]", ROOTED, "of type FeatureTable[Frequency] where a something (Phylogeny[Rooted]) is"),
+        ("FeatureTable[Frequency]", ROOTED, "expected; give a something (--table is the option for this one)"),
+        ("FeatureTable[Composition]", "FeatureTable[Frequency]", "give the table of counts"),
+        ("FeatureTable[Composition]", ROOTED, "expected; give a something"),
+        ("FeatureData[AlignedSequence]", "FeatureData[Sequence]", "before alignment"),
+        ("Phylogeny[Unrooted]", ROOTED, "midpoint-root"),
+        ("SampleData[PairedEndSequencesWithQuality]", "FeatureTable[Frequency]", "denoise"),
+        ("PCoAResults", "DistanceMatrix", "give the distances that it was computed from"),
+        ("SampleData[AlphaDiversity]", ROOTED, "one value a sample"),
+        ("Visualization", ROOTED, "visualization (.qzv) where a something"),
+        ("Novelty[" + "x" * 500 + "]", ROOTED, "xx… where a something"),
     ],
 )
-def test_another_type_is_refused_with_what_to_give(tmp_path, type_, words):
-    refused(write_artifact(tmp_path / "a.qza", type_, {"index.html": b""}), words)
+def test_another_type_is_refused_with_what_to_give(tmp_path, type_, expected, words):
+    path = write_artifact(tmp_path / "a.qza", type_, {"index.html": b""})
+    refused(path, words, types=(expected,), what="something")
 
 
 class TestNoArtifact:
@@ -100,7 +103,14 @@ class TestNoArtifact:
         refused(write_zip(tmp_path / "a.qza", files), "metadata.yaml")
 
     @pytest.mark.parametrize(
-        "content", [b"[" * 16000, b"uuid: 1\ntype: " + b"1" * 9000, b"a: &a [x]\nb: [" + b"*a," * 900 + b"]"]
+        "content",
+        [
+            b"[" * 16000,
+            b"uuid: 1\ntype: " + b"1" * 9000,
+            b"- &a0 [x]\n" + b"".join(b"- &a%d [%s]\n" % (i + 1, b"*a%d," % i * 9) for i in range(20)),
+            b"a0: &a0 {x: 1}\n"
+            + b"".join(b"a%d: &a%d {<<: [%s]}\n" % (i + 1, i + 1, b"*a%d," % i * 9) for i in range(20)),
+        ],
     )
     def test_yaml_that_is_meant_to_hurt(self, tmp_path, content):
         files = members(ROOTED, {"tree.nwk": TREE}) | {f"{UUID}/metadata.yaml": content}

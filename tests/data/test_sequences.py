@@ -42,6 +42,8 @@ def test_artifact(tmp_path):
     path = tmp_path / "a"
     fasta = {"dna-sequences.fasta": b">a\nACgu\n"}
     assert load_sequences(write_artifact(path, "FeatureData[Sequence]", fasta)) == {"a": "ACGT"}
+    rna = write_artifact(path, "FeatureData[RNASequence]", {"rna-sequences.fasta": b">a\nACGU\n"})
+    assert load_sequences(rna) == {"a": "ACGT"}
     with pytest.raises(DataError, match="before alignment"):
         load_sequences(write_artifact(path, "FeatureData[AlignedSequence]", fasta))
     with pytest.raises(DataError, match=r"FeatureTable\[Frequency\] where a set of representative sequences .*--table"):
