@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import h5py
 import numpy as np
@@ -55,6 +55,7 @@ _MAX_TEXT_BYTES = 2**32
 _HEAP_MAGIC = b"GCOL\1"
 _REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
 _CELL_KINDS = "OSUiufb"
+_PIECE = 2**22
 _TRIED = 20  # IDs that a common beginning or end is looked for in
 _MAX_HDF5_EXPANSION = 2000  # deflate reaches 1032:1; a data set that claims more holds no data
 
@@ -122,6 +123,8 @@ def reading(path: Path, what: str) -> Iterator[None]:
         yield
     except (DataError, MemoryError):
         raise
+    except MemoryError as error:
+        raise DataError(f"{path}: needs more memory than there is to be read as {what}; allow more") from error
     except Exception as error:
         raise DataError(
             f"{path}: cannot be read as {what} ({failure_reason(error)}); the file is damaged or of another kind, "
@@ -153,11 +156,11 @@ def read_text(path: Path, what: str) -> str:
         if head.startswith(_GZIP_MAGIC):
             content = _gunzip(raw, path)
         else:
-            content = raw.read(_MAX_TEXT_BYTES + 1)
+            content = _read_bounded(raw)
     return decode_text(content, path, what)
 
 
-def decode_text(content: bytes, path: Path, what: str) -> str:
+def decode_text(content: bytes | bytearray, path: Path, what: str) -> str:
     """Bytes as text, with line ends as ``\\n`` and without a byte-order mark.
 
     Parameters
@@ -196,10 +199,18 @@ def decode_text(content: bytes, path: Path, what: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _gunzip(raw: io.BufferedReader, path: Path) -> bytes:
+def _read_bounded(stream: IO[bytes] | gzip.GzipFile) -> bytearray:
+    """All bytes, or some more than the most that is taken; memory is asked for only as they come."""
+    content = bytearray()
+    while len(content) <= _MAX_TEXT_BYTES and (piece := stream.read(_PIECE)):
+        content += piece
+    return content
+
+
+def _gunzip(raw: io.BufferedReader, path: Path) -> bytearray:
     try:
         with gzip.GzipFile(fileobj=raw) as file:
-            return file.read(_MAX_TEXT_BYTES + 1)
+            return _read_bounded(file)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: is a broken gzip file ({failure_reason(error)}); copy it again") from error
 
@@ -490,24 +501,25 @@ def _plain_number(name: str) -> str:
     return match.group(1) if match else name
 
 
+_ALIKE = "write them alike in both files"
 # What may be all that tells two spellings of an ID apart, how to undo it, and what to do about it.
 _SPELLINGS: tuple[tuple[str, Callable[[str], str], str], ...] = (
     ("the white space around them", str.strip, "remove it in both files"),
-    ("upper and lower case", str.casefold, "write them alike in both files"),
+    ("upper and lower case", str.casefold, _ALIKE),
     (
         "leading zeros or a decimal point",
         _plain_number,
         "give the IDs as they were before a spreadsheet took them for numbers",
     ),
     (
-        "dots, dashes, underscores and spaces",
+        "dots, dashes, underscores or spaces",
         lambda name: _PUNCTUATION.sub(".", name),
-        "write them alike in both files",
+        _ALIKE,
     ),
     (
         "case and punctuation",
         lambda name: _plain_number(_PUNCTUATION.sub(".", name.strip().casefold())),
-        "write them alike in both files",
+        _ALIKE,
     ),
 )
 
@@ -553,7 +565,7 @@ def near_matches(ids: Sequence[str], others: Sequence[str]) -> str | None:
                 example = " and ".join(map(shown, pair if verb == "lack" else pair[::-1]))
                 place = "in front" if front else "at the end"
                 best = len(found)
-                sentence = f"{best} of them {verb} {shown(affix)} {place} ({example}); write them alike in both files"
+                sentence = f"{best} of them {verb} {shown(affix)} {place} ({example}); {_ALIKE}"
     return sentence
 
 

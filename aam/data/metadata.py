@@ -154,8 +154,8 @@ def _drop_repeats(rows: list[list[str]], columns: list[str], path: Path, notes: 
         if first != row:
             place = next(place for place, cell in enumerate(row) if cell != first[place])
             raise DataError(
-                f"{path}: sample {shown(row[0])} has two rows, with {shown(first[place])} and {shown(row[place])} in "
-                f"column {shown(columns[place - 1])}; keep one"
+                f"{path}: has the duplicate sample ID {shown(row[0])} with differing rows ({shown(first[place])} and "
+                f"{shown(row[place])} in column {shown(columns[place - 1])}); keep one"
             )
     if len(kept) < len(rows):
         notes.append(f"{path}: {len(rows) - len(kept)} row(s) repeat another one cell by cell and were passed over")
