@@ -25,7 +25,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -36,6 +36,7 @@ from scipy import sparse
 from scipy.sparse import csr_array
 
 from aam.data.biom_loader import FeatureTable
+from aam.data.draws import generator, stable_keys
 from aam.data.files import shown
 from aam.data.newick import Tree, read_newick, write_newick
 from aam.data.ssu import HOW_TO_INSTALL, is_installed, ssu_distances, ssu_faith_pd
@@ -43,11 +44,15 @@ from aam.data.tree_pruner import PrunedTree, prune, pruned_tree, require_rooted
 from aam.errors import DataError, in_file
 
 __all__ = [
+    "PHYLOGENETIC",
     "PSEUDOCOUNT",
     "DistanceResult",
     "Engine",
     "Metric",
+    "check_output",
     "compute",
+    "observed_asvs",
+    "rarefied",
     "unweighted_unifrac",
     "write_distances_h5",
     "write_result",
@@ -59,8 +64,12 @@ Metric = Literal[
 Engine = Literal["auto", "ssu", "skbio"]
 
 PSEUDOCOUNT = 1.0  # of Aitchison distances, as in QIIME 2
-_SSU = {"unifrac": "unweighted", "weighted_unifrac": "weighted_normalized", "generalized_unifrac": "generalized"}
-_PHYLOGENETIC = {*_SSU, "faith_pd"}
+_SSU = {  # the methods in single precision are off by more than 1e-6
+    "unifrac": "unweighted_fp64",
+    "weighted_unifrac": "weighted_normalized_fp64",
+    "generalized_unifrac": "generalized_fp64",
+}
+PHYLOGENETIC = frozenset({*_SSU, "faith_pd"})  # metrics that need a tree
 _STRIP = 512
 
 
@@ -142,18 +151,18 @@ def compute(
     if metric == "generalized_unifrac" and not 0 <= alpha <= 1:
         raise DataError(f"alpha is {alpha:g}; give one from 0 to 1")
     ssu = "faithpd" if metric == "faith_pd" else "ssu"
-    if engine == "ssu" and metric not in _PHYLOGENETIC:
+    if engine == "ssu" and metric not in PHYLOGENETIC:
         raise DataError(f"ssu has no {metric}; use --engine skbio")
     if engine == "ssu" and not is_installed(ssu):
         raise DataError(f"{ssu} is not on the PATH; install it with {HOW_TO_INSTALL}, or use --engine skbio")
-    if metric not in _PHYLOGENETIC:
+    if metric not in PHYLOGENETIC:
         table, empty = _with_reads(table, metric)
         matrix = {"bray_curtis": _bray_curtis, "jaccard": _jaccard, "aitchison": _aitchison}[metric](table.counts)
         return DistanceResult(metric, table.sample_ids, _finished(matrix, table, metric), "NumPy", empty)
 
     if tree is None:
         raise DataError(f"{metric} needs a tree; give --tree")
-    observed = np.flatnonzero(np.bincount(table.counts.indices, table.counts.data, table.shape[1]) > 0)
+    observed = observed_asvs(table)
     pruned = _pruned(tree, [table.feature_ids[i] for i in observed], drop_missing, cache)
     with in_file(tree if isinstance(tree, Path) else None):
         _check_lengths(pruned.tree)
@@ -181,6 +190,64 @@ def compute(
         values, used = _by_scikit_bio(metric, table, pruned.tree), "scikit-bio"
     values = _finished(values, table, metric)
     return DistanceResult(metric, table.sample_ids, values, used, empty, pruned.missing, notes, pruned.tree)
+
+
+def observed_asvs(table: FeatureTable) -> NDArray[np.int64]:
+    """Columns of the ASVs that some sample has."""
+    return np.unique(table.counts.indices).astype(np.int64)
+
+
+def rarefied(
+    table: FeatureTable, depth: int, seed: int, names: Sequence[str] | None = None
+) -> tuple[FeatureTable, list[str]]:
+    """Draw reads of each sample without replacement, as a run with this seed draws them in evaluation.
+
+    Parameters
+    ----------
+    table : FeatureTable of shape (N, A)
+    depth : int
+        Reads to draw.
+    seed : int
+    names : sequence of str, length A, optional
+        Sequences of the ASVs, whose order the draws go by; their IDs without.
+
+    Returns
+    -------
+    table : FeatureTable
+        The samples with as many reads.
+    shallow : list of str
+        IDs of the others.
+
+    Raises
+    ------
+    DataError
+        If the table does not hold counts, or no sample has as many reads.
+    """
+    broken = table.counts.data % 1 != 0
+    if broken.any():
+        raise DataError(
+            f"--rarefy-depth draws whole reads, but the table holds {table.counts.data[broken][0]:g}; "
+            "give raw counts, or leave --rarefy-depth out"
+        )
+    deep = np.asarray(table.counts.sum(axis=1) >= depth)
+    if not deep.any():
+        most = table.counts.sum(axis=1).max()
+        raise DataError(f"no sample has --rarefy-depth {depth} reads (the most is {most:.0f}); give a lower depth")
+    order = np.argsort(np.array(table.feature_ids if names is None else names, dtype=object))
+    kept = table.select_samples(np.flatnonzero(deep))
+    counts = csr_array(kept.counts[:, order])
+    counts.sort_indices()
+    drawn = counts.data.copy()
+    for i, key in enumerate(stable_keys(kept.sample_ids)):
+        here = slice(counts.indptr[i], counts.indptr[i + 1])
+        draws = generator("rarefaction", seed, 0, int(key))
+        drawn[here] = draws.multivariate_hypergeometric(counts.data[here].astype(np.int64), depth, method="marginals")
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    result = csr_array(csr_array((drawn, counts.indices, counts.indptr), shape=counts.shape)[:, back])
+    result.eliminate_zeros()
+    result.sort_indices()
+    return replace(kept, counts=result), [table.sample_ids[i] for i in np.flatnonzero(~deep)]
 
 
 def unweighted_unifrac(
@@ -314,7 +381,7 @@ def _pruned(tree: Tree | str | Path, names: list[str], drop_missing: bool, cache
     if isinstance(tree, str) and not tree.lstrip().startswith("("):
         tree = Path(tree)
     if isinstance(tree, Path):
-        return pruned_tree(tree, names, cache, drop_missing=drop_missing)
+        return pruned_tree(tree, names, cache=cache, drop_missing=drop_missing)
     with in_file(Path("tree") if isinstance(tree, str) else None):
         whole = tree if isinstance(tree, Tree) else read_newick(tree)
         require_rooted(whole)
@@ -325,9 +392,11 @@ def _check_lengths(tree: Tree) -> None:
     below = tree.length[:-1]
     without = int(np.isnan(below).sum())
     if without:
-        raise DataError(f"{without} of the branches to the table's ASVs have no length; UniFrac needs all of them")
+        raise DataError(
+            f"{without} of the tree's branches to the table's ASVs have no length; UniFrac needs all of them"
+        )
     if not below.sum() > 0:
-        raise DataError("every branch to the table's ASVs has length 0; give a tree with branch lengths")
+        raise DataError("every branch of the tree to the table's ASVs has length 0; give a tree with branch lengths")
 
 
 def _with_reads(table: FeatureTable, metric: Metric) -> tuple[FeatureTable, list[str]]:

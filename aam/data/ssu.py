@@ -38,7 +38,7 @@ def is_installed(program: str) -> bool:
 def ssu_distances(
     counts: sparse.csr_array, tree: Tree, tips: NDArray[np.int64], arguments: Sequence[str], threads: int | None = None
 ) -> NDArray[np.float32]:
-    """Distances (N, N) between samples, as ``ssu`` computes them in single precision.
+    """Distances (N, N) between samples, as ``ssu`` computes them, rounded to single precision.
 
     Parameters
     ----------

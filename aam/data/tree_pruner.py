@@ -26,6 +26,7 @@ class PrunedTree(NamedTuple):
 
     tree: Tree
     missing: list[str]  # names that the whole tree lacks
+    naming: int = 0  # which of several ways to name the ASVs the tree's tips follow
     reused: bool = False  # whether it came from the cache
 
 
@@ -87,7 +88,7 @@ def prune(tree: Tree, names: Sequence[str], *, drop_missing: bool = False) -> Pr
 
 
 def pruned_tree(
-    path: Path, names: Sequence[str], cache: Path | None = None, *, drop_missing: bool = False
+    path: Path, *namings: Sequence[str], cache: Path | None = None, drop_missing: bool = False
 ) -> PrunedTree:
     """Read a tree and prune it, or find it pruned in a cache.
 
@@ -95,8 +96,8 @@ def pruned_tree(
     ----------
     path : Path
         Newick file.
-    names : sequence of str
-        Names of tips.
+    *namings : sequence of str
+        Names of tips; if several, ways to name the same ASVs, of which the first is taken that the tree knows best.
     cache : Path, optional
         Directory of pruned trees, which are kept by the SHA-256 of the file and of the names.
     drop_missing : bool
@@ -107,24 +108,33 @@ def pruned_tree(
     DataError
         If the tree cannot be read or is not rooted, or a name is not among its tips.
     """
-    kept = None
-    if cache is not None:
-        digest = hashlib.sha256(file_sha256(require_file(path, "tree")).encode())
-        digest.update("\n".join(sorted(names)).encode())
-        kept = cache / f"tree-{digest.hexdigest()}.nwk"
-    reused = _read_kept(kept)
-    with in_file(path):
-        if reused is not None:
-            missing = [name for name, node in zip(names, reused.find(names).tolist(), strict=True) if node < 0]
-            _check_missing(missing, len(names), drop_missing)
-            return PrunedTree(reused, missing, True)
+    places = _places(path, namings, cache)
+    for naming, (names, place) in enumerate(zip(namings, places, strict=True)):
+        kept = _read_kept(place)
+        if kept is not None:
+            missing = [name for name, node in zip(names, kept.find(names).tolist(), strict=True) if node < 0]
+            with in_file(path):
+                _check_missing(missing, len(names), drop_missing)
+            return PrunedTree(kept, missing, naming, reused=True)
     tree = read_newick(path)
     with in_file(path):
         require_rooted(tree)
-        pruned = prune(tree, names, drop_missing=drop_missing)
-    if kept is not None:
-        write_tree(kept, pruned.tree)
-    return pruned
+        known = [int((tree.find(names) >= 0).sum()) for names in namings] if len(namings) > 1 else [0]
+        naming = int(np.argmax(known))
+        pruned = prune(tree, namings[naming], drop_missing=drop_missing)
+    place = places[naming]
+    if place is not None:
+        write_tree(place, pruned.tree)
+    return pruned._replace(naming=naming)
+
+
+def _places(path: Path, namings: Sequence[Sequence[str]], cache: Path | None) -> list[Path | None]:
+    """Where a cache keeps the tree pruned to each of these names."""
+    if cache is None:
+        return [None] * len(namings)
+    file = file_sha256(require_file(path, "tree"))
+    digests = (hashlib.sha256("\n".join([file, *sorted(names)]).encode()).hexdigest() for names in namings)
+    return [cache / f"tree-{digest}.nwk" for digest in digests]
 
 
 def require_rooted(tree: Tree) -> None:
