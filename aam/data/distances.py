@@ -410,7 +410,9 @@ def _with_reads(table: FeatureTable, metric: Metric) -> tuple[FeatureTable, list
 
 
 def _finished(values: NDArray[Any], table: FeatureTable, metric: Metric) -> NDArray[Any]:
-    """Refuse values that are undefined, and remove rounding: exact symmetry, 0 on the diagonal."""
+    """Refuse values that are undefined, and remove rounding: 0 on the diagonal, exact symmetry."""
+    if values.ndim == 2:
+        np.fill_diagonal(values, 0)
     wrong = np.argwhere(~np.isfinite(values))
     if len(wrong):
         names = " and ".join(shown(table.sample_ids[i]) for i in wrong[0])
@@ -423,7 +425,6 @@ def _finished(values: NDArray[Any], table: FeatureTable, metric: Metric) -> NDAr
         mean = (rows + columns) / 2
         values[start : start + _STRIP, start:] = mean
         values[start:, start : start + _STRIP] = mean.T
-    np.fill_diagonal(values, 0)
     return values
 
 
@@ -455,13 +456,13 @@ def _by_scikit_bio(metric: Metric, table: FeatureTable, tree: Tree) -> NDArray[n
     if metric == "weighted_unifrac":
         dense = table.counts.toarray()
         found = beta_diversity("weighted_unifrac", dense, ids, taxa=taxa, tree=root, normalized=True)
-        return np.asarray(found.data)
+        return np.array(found.data)
     present = (
         (table.counts > 0).astype(np.int64).toarray()
     )  # scikit-bio wants integers; which ones does not matter here
     if metric == "faith_pd":
         return np.asarray(alpha_diversity("faith_pd", present, ids, taxa=taxa, tree=root).to_numpy())
-    return np.asarray(beta_diversity("unweighted_unifrac", present, ids, taxa=taxa, tree=root).data)
+    return np.array(beta_diversity("unweighted_unifrac", present, ids, taxa=taxa, tree=root).data)
 
 
 def _jaccard(counts: csr_array) -> NDArray[np.float32]:
@@ -523,7 +524,8 @@ def _generalized(counts: csr_array, tree: Tree, tips: NDArray[np.int64], alpha: 
         apart = length[node] * (own**alpha + theirs**alpha)
         numerator = np.bincount(other, weight * np.abs(own - theirs) / both - apart, len(depth))
         denominator = np.bincount(other, weight - apart, len(depth))
-        values[i] = (alone[i] + alone + numerator) / (alone[i] + alone + denominator)
+        with np.errstate(invalid="ignore"):  # 0/0, where every branch has length 0, is refused later
+            values[i] = (alone[i] + alone + numerator) / (alone[i] + alone + denominator)
     return values
 
 
