@@ -18,6 +18,7 @@ COMMANDS = {
     "predict": ("predict", "Predict new samples with a trained model."),
     "check": ("check", "Read the inputs as train would and say what was found."),
     "info": ("info", "Say what a run or model file is."),
+    "distances": ("distances", "Compute distances between samples, or Faith's PD, once."),
     "simulate": ("simulate", "Write a small study with a real phylogenetic signal."),
     "demo": ("demo", "Simulate a study and take it through the whole program."),
     "benchmark": ("benchmark", "Measure speed and memory."),

@@ -1,0 +1,167 @@
+"""Distances computed once and written to a file: what ``aam distances`` does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from scipy import sparse
+
+from aam.data.biom_loader import FeatureTable, load_table
+from aam.data.distances import (
+    PHYLOGENETIC,
+    DistanceResult,
+    Engine,
+    Metric,
+    check_output,
+    compute,
+    observed_asvs,
+    rarefied,
+    write_result,
+)
+from aam.data.newick import Tree
+from aam.data.sequences import is_dna, load_fasta, merge_duplicate_sequences, resolve_sequences
+from aam.data.tree_pruner import pruned_tree, write_tree
+from aam.errors import DataError
+
+__all__ = ["Computed", "distances"]
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What was computed, how long it took, and what a user should know, a sentence each."""
+
+    result: DistanceResult
+    seconds: float
+    notes: list[str]
+
+
+def distances(
+    metric: Metric,
+    table: Path,
+    output: Path,
+    *,
+    sequences: Path | None = None,
+    tree: Path | None = None,
+    alpha: float = 0.5,
+    engine: Engine = "auto",
+    threads: int | None = None,
+    rarefy_depth: int | None = None,
+    seed: int = 0,
+    drop_missing: bool = False,
+    cache: Path | None = None,
+    save_pruned_tree: Path | None = None,
+    overwrite: bool = False,
+) -> Computed:
+    """Compute a metric of a table's samples and write it.
+
+    Parameters
+    ----------
+    metric : Metric
+    table : Path
+    output : Path
+        Its extension names the format, see `aam.data.distances.write_result`.
+    sequences : Path, optional
+        Representative sequences, where table and tree do not name ASVs alike.
+    tree : Path, optional
+        For the UniFrac family and Faith's PD.
+    rarefy_depth : int, optional
+        Draw this many reads of each sample first.
+    seed : int
+        Of that draw.
+    save_pruned_tree : Path, optional
+        Where to write the tree pruned to the table's ASVs.
+    overwrite : bool
+        Replace files that exist.
+    alpha, engine, threads, drop_missing, cache
+        See `aam.data.distances.compute`.
+
+    Raises
+    ------
+    DataError
+        If a file exists and ``overwrite`` is not given, or for what `compute` refuses.
+    """
+    check_output(output, metric)
+    for path in (output, save_pruned_tree):
+        if path is not None and path.exists() and not overwrite:
+            raise DataError(f"{path}: exists already; give --overwrite to replace it")
+    if metric in PHYLOGENETIC and tree is None:
+        raise DataError(f"{metric} needs a tree; give --tree")
+    if save_pruned_tree is not None and metric not in PHYLOGENETIC:
+        raise DataError(f"{metric} reads no tree; leave --save-pruned-tree {save_pruned_tree} out")
+    notes: list[str] = []
+    features = load_table(table)
+    samples = features.shape[0]
+    fasta = None if sequences is None else load_fasta(sequences)
+    resolved = _resolved(features, fasta, table)
+    if resolved is not None:
+        features, resolved, merged = merge_duplicate_sequences(features, resolved)
+        if merged:
+            notes.append(f"{merged} features with the sequence of another were merged with it")
+    if rarefy_depth is not None:
+        features, shallow = rarefied(features, rarefy_depth, seed, names=resolved)
+        if shallow:
+            notes.append(f"{_listed(shallow)} with fewer than {rarefy_depth} reads left out")
+    began = time.perf_counter()
+    pruned: Tree | None = None
+    if metric in PHYLOGENETIC:
+        assert tree is not None
+        features, pruned = _match(features, resolved, fasta, tree, cache, drop_missing, notes)
+    result = compute(metric, features, pruned, engine=engine, threads=threads, alpha=alpha, drop_missing=drop_missing)
+    seconds = time.perf_counter() - began
+    if result.left_out:
+        notes.append(f"{_listed(result.left_out)} without reads left out")
+    write_result(output, result, complete=len(result.ids) == samples)
+    if save_pruned_tree is not None:
+        assert result.tree is not None
+        write_tree(save_pruned_tree, result.tree)
+    return Computed(result, seconds, notes + result.notes)
+
+
+def _resolved(table: FeatureTable, fasta: dict[str, str] | None, path: Path) -> list[str] | None:
+    """The sequence of each feature, or None where their IDs are no DNA and stand for themselves."""
+    if fasta is not None and all(name in fasta for name in table.feature_ids):
+        return resolve_sequences(table.feature_ids, fasta, path)
+    if all(map(is_dna, table.feature_ids)):
+        return resolve_sequences(table.feature_ids, None, path)
+    return None if fasta is None else resolve_sequences(table.feature_ids, fasta, path)
+
+
+def _match(
+    table: FeatureTable,
+    resolved: Sequence[str] | None,
+    fasta: dict[str, str] | None,
+    tree: Path,
+    cache: Path | None,
+    drop_missing: bool,
+    notes: list[str],
+) -> tuple[FeatureTable, Tree]:
+    """Prune the tree, and name features as it does: by ID, by sequence, or as ``--sequences`` names that sequence."""
+    observed = observed_asvs(table)
+    table = FeatureTable(
+        sparse.csr_array(table.counts[:, observed]), table.sample_ids, [table.feature_ids[i] for i in observed]
+    )
+    namings = {"feature ID": table.feature_ids}
+    if resolved is not None:
+        own = [resolved[i] for i in observed]
+        namings["sequence"] = own
+        record_of = {sequence: name for name, sequence in (fasta or {}).items()}
+        namings["name in --sequences"] = [record_of.get(sequence, sequence) for sequence in own]
+    distinct: dict[str, list[str]] = {}
+    for how, names in namings.items():
+        if names not in distinct.values():
+            distinct[how] = names
+    pruned = pruned_tree(tree, *distinct.values(), cache=cache, drop_missing=drop_missing)
+    how = list(distinct)[pruned.naming]
+    if how != "feature ID":
+        notes.append(f"ASVs were found in the tree by their {how}")
+    if pruned.reused:
+        notes.append("the pruned tree was reused from the cache")
+    return replace(table, feature_ids=distinct[how]), pruned.tree
+
+
+def _listed(names: Sequence[str], most: int = 3) -> str:
+    shown = ", ".join(names[:most]) + (", …" if len(names) > most else "")
+    return f"{len(names)} sample{'s' if len(names) > 1 else ''} ({shown})"
