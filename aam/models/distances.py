@@ -257,7 +257,7 @@ class CladeHead(nn.Module):
         mean_distance: float,
         target: BaseTarget | None = None,
     ) -> None:
-        """Widen or narrow all clades alike until the mean distance of these samples is the one given.
+        """Widen or narrow all clades alike until the mean distance of these samples is the one given, or nearly.
 
         Parameters
         ----------
@@ -269,7 +269,7 @@ class CladeHead(nn.Module):
         """
         target = target or UniFrac()
         bias = self.membership.bias.clone()
-        low, high = -8.0, 8.0
+        low, high = -3.0, 8.0  # clades that no ASV is in by more than a hundredth would learn slowly
         for _ in range(20):  # the mean distance falls as clades widen
             middle = (low + high) / 2
             self.membership.bias.copy_(bias + middle)
@@ -326,4 +326,4 @@ class EuclideanHead(nn.Module):
 def mean_of_pairs(distances: Tensor) -> float:
     """The mean of a square matrix (n, n) above its diagonal, of what is known (not NaN) there; NaN if nothing is."""
     rows, columns = torch.triu_indices(len(distances), len(distances), offset=1, device=distances.device)
-    return float(distances[rows, columns].nanmean())
+    return float(distances.detach()[rows, columns].nanmean())

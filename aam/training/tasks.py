@@ -58,7 +58,7 @@ class LabelledTarget:
         """Measured on the training rows, of pairs on at most 2,000 of them; a scale of 1 where nothing varies."""
         values = _training_pairs(labels, train, seed) if isinstance(labels, Pairs) else labels.batch(train)
         known = values[~np.isnan(values if values.ndim == 1 else values.sum(axis=1))].astype(np.float64)
-        mean = known.mean(axis=0) if len(known) else np.zeros(known.shape[1:])
+        mean = np.asarray(known.mean(axis=0) if len(known) else np.zeros(known.shape[1:]))
         best = torch.from_numpy(np.broadcast_to(mean, known.shape).copy())
         if target.kind == "composition":
             best = best.log().clamp(min=-1e3)  # of parts that no training sample has
