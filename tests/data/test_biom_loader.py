@@ -152,7 +152,7 @@ def test_duplicate_ids_are_refused(tmp_path):
     [
         (b"", "is empty"),
         (b" \n", "is empty"),
-        (b"PK\x03\x04rest", "qiime tools export"),
+        (b"PK\x03\x04rest", "zip archive"),
         (b">f\nACGT\n", "is not a BIOM"),
         (b"\xff\xfe\x00", "UTF-8"),
         (b"\x1f\x8bbroken", "gzip"),

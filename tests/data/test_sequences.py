@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from aam.data.biom_loader import FeatureTable, load_table
-from aam.data.sequences import is_dna, load_fasta, merge_duplicate_sequences, resolve_sequences
+from aam.data.sequences import is_dna, load_sequences, merge_duplicate_sequences, resolve_sequences
 from aam.errors import DataError
 from tests.real_data import real_data
 
@@ -22,13 +22,13 @@ ON_DISK = settings(
 )
 
 
-def test_load_fasta(tmp_path):
+def test_fasta(tmp_path):
     path = tmp_path / "seqs"
     content = b">a first one\r\nACGT\r\nacgu\r\n\r\n>b\r\nNNRY\r\n"
     path.write_bytes(content)
-    assert load_fasta(path) == {"a": "ACGTACGT", "b": "NNRY"}
+    assert load_sequences(path) == {"a": "ACGTACGT", "b": "NNRY"}
     path.write_bytes(gzip.compress(content))
-    assert load_fasta(path) == {"a": "ACGTACGT", "b": "NNRY"}
+    assert load_sequences(path) == {"a": "ACGTACGT", "b": "NNRY"}
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_fasta_errors(tmp_path, content, words):
     path = tmp_path / "seqs.fasta"
     path.write_text(content)
     with pytest.raises(DataError, match=words) as caught:
-        load_fasta(path)
+        load_sequences(path)
     assert str(path) in str(caught.value)
 
 
@@ -66,7 +66,7 @@ def test_fasta_round_trip(tmp_path, sequences, width):
     for name, sequence in sequences.items():
         lines += [f">{name} x", *(sequence[i : i + width] for i in range(0, len(sequence), width))]
     path.write_text("\n".join(lines))
-    assert load_fasta(path) == sequences
+    assert load_sequences(path) == sequences
 
 
 @ON_DISK
@@ -75,7 +75,7 @@ def test_any_bytes_give_sequences_or_a_data_error(tmp_path, content):
     path = tmp_path / "seqs.fasta"
     path.write_bytes(content)
     try:
-        assert all(load_fasta(path).values())
+        assert all(load_sequences(path).values())
     except DataError as error:
         message = str(error)
     else:
