@@ -19,14 +19,16 @@ from numpy.typing import NDArray
 from aam.data.files import open_hdf5, reading, shown
 from aam.errors import DataError
 
-__all__ = ["LazyMatrix", "MappedMatrix", "lazy_hdf5"]
+__all__ = ["LazyMatrix", "MappedMatrix", "hdf5_matrix", "lazy_hdf5"]
 
 _WHAT = "distance matrix"
 _PAGE = 4096
+_STRIP_ENTRIES = 2**20  # most entries that are looked up at a time
 _SPAN_BYTES = 2**24  # most bytes of one positioned read
 _RELEASE_AFTER = 2**13  # entries read through a mapping before its pages are let go
 _MAX_CHUNK_BYTES = 2**26
 _MAX_GRID = 2**24
+_MAX_MAPPED_SOURCES = 64  # each mapping holds a file open
 
 
 class LazyMatrix(ABC):
@@ -65,6 +67,37 @@ class LazyMatrix(ABC):
             If the file cannot be read any more.
         """
 
+    def block(
+        self, rows: NDArray[np.int64], columns: NDArray[np.int64], symmetric: bool = False
+    ) -> NDArray[np.float32]:
+        """The entries where rows (B,) and columns (C,) cross.
+
+        Parameters
+        ----------
+        rows, columns : ndarray of int64, shape (B,) and (C,)
+            Places in the file.
+        symmetric : bool
+            Read entry (i, j) above the diagonal, whichever of i and j is the row, so that it does not depend on the
+            block it is in.
+
+        Returns
+        -------
+        ndarray of float32, shape (B, C)
+        """
+        found = np.empty((len(rows), len(columns)), np.float32)
+        strip = max(1, _STRIP_ENTRIES // max(1, len(columns)))
+        for start in range(0, len(rows), strip):
+            part = rows[start : start + strip]
+            row, column = np.repeat(part, len(columns)), np.tile(columns, len(part))
+            if symmetric:
+                row, column = np.minimum(row, column), np.maximum(row, column)
+            found[start : start + strip] = self.entries(row, column).reshape(-1, len(columns))
+        return found
+
+    def whole(self) -> NDArray[np.float32]:
+        """The whole matrix (N, M), in memory."""
+        return self.block(np.arange(self.shape[0]), np.arange(self.shape[1]))
+
     def _check_unchanged(self) -> None:
         if _version(self.path) != self._version:
             raise DataError(f"{self.path}: changed while it was being read; start again with the file as it is now")
@@ -98,7 +131,7 @@ class MappedMatrix(LazyMatrix):
         self.column_major = column_major
         self._map: mmap.mmap | None = None
         self._values: NDArray[Any] | None = None
-        self._refused = False
+        self.mapping = True
         self._touched = 0
         end = offset + shape[0] * shape[1] * dtype.itemsize
         if end > self._version.size:
@@ -126,7 +159,6 @@ class MappedMatrix(LazyMatrix):
             return found.astype(np.float32)[back]
 
     def whole(self) -> NDArray[np.float32]:
-        """The whole matrix (N, M), float32, in memory."""
         with reading(self.path, f"a {_WHAT}"):
             values = np.fromfile(self.path, self.dtype, self.shape[0] * self.shape[1], offset=self.offset)
             values = values.reshape(self.shape, order="F" if self.column_major else "C")
@@ -135,7 +167,7 @@ class MappedMatrix(LazyMatrix):
 
     def _mapped(self) -> NDArray[Any] | None:
         """All numbers of the file in their order (N · M,), not read yet; None where mapping is refused."""
-        if self._values is None and not self._refused:
+        if self._values is None and self.mapping:
             start = self.offset - self.offset % mmap.ALLOCATIONGRANULARITY
             count = self.shape[0] * self.shape[1]
             size = self.offset - start + count * self.dtype.itemsize
@@ -143,7 +175,7 @@ class MappedMatrix(LazyMatrix):
                 with self.path.open("rb") as file:
                     self._map = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ, offset=start)
             except (OSError, ValueError, MemoryError, OverflowError):
-                self._refused = True
+                self.mapping = False
                 return None
             if hasattr(mmap, "MADV_RANDOM"):  # or the system reads 128 KiB around every entry
                 self._map.madvise(mmap.MADV_RANDOM)
@@ -237,6 +269,10 @@ class VirtualMatrix(LazyMatrix):
     def __init__(self, path: Path, shape: tuple[int, int], tiles: list[Tile]) -> None:
         super().__init__(path, shape)
         self.tiles = tiles
+        mapped = {id(tile.source): tile.source for tile in tiles if isinstance(tile.source, MappedMatrix)}
+        if len(mapped) > _MAX_MAPPED_SOURCES:
+            for source in mapped.values():
+                source.mapping = False
         corners = np.array([tile.corner for tile in tiles], dtype=np.int64).reshape(-1, 2)
         ends = corners + np.array([tile.size for tile in tiles], dtype=np.int64).reshape(-1, 2)
         self._edges = [np.unique(np.concatenate([[0], corners[:, axis], ends[:, axis]])) for axis in (0, 1)]
@@ -255,7 +291,9 @@ class VirtualMatrix(LazyMatrix):
     def entries(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float32]:
         self._check_unchanged()
         found = np.empty(len(rows), np.float32)
-        cells = [np.searchsorted(edges, at, "right") - 1 for edges, at in zip(self._edges, (rows, columns), strict=True)]
+        cells = [
+            np.searchsorted(edges, at, "right") - 1 for edges, at in zip(self._edges, (rows, columns), strict=True)
+        ]
         numbers = self._grid[cells[0], cells[1]]
         # Tiles of one source in one go.
         sources: dict[int, list[tuple[NDArray[np.int64], Tile]]] = {}
@@ -319,99 +357,135 @@ def lazy_hdf5(file: h5py.File, name: str, path: Path) -> LazyMatrix:
     return _lazy(file, name, path, {})
 
 
-def _lazy(file: h5py.File, name: str, path: Path, known: dict[tuple[Path, str], LazyMatrix] | None) -> LazyMatrix:
-    """`known` collects the sources of a virtual data set; None if this is one, which may not be virtual itself."""
-    dataset = _dataset(file, name, path)
-    with reading(path, f"an HDF5 {_WHAT}"):
-        shape: tuple[int, int] = dataset.shape if len(dataset.shape) == 2 else (1, dataset.shape[0])
-        if dataset.external:
-            raise DataError(f"{path}: {name!r} points to another file; export the {_WHAT} into one file")
-        if dataset.is_virtual:
-            if known is None:
-                raise DataError(f"{path}: {name!r} is virtual, of parts that are virtual; write it into one file")
-            tiles = [_tile(source, file, path, known) for source in dataset.virtual_sources()]
-            return VirtualMatrix(path, shape, tiles)
-        offset = None if dataset.chunks else dataset.id.get_offset()
-        if offset is not None:
-            mapped = MappedMatrix(path, shape, dataset.dtype, offset)
-            if dataset.id.get_storage_size() == dataset.nbytes and _agrees(mapped, dataset):
-                return mapped
-        chunk = dataset.chunks or (1, dataset.shape[-1])
-        if int(np.prod(chunk)) * dataset.dtype.itemsize > _MAX_CHUNK_BYTES:
-            raise DataError(
-                f"{path}: {name!r} is stored in chunks of {' × '.join(map(str, chunk))}, each of which would have to be "
-                f"unpacked for a single distance; write it in one piece: `h5repack -l {name}:CONTI old.h5 new.h5`"
-            )
-        if len(dataset.shape) != 2:
-            raise DataError(f"{path}: {name!r} is chunked, of one dimension; write the matrix into one data set")
-        return ChunkedMatrix(path, name, shape, chunk)
+def hdf5_matrix(file: h5py.File, name: str, path: Path, ndim: tuple[int, ...] = (2,)) -> h5py.Dataset:
+    """A data set of numbers, found without following a link to another file.
 
-
-def _dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
-    """A data set of one or two dimensions of numbers, found without following a link to another file."""
+    Raises
+    ------
+    DataError
+        If there is none of this name, or it is no matrix of numbers.
+    """
     with reading(path, f"an HDF5 {_WHAT}"):
         node: Any = file
         for part in name.strip("/").split("/"):
             link = node.get(part, getlink=True) if isinstance(node, h5py.Group) else None
             if link is None:
-                raise DataError(f"{path}: is an HDF5 file without {name!r}, so not a {_WHAT}; check which file is meant")
-            if isinstance(link, h5py.ExternalLink):
-                raise DataError(f"{path}: {name!r} points to another file; export the {_WHAT} into one file")
+                raise DataError(
+                    f"{path}: is an HDF5 file without {name!r}, so not a {_WHAT}; check which file is meant"
+                )
+            if not isinstance(link, h5py.HardLink):
+                raise DataError(f"{path}: {name!r} points to another file or place; export the {_WHAT} into one file")
             node = node[part]
-        if not isinstance(node, h5py.Dataset) or not node.shape or len(node.shape) > 2:
-            raise DataError(f"{path}: {name!r} is not an array of 2 dimension(s); export the {_WHAT} again")
+        if not isinstance(node, h5py.Dataset) or not node.shape or len(node.shape) not in ndim:
+            raise DataError(f"{path}: {name!r} is not an array of {ndim[-1]} dimension(s); export the {_WHAT} again")
         if node.dtype.kind not in "iuf":
             raise DataError(f"{path}: {name!r} has type {node.dtype}; export the {_WHAT} again")
-        return node
+        if node.external:
+            raise DataError(f"{path}: {name!r} points to another file; export the {_WHAT} into one file")
+    return node
+
+
+class _Part(NamedTuple):
+    """A rectangle of a virtual data set as HDF5 describes it."""
+
+    corner: tuple[int, int]
+    size: tuple[int, int]
+    file_name: str
+    name: str
+    start: tuple[int, int]
+
+
+class _Layout(NamedTuple):
+    """How a data set is stored."""
+
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+    chunk: tuple[int, int]
+    offset: int | None  # None if it is not in one piece
+    parts: list[_Part] | None  # None if it is not virtual
+
+
+def _layout(dataset: h5py.Dataset, path: Path) -> _Layout:
+    with reading(path, f"an HDF5 {_WHAT}"):
+        *rows, columns = dataset.shape
+        shape = (rows[0] if rows else 1, columns)
+        parts = None
+        if dataset.is_virtual:
+            parts = []
+            for source in dataset.virtual_sources():
+                corner, size = _rectangle(source.vspace)
+                start, there = _rectangle(source.src_space)
+                if size != there:
+                    raise ValueError("its parts are not rectangles")
+                parts.append(_Part(corner, size, source.file_name, source.dset_name, start))
+        *chunk_rows, chunk_columns = dataset.chunks or (1, columns)
+        offset = None
+        native = dataset.id.get_type().equal(h5py.h5t.py_create(dataset.dtype))
+        if native and not (dataset.chunks or parts) and dataset.id.get_storage_size() == dataset.nbytes:
+            offset = dataset.id.get_offset()
+        return _Layout(shape, dataset.dtype, (chunk_rows[0] if chunk_rows else 1, chunk_columns), offset, parts)
+
+
+def _lazy(file: h5py.File, name: str, path: Path, known: dict[tuple[Path, str], LazyMatrix] | None) -> LazyMatrix:
+    """`known` collects the sources of a virtual data set; None if this is one, which may not be virtual itself."""
+    dataset = hdf5_matrix(file, name, path, (2,) if known is not None else (1, 2))
+    layout = _layout(dataset, path)
+    if layout.parts is not None:
+        if known is None:
+            raise DataError(f"{path}: {name!r} is virtual, of parts that are virtual; write the matrix into one file")
+        return VirtualMatrix(path, layout.shape, [_tile(part, file, path, known) for part in layout.parts])
+    if layout.offset is not None:
+        mapped = MappedMatrix(path, layout.shape, layout.dtype, layout.offset)
+        if _agrees(mapped, dataset):
+            return mapped
+    if layout.chunk[0] * layout.chunk[1] * layout.dtype.itemsize > _MAX_CHUNK_BYTES:
+        raise DataError(
+            f"{path}: {name!r} is stored in chunks of {layout.chunk[0]} × {layout.chunk[1]}, each of which would have "
+            f"to be unpacked for a single distance; write it in one piece: `h5repack -l {name}:CONTI old.h5 new.h5`"
+        )
+    if dataset.ndim == 1:
+        raise DataError(f"{path}: {name!r} is a part of a virtual matrix, and chunked; write the matrix into one file")
+    return ChunkedMatrix(path, name, layout.shape, layout.chunk)
 
 
 def _agrees(mapped: MappedMatrix, dataset: h5py.Dataset) -> bool:
-    """Whether the bytes of a contiguous data set are what HDF5 makes of them: no odd number type, no shifted address."""
-    if not dataset.id.get_type().equal(h5py.h5t.py_create(dataset.dtype)):
-        return False
-    rows, columns = (np.unique(np.linspace(0, side - 1, 5).astype(np.int64)) for side in mapped.shape)
-    for row in rows:
-        read = dataset[row] if dataset.ndim == 2 and mapped.shape[1] <= _PAGE else None
-        for column in columns:
-            place = (row, column) if dataset.ndim == 2 else (column,)
-            expected = np.float32(dataset[place] if read is None else read[column])
-            found = mapped.entries(np.array([row]), np.array([column]))[0]
-            if found != expected and not (np.isnan(found) and np.isnan(expected)):
-                return False
-    return True
+    """Whether the bytes in the file are what HDF5 makes of them, as they are unless their address is shifted."""
+    rows, columns = (np.unique(np.linspace(0, side - 1, 4).astype(np.int64)) for side in mapped.shape)
+    with reading(mapped.path, f"an HDF5 {_WHAT}"), np.errstate(over="ignore"):
+        places = [(row, column)[-dataset.ndim :] for row in rows.tolist() for column in columns.tolist()]
+        expected = np.array([dataset[place] for place in places]).astype(np.float32)
+    return np.array_equal(mapped.block(rows, columns).ravel(), expected, equal_nan=True)
 
 
-def _tile(source: Any, file: h5py.File, path: Path, known: dict[tuple[Path, str], LazyMatrix]) -> Tile:
-    corner, size = _rectangle(source.vspace)
-    start, there = _rectangle(source.src_space)
-    if size != there:
-        raise DataError(f"{path}: is virtual, of parts that are not rectangles; write the matrix into one file")
-    place = path if source.file_name == "." else path.parent / source.file_name
-    if place.parent.resolve() != path.parent.resolve() or place.resolve().parent != path.parent.resolve():
+def _tile(part: _Part, file: h5py.File, path: Path, known: dict[tuple[Path, str], LazyMatrix]) -> Tile:
+    folder = path.parent.resolve()
+    place = path if part.file_name == "." else path.parent / part.file_name
+    if place != path and (place.parent.resolve() != folder or place.resolve().parent != folder):
         raise DataError(
-            f"{path}: is virtual and points to {shown(source.file_name)}, in another folder; put the files beside each "
+            f"{path}: is virtual and points to {shown(part.file_name)}, in another folder; put the files beside each "
             "other, or write the matrix into one file"
         )
-    key = (place, source.dset_name)
+    key = (place, part.name)
     if key not in known:
         if place == path:
-            known[key] = _lazy(file, source.dset_name, place, None)
+            known[key] = _lazy(file, part.name, place, None)
         elif not place.is_file():
-            raise DataError(f"{path}: is virtual and lacks {shown(source.file_name)}; put the files beside each other")
+            raise DataError(f"{path}: is virtual and lacks {shown(part.file_name)}; put the files beside each other")
         else:
             with open_hdf5(place, _WHAT) as other:
-                known[key] = _lazy(other, source.dset_name, place, None)
-    matrix = known[key]
-    if any(a + b > side for a, b, side in zip(start, size, matrix.shape, strict=True)):
-        raise DataError(f"{path}: is virtual and takes more from {shown(source.file_name)} than is there; write it again")
-    return Tile(corner, size, matrix, start)
+                known[key] = _lazy(other, part.name, place, None)
+    source = known[key]
+    if any(a + b > side for a, b, side in zip(part.start, part.size, source.shape, strict=True)):
+        raise DataError(f"{path}: is virtual and takes more from {shown(part.file_name)} than is there; write it again")
+    return Tile(part.corner, part.size, source, part.start)
 
 
 def _rectangle(space: Any) -> tuple[tuple[int, int], tuple[int, int]]:
     """Corner and size of a selection of one or two dimensions that is a rectangle."""
     first, last = space.get_select_bounds()
-    corner = tuple(int(at) for at in first)
-    size = tuple(int(b) - int(a) + 1 for a, b in zip(first, last, strict=True))
+    corner = [int(at) for at in first]
+    size = [int(b) - int(a) + 1 for a, b in zip(first, last, strict=True)]
     if len(corner) not in (1, 2) or space.get_select_npoints() != int(np.prod(size)):
-        raise ValueError("a virtual data set of parts that are not rectangles")
-    return ((0, *corner), (1, *size)) if len(corner) == 1 else (corner, size)  # type: ignore[return-value]
+        raise ValueError("its parts are not rectangles")
+    (top, left), (height, width) = [0, *corner][-2:], [1, *size][-2:]
+    return (top, left), (height, width)
