@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import mmap
 import os
 import re
 import zlib
@@ -53,6 +52,7 @@ _OFFICE_MEMBER = "[Content_Types].xml"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _MAX_TEXT_BYTES = 2**32
 _HEAP_MAGIC = b"GCOL\1"
+_MAX_HEAP_BYTES = 2**28  # HDF5 makes heaps of 4 KiB, and larger ones for a single long text
 _REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
 _CELL_KINDS = "OSUiufb"
 _PIECE = 2**22
@@ -228,7 +228,7 @@ class _HDF5File(h5py.File):
     """An HDF5 file that knows the bytes it is read from, where these are in memory, and its checked text heaps."""
 
     content: bytes | None = None
-    heap_objects: dict[tuple[int, int], int] | None = None
+    heaps: dict[int, dict[int, int]] | None = None
 
 
 @contextmanager
@@ -386,51 +386,63 @@ def _check_text_heap(file: h5py.File, name: str, path: Path, what: str) -> None:
         raise damaged
     if text.length is not None:
         return
-    with _content(file, path) as content:
-        sizes = file.heap_objects if isinstance(file, _HDF5File) else None
-        if sizes is None:
-            sizes = _heap_objects(content)
-        if sizes is None:
-            raise damaged
-        if isinstance(file, _HDF5File):
-            file.heap_objects = sizes
-        with reading(path, f"an HDF5 {what}"):
-            references = _text_references(dataset, content)
-    for length, address, index in references.tolist():
-        if length and length > sizes.get((address, index), 0):
-            raise damaged
+    heaps = file.heaps if isinstance(file, _HDF5File) and file.heaps is not None else {}
+    if isinstance(file, _HDF5File):
+        file.heaps = heaps
+    with _content(file, path) as content, reading(path, f"an HDF5 {what}"):
+        references = _text_references(dataset, content)
+        for length, address, index in references.tolist():
+            if length and address not in heaps:
+                heaps[address] = _heap_objects(content, address)
+            if length and length > heaps[address].get(index, 0):
+                raise damaged
+
+
+class _FileBytes:
+    """The bytes of a file, of which only the slices that are asked for are read."""
+
+    def __init__(self, raw: io.BufferedReader) -> None:
+        self._raw = raw
+        self._size = os.fstat(raw.fileno()).st_size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, wanted: slice) -> bytes:
+        start, stop, _ = wanted.indices(self._size)
+        self._raw.seek(start)
+        return self._raw.read(max(stop - start, 0))
 
 
 @contextmanager
-def _content(file: h5py.File, path: Path) -> Iterator[bytes | mmap.mmap]:
+def _content(file: h5py.File, path: Path) -> Iterator[bytes | _FileBytes]:
     if isinstance(file, _HDF5File) and file.content is not None:
         yield file.content
         return
-    with path.open("rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        yield content
+    with path.open("rb") as raw:
+        yield _FileBytes(raw)
 
 
-def _heap_objects(content: bytes | mmap.mmap) -> dict[tuple[int, int], int] | None:
-    """Size of every object of the global heaps by (address of its heap, index); None if a heap is damaged."""
-    sizes: dict[tuple[int, int], int] = {}
-    start = content.find(_HEAP_MAGIC)
-    while start >= 0:
-        end = start + int.from_bytes(content[start + 8 : start + 16], "little")
-        if end > len(content):
-            return None
-        position = start + 16
-        while position + 16 <= end:
-            index = int.from_bytes(content[position : position + 2], "little")
-            size = int.from_bytes(content[position + 8 : position + 16], "little")
-            sizes[start, index] = size
-            position += 16 + -(-size // 8) * 8 if index else size
-            if position > end or (not index and size < 16):
-                return None
-        start = content.find(_HEAP_MAGIC, start + len(_HEAP_MAGIC))
+def _heap_objects(content: bytes | _FileBytes, start: int) -> dict[int, int]:
+    """Size of every object of the global heap at an address, by index; none if the heap is damaged."""
+    head = content[start : start + 16]
+    length = int.from_bytes(head[8:16], "little")
+    if not head.startswith(_HEAP_MAGIC) or length > min(len(content) - start, _MAX_HEAP_BYTES):
+        return {}
+    heap = content[start : start + length]
+    sizes: dict[int, int] = {}
+    position = 16
+    while position + 16 <= length:
+        index = int.from_bytes(heap[position : position + 2], "little")
+        size = int.from_bytes(heap[position + 8 : position + 16], "little")
+        sizes[index] = size
+        position += 16 + -(-size // 8) * 8 if index else size
+        if position > length or (not index and size < 16):
+            return {}
     return sizes
 
 
-def _text_references(dataset: h5py.Dataset, content: bytes | mmap.mmap) -> np.ndarray[Any, Any]:
+def _text_references(dataset: h5py.Dataset, content: bytes | _FileBytes) -> np.ndarray[Any, Any]:
     """Stored references of a vector of variable-length text, in any order."""
     count = dataset.shape[0]
     if dataset.chunks is None:
