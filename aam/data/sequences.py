@@ -11,7 +11,7 @@ import numpy as np
 from scipy import sparse
 
 from aam.data.biom_loader import FeatureTable
-from aam.data.files import decode_text, read_text, require_file, shown
+from aam.data.files import decode_text, near_matches, read_text, require_file, shown
 from aam.data.qza import is_artifact, read_artifact
 from aam.errors import DataError
 
@@ -146,9 +146,10 @@ def resolve_sequences(feature_ids: Sequence[str], sequences: Mapping[str, str] |
         return [_normalise(name) for name in feature_ids]
     absent = [name for name in feature_ids if name not in sequences]
     if absent:
+        way_out = near_matches(absent, list(sequences)) or "give the representative sequences of this very table"
         raise DataError(
             f"{table_path}: {len(absent)} of {len(feature_ids)} features have no sequence in --sequences, "
-            f"first {shown(absent[0])}; give the representative sequences of this very table"
+            f"first {shown(absent[0])}; {way_out}"
         )
     resolved = [_normalise(sequences[name]) for name in feature_ids]
     for name, sequence in zip(feature_ids, resolved, strict=True):

@@ -356,6 +356,9 @@ class TestArtifact:
         for type_, kind in (("PresenceAbsence", "presence"), ("RelativeFrequency", "relative")):
             path = write_artifact(tmp_path / "t.qza", f"FeatureTable[{type_}]", {"feature-table.biom": content})
             assert load_table(path).kind == kind
+        content = write(tmp_path / "t.biom", "hdf5", [[0.2, 0.5, 1], [0.8, 0.5, 0]], ["f", "g"]).read_bytes()
+        path = write_artifact(tmp_path / "t.qza", "FeatureTable[Frequency]", {"feature-table.biom": content})
+        assert load_table(path).kind == "relative"
 
     def test_refused(self, tmp_path):
         path = write_artifact(tmp_path / "t.qza", "FeatureTable[Composition]", {"feature-table.biom": b""})

@@ -131,6 +131,8 @@ def test_resolve():
     assert resolve_sequences(["b", "a"], {"a": "ACGU", "b": "rw", "c": "T"}, TABLE) == ["RW", "ACGT"]
     with pytest.raises(DataError, match=r"2 of 3 features .* first 'x'"):
         resolve_sequences(["a", "x", "y"], {"a": "ACGT"}, TABLE)
+    with pytest.raises(DataError, match=r"first 'A'; 2 of them differ only by upper and lower case \('A' and 'a'\)"):
+        resolve_sequences(["A", "B", "c"], {"a": "ACGT", "b": "C", "c": "T"}, TABLE)
     with pytest.raises(DataError, match=r"'a' holds '\?'"):
         resolve_sequences(["a"], {"a": "AC?"}, TABLE)
 
