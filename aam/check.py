@@ -13,14 +13,17 @@ from numpy.typing import NDArray
 from aam.config import DataConfig, ModelConfig, TaskConfig
 from aam.data.metadata import require_column
 from aam.data.splits import make_splits
-from aam.data.study import Study, StudyFiles, align, read_files, unknown_samples
+from aam.data.study import LabelFile, Study, StudyFiles, align, read_files, unknown_samples
 from aam.data.targets import ClassTarget, NumericTarget, Transform, require_logarithms, require_repeated_classes
+from aam.data.unifrac_loader import SampleValues, StripeMatrix
 from aam.errors import DataError, in_file, named
+from aam.inputs import label_files
 
 __all__ = ["check"]
 
 Result = TypeVar("Result")
 _DEFAULTS = TaskConfig()
+_MOST_SAMPLES_OF_A_MEAN = 2000
 
 
 def check(
@@ -28,6 +31,7 @@ def check(
     *,
     classifier: bool = False,
     target_transform: Transform = _DEFAULTS.target_transform,
+    base_target: str = _DEFAULTS.base_target,
     max_bp: int = ModelConfig().max_bp,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -38,6 +42,8 @@ def check(
     data : DataConfig
     classifier : bool
         Whether the target holds labels.
+    base_target : str
+        What the distance matrix holds.
     max_bp : int
         Bases after which sequences are cut.
     target_transform : str
@@ -52,7 +58,8 @@ def check(
         ``problems`` and ``warnings``.
     """
     problems: list[str] = []
-    files = read_files(data, problems)
+    labels = _attempt(problems, label_files, data, base_target)
+    files = read_files(data, labels, problems)
     study: Study | None = None
     if files.complete:
         study = _align(files, data, partial(align, max_bp=max_bp, classifier=classifier), problems)
@@ -139,16 +146,28 @@ def _asvs(files: StudyFiles, study: Study | None) -> dict[str, Any] | None:
 
 
 def _distances(files: StudyFiles) -> dict[str, Any] | None:
-    if files.distances is None:
+    """Of the first matrix, or of all where there is one for each table; of large ones, of some samples."""
+    known = [labels for labels in next(iter(files.labels.values()), []) if labels is not None]
+    if not known:
         return None
-    values = files.distances.values
-    pairs = values[np.triu_indices(len(values), k=1)]
+    values = np.concatenate([_some_values(labels) for labels in known])
+    references = {name for labels in known if isinstance(labels, StripeMatrix) for name in labels.reference_ids}
     return {
-        "samples": len(values),
-        "references": None,
-        "mean": float(pairs.mean()) if len(pairs) else 0.0,
-        "max": float(pairs.max()) if len(pairs) else 0.0,
+        "samples": sum(len(labels.ids) for labels in known),
+        "references": len(references) or None,
+        "mean": float(values.mean()) if len(values) else 0.0,
+        "max": float(values.max()) if len(values) else 0.0,
     }
+
+
+def _some_values(labels: LabelFile) -> NDArray[Any]:
+    if isinstance(labels, SampleValues):
+        return labels.values
+    draws = np.random.default_rng(0)
+    rows, columns = (np.sort(draws.permutation(n)[:_MOST_SAMPLES_OF_A_MEAN]) for n in labels.shape)
+    if isinstance(labels, StripeMatrix):
+        return labels.block(rows, columns).ravel()
+    return labels.block(rows)[np.triu_indices(len(rows), k=1)]
 
 
 def _target(

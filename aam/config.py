@@ -80,6 +80,9 @@ class DataConfig(Section):
     reference_ids: Path | None = option(
         None, "IDs of the reference samples, one a line, where an N × M matrix does not hold them."
     )
+    stripe_references: int = option(
+        32, "Reference samples that go with every batch, where distances to these alone are known.", ge=1
+    )
     taxonomy: Path | None = option(None, "Taxon of every feature, TSV or QIIME 2 artifact, for --base-target taxonomy.")
     metadata: Paths = option((), "Sample metadata, tab-separated, first column the sample IDs. Several are merged.")
     metadata_column: str | None = option(None, "Column of the metadata to predict.", only="train")
@@ -245,14 +248,17 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _command_has_its_inputs(self) -> Self:
         if self.command == "pretrain":
-            if not self.data.unifrac_matrix:
+            if not self.data.unifrac_matrix and self.data.taxonomy is None:
                 raise ValueError("`aam pretrain` learns distances: --unifrac-matrix is missing")
             if self.task.unifrac_weight == 0 and self.task.nuc_weight == 0:
                 raise ValueError("--unifrac-weight 0 and --nuc-weight 0 leave nothing to learn; raise one of them")
         else:
             if self.task.target_weight == 0:
                 raise ValueError("--target-weight 0 leaves the column unlearnt; `aam pretrain` learns without one")
-            if not self.data.unifrac_matrix and self.task.unifrac_weight not in (0, TaskConfig().unifrac_weight):
+            if not (self.data.unifrac_matrix or self.data.taxonomy) and self.task.unifrac_weight not in (
+                0,
+                TaskConfig().unifrac_weight,
+            ):
                 raise ValueError(f"--unifrac-weight {self.task.unifrac_weight} needs --unifrac-matrix")
             if not self.task.classifier and self.task.class_weights != TaskConfig().class_weights:
                 raise ValueError(f"--class-weights {self.task.class_weights} is for classes; add --classifier")

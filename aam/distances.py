@@ -22,7 +22,7 @@ from aam.data.distances import (
     write_result,
 )
 from aam.data.newick import Tree
-from aam.data.sequences import is_dna, load_fasta, merge_duplicate_sequences, resolve_sequences
+from aam.data.sequences import is_dna, load_sequences, merge_duplicate_sequences, resolve_sequences
 from aam.data.tree_pruner import pruned_tree, write_tree
 from aam.errors import DataError
 
@@ -94,7 +94,7 @@ def distances(
     notes: list[str] = []
     features = load_table(table)
     samples = features.shape[0]
-    fasta = None if sequences is None else load_fasta(sequences)
+    fasta = None if sequences is None else load_sequences(sequences)
     resolved = _resolved(features, fasta, table)
     if resolved is not None:
         features, resolved, merged = merge_duplicate_sequences(features, resolved)

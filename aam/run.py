@@ -27,14 +27,16 @@ from aam.data.batch import Batch
 from aam.data.counts import present_asvs
 from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
 from aam.data.draws import generator
-from aam.data.labels import CompositionLabels, Labels, PairLabels, Pairs
+from aam.data.labels import CompositionLabels, Labels, Pairs, taxon_labels
 from aam.data.metadata import load_metadata
 from aam.data.splits import make_splits, read_splits, write_splits
-from aam.data.study import Study, load_study, unknown_samples
+from aam.data.study import Study, unknown_samples
 from aam.data.targets import ClassTarget, NumericTarget, require_logarithms, require_repeated_classes
+from aam.data.taxonomy import load_taxonomy, taxa_at
 from aam.errors import DataError, in_file, named
+from aam.inputs import load_inputs
 from aam.models.asv_encoder import REFERENCE_ASVS
-from aam.models.base_targets import BaseTarget, UniFrac, base_target, base_target_class, require_readable, targets_of
+from aam.models.base_targets import BaseTarget, UniFrac, base_target, require_readable, targets_of
 from aam.models.distances import mean_of_pairs
 from aam.models.sequence_encoder import Level, SequenceEncoder
 from aam.models.sequence_predictor import SequencePredictor
@@ -58,10 +60,11 @@ from aam.training.trainer import Trainer
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["RunDirectory", "RunResult", "choose_device", "loader", "run"]
+__all__ = ["RunDirectory", "RunResult", "choose_device", "labelled_targets", "loader", "run"]
 
 logger = logging.getLogger("aam")
 
+_MOST_SAMPLES_OF_ABUNDANCE = 5000
 SPLIT_OPTIONS = {"val_size", "test_size", "group_column", "stratify"}
 
 
@@ -103,7 +106,7 @@ def run(config: RunConfig) -> RunResult:
         config = config.model_copy(update={"model": _pretrained_architecture(config, pretrained)})
         if takes_over:
             config = config.model_copy(update={"data": _pretrained_split_options(config.data, pretrained.config.data)})
-    study = load_study(config.data, max_bp=config.model.max_bp, classifier=config.task.classifier)
+    study = load_inputs(config)
     if config.task.classifier and study.target is not None and config.data.metadata_column is not None:
         with in_file(config.data.metadata):
             require_repeated_classes(config.data.metadata_column, study.target)
@@ -391,7 +394,7 @@ def _taken_over(config: RunConfig, study: Study, before: dict[str, str]) -> NDAr
 
 def _require_pairs(config: RunConfig, study: Study, split: NDArray[Any]) -> None:
     """Refuse to learn distances where there is no pair of samples to learn from, or for `pretrain` to judge by."""
-    if study.distances is None or config.task.unifrac_weight == 0:
+    if config.task.unifrac_weight == 0 or not any(isinstance(labels, Pairs) for labels in study.labels.values()):
         return
     if config.train.batch_size == 1:
         raise DataError("--batch-size 1 has no pair of samples to learn distances from; give 2 or more")
@@ -409,7 +412,7 @@ def _require_pairs(config: RunConfig, study: Study, split: NDArray[Any]) -> None
 def _build_task(config: RunConfig, study: Study, split: NDArray[Any], pretrained: ModelFile | None) -> Task:
     torch.manual_seed(config.train.seed)
     train = study.rows_of(split, "train")
-    labelled = _labelled(config, study, train)
+    labelled = labelled_targets(config, study, train)
     targets = tuple(known.target for known in labelled.values()) or _unlabelled_targets(config, pretrained)
     encoder = build_encoder(config.model, targets)
     dataset = SampleDataset.of_study(study, DatasetOptions.of(config.data, config.train.seed))
@@ -428,7 +431,9 @@ def _build_task(config: RunConfig, study: Study, split: NDArray[Any], pretrained
     if config.train.freeze_base:
         encoder.requires_grad_(False)
     if config.command == "pretrain":
-        return PretrainTask(encoder, config.task, labelled, config.train.seed)
+        return PretrainTask(
+            encoder, config.task, labelled, config.train.seed, studies=study.studies, study_names=study.study_names
+        )
 
     with in_file(config.data.metadata):
         target = _fit_target(config, study, train)
@@ -442,23 +447,35 @@ def _build_task(config: RunConfig, study: Study, split: NDArray[Any], pretrained
         _class_weights(config, target, study.target[train]),
         labelled,
         config.train.seed,
+        studies=study.studies,
+        study_names=study.study_names,
     )
 
 
-def _labels(config: RunConfig, study: Study) -> dict[str, Labels]:
+def _labels(config: RunConfig, study: Study, train: NDArray[np.int64]) -> dict[str, Labels]:
     """What is known of the samples, by base target."""
-    if study.distances is None:
-        return {}
-    name = config.task.base_target
-    kind = base_target_class(name).kind
-    if kind in ("value", "composition"):
-        raise DataError(f"{config.data.unifrac_matrix}: holds distances, and --base-target {name} is no distance")
-    return {"unifrac" if kind == "several" else name: PairLabels(study.distances)}
+    labels = dict(study.labels)
+    if config.data.taxonomy is not None:
+        taxonomy = load_taxonomy(config.data.taxonomy)
+        names = [
+            feature if feature in taxonomy else sequence
+            for feature, sequence in zip(study.feature_ids, study.sequences, strict=True)
+        ]
+        lacking = sum(name not in taxonomy for name in names)
+        if lacking == len(names):
+            raise DataError(
+                f"{config.data.taxonomy}: names none of the {len(names)} features, {names[0]!r} for example; give the "
+                "taxonomy of this table"
+            )
+        if lacking:
+            logger.warning("%s: names no taxon of %d of %d features", config.data.taxonomy, lacking, len(names))
+        labels["taxonomy"] = taxon_labels(study.counts, taxa_at(taxonomy, names, config.task.taxonomy_level), train)
+    return labels
 
 
-def _labelled(config: RunConfig, study: Study, train: NDArray[np.int64]) -> dict[str, LabelledTarget]:
+def labelled_targets(config: RunConfig, study: Study, train: NDArray[np.int64]) -> dict[str, LabelledTarget]:
     """The base targets that are learnt, each with its labels, measured on the training split."""
-    labels = _labels(config, study)
+    labels = _labels(config, study, train)
     found = {}
     for name in targets_of(config.task.base_target, labels):
         known = labels[name]
@@ -484,6 +501,9 @@ def _unlabelled_targets(config: RunConfig, pretrained: ModelFile | None) -> tupl
 
 def _fit_abundance(encoder: SequenceEncoder, dataset: SampleDataset, train: NDArray[np.int64]) -> None:
     """Standardise log abundances by the training samples'."""
+    if len(train) > _MOST_SAMPLES_OF_ABUNDANCE:
+        draws = generator("samples whose abundances are standardised by", dataset.options.seed, 0)
+        train = np.sort(draws.choice(train, _MOST_SAMPLES_OF_ABUNDANCE, replace=False))
     rows, depth = dataset.drawn(train, epoch=0)
     logs = np.log(rows.counts / depth[rows.samples])
     abundance = encoder.sample_encoder.abundance
@@ -576,11 +596,14 @@ def _datasets(config: RunConfig, study: Study, split: NDArray[Any], task: Task) 
         assert study.target is not None
         encoded = task.target.encode(study.target)
     labels = {name: known.labels for name, known in task.labelled.items()}
-    datasets = {"train": SampleDataset.of_study(study, options, labels, encoded)}
+    train = study.rows_of(split, "train")
+    datasets = {"train": SampleDataset.of_study(study, options, labels, encoded, references=train)}
     for part in ("val", "test"):
         rows = study.rows_of(split, part)
         if len(rows):
-            datasets[part] = SampleDataset.of_study(study, options, labels, encoded, restore_once=rows)
+            datasets[part] = SampleDataset.of_study(
+                study, options, labels, encoded, restore_once=rows, references=train
+            )
     return datasets
 
 
@@ -595,8 +618,15 @@ def _build_trainer(
     inputs: dict[str, str],
 ) -> Trainer:
     datasets = _datasets(config, study, split, task)
+    studies = study.studies if config.data.study_batches == "alternate" else None
     plans = {
-        part: BatchPlan(study.rows_of(split, part), config.train.batch_size, part == "train", config.train.seed)
+        part: BatchPlan(
+            study.rows_of(split, part),
+            config.train.batch_size,
+            part == "train",
+            config.train.seed,
+            studies if part == "train" else None,
+        )
         for part in datasets
     }
     optimizer = build_optimizer(task.model, config.optim)

@@ -21,14 +21,12 @@ from torch.utils.data import DataLoader
 from aam.config import RunConfig
 from aam.data.batch import Batch, padded_layout
 from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
-from aam.data.labels import PairLabels
-from aam.data.study import load_study
-from aam.models.base_targets import UniFrac
+from aam.inputs import load_inputs
 from aam.models.sequence_encoder import SequenceEncoder
-from aam.run import choose_device, loader
+from aam.run import choose_device, labelled_targets, loader
 from aam.training.checkpoint import build_encoder
 from aam.training.optim import build_optimizer
-from aam.training.tasks import LabelledTarget, PretrainTask
+from aam.training.tasks import PretrainTask
 from aam.training.trainer import precision
 
 __all__ = ["Layout", "TrainBenchmark", "benchmark_train", "forward_flops", "matrix_rate"]
@@ -79,13 +77,12 @@ def benchmark_train(config: RunConfig, layouts: tuple[Layout, ...], steps: int) 
         Measured steps of each layout, on the same batches.
     """
     device = choose_device(config.train)
-    study = load_study(config.data, max_bp=config.model.max_bp, checksums=False)
-    assert study.distances is not None
+    study = load_inputs(config)
     torch.manual_seed(config.train.seed)
     rows = np.arange(len(study))
-    encoder = build_encoder(config.model)
-    labels = {UniFrac.name: PairLabels(study.distances)}
-    labelled = {name: LabelledTarget.of(encoder.targets[name], known, rows) for name, known in labels.items()}
+    labelled = labelled_targets(config, study, rows)
+    labels = {name: known.labels for name, known in labelled.items()}
+    encoder = build_encoder(config.model, tuple(known.target for known in labelled.values()))
     task = PretrainTask(encoder, config.task, labelled, config.train.seed)
     task.to(device).train()
     options = replace(

@@ -27,7 +27,11 @@ def command(as_json: bool, **typed: Any) -> None:
     given = {name: value for name, value in typed.items() if value not in (None, ())}
     if "table" not in given:
         raise click.UsageError("Missing option '--table'.")
-    options = {name: given.pop(name) for name in ("max_bp", "classifier", "target_transform", "seed") if name in given}
+    options = {
+        name: given.pop(name)
+        for name in ("max_bp", "classifier", "target_transform", "base_target", "seed")
+        if name in given
+    }
     with usage_errors():
         data = DataConfig(**given)
     report = check(data, **options)

@@ -89,7 +89,7 @@ def machine_options(function: Function) -> Function:
 def study_options(function: Function) -> Function:
     """Decorate a command that reads a study as a run would, but runs nothing."""
     fields = [*DataConfig.model_fields.items(), ("max_bp", ModelConfig.model_fields["max_bp"])]
-    fields += [(name, TaskConfig.model_fields[name]) for name in ("classifier", "target_transform")]
+    fields += [(name, TaskConfig.model_fields[name]) for name in ("classifier", "target_transform", "base_target")]
     fields.append(("seed", TrainConfig.model_fields["seed"]))
     for name, field in reversed(fields):
         function = _click_option(name, field)(function)

@@ -19,9 +19,10 @@ from aam.config import DataConfig
 from aam.data.batch import Batch, MaskedNucleotides, arrange
 from aam.data.counts import Counts, SampleRows
 from aam.data.draws import generator, stable_keys, uniform
-from aam.data.labels import Labels
+from aam.data.labels import Labels, Pairs
 from aam.data.study import Study
 from aam.data.tokenizer import MASK, PAD, START
+from aam.errors import DataError
 
 __all__ = ["BatchKey", "BatchPlan", "DatasetOptions", "SampleDataset", "mask_nucleotides"]
 
@@ -37,6 +38,7 @@ class DatasetOptions:
     rarefy_depth: int | None = None
     token_limit: int = 1024
     asv_sampling: Literal["abundance", "random", "first"] = "abundance"
+    stripe_references: int = 32
     nuc_asv_fraction: float = 0.0
     nuc_mask_ratio: float = 0.15
     nuc_mask_strategy: Literal["random", "span"] = "random"
@@ -46,7 +48,11 @@ class DatasetOptions:
     def of(cls, data: DataConfig, seed: int) -> Self:
         """Samples as a configuration asks for them, nothing masked."""
         return cls(
-            seed=seed, rarefy_depth=data.rarefy_depth, token_limit=data.token_limit, asv_sampling=data.asv_sampling
+            seed=seed,
+            rarefy_depth=data.rarefy_depth,
+            token_limit=data.token_limit,
+            asv_sampling=data.asv_sampling,
+            stripe_references=data.stripe_references,
         )
 
 
@@ -68,9 +74,21 @@ class BatchPlan(Sampler[BatchKey]):
     shuffle : bool
         In an order of the epoch's own; otherwise as they stand.
     seed : int
+    studies : ndarray (N,) of int, optional
+        The study of each row, where a batch is to hold samples of one alone.
     """
 
-    def __init__(self, samples: NDArray[np.int64], batch_size: int, shuffle: bool, seed: int) -> None:
+    def __init__(
+        self,
+        samples: NDArray[np.int64],
+        batch_size: int,
+        shuffle: bool,
+        seed: int,
+        studies: NDArray[np.int64] | None = None,
+    ) -> None:
+        self.parts = [samples]
+        if studies is not None:
+            self.parts = [samples[studies[samples] == study] for study in np.unique(studies[samples])]
         self.samples = samples
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -78,14 +96,18 @@ class BatchPlan(Sampler[BatchKey]):
         self.epoch = 0
 
     def __len__(self) -> int:
-        return -(-len(self.samples) // self.batch_size)
+        return sum(-(-len(part) // self.batch_size) for part in self.parts)
 
     def __iter__(self) -> Iterator[BatchKey]:
-        order = self.samples
-        if self.shuffle:
-            order = generator("order of samples", self.seed, self.epoch).permutation(order)
-        for start in range(0, len(order), self.batch_size):
-            yield BatchKey(self.epoch, tuple(order[start : start + self.batch_size].tolist()))
+        draws = generator("order of samples", self.seed, self.epoch)
+        batches = []
+        for part in self.parts:
+            order = draws.permutation(part) if self.shuffle else part
+            batches += [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        if self.shuffle and len(self.parts) > 1:
+            batches = [batches[place] for place in draws.permutation(len(batches))]
+        for batch in batches:
+            yield BatchKey(self.epoch, tuple(batch.tolist()))
 
 
 class SampleDataset(Dataset[Batch]):
@@ -107,6 +129,9 @@ class SampleDataset(Dataset[Batch]):
     labels : mapping of str to Labels, optional
         Of the samples, by base target.
     target : ndarray (N,), optional
+    references : ndarray, optional
+        Rows whose distances may be referred to, where those to reference samples alone are known: the training
+        samples. All by default.
     restore_once : ndarray, optional
         Rows of held-out samples. An ASV is then restored with the first of these that has it and no other, so that
         nucleotide accuracy over them does not depend on how they are batched.
@@ -123,6 +148,7 @@ class SampleDataset(Dataset[Batch]):
         labels: Mapping[str, Labels] | None = None,
         target: NDArray[np.float32] | NDArray[np.int64] | None = None,
         restore_once: NDArray[np.int64] | None = None,
+        references: NDArray[np.int64] | None = None,
     ) -> None:
         self.counts = counts
         self.tokens = tokens
@@ -132,6 +158,7 @@ class SampleDataset(Dataset[Batch]):
         self.options = options
         self.labels = labels or {}
         self.target = target
+        self.references = _common_references(self.labels, references)
         self.first_holder: NDArray[np.int64] | None = None
         if restore_once is not None:
             self.first_holder = np.full(counts.shape[1], -1)
@@ -149,6 +176,7 @@ class SampleDataset(Dataset[Batch]):
         labels: Mapping[str, Labels] | None = None,
         target: NDArray[np.float32] | NDArray[np.int64] | None = None,
         restore_once: NDArray[np.int64] | None = None,
+        references: NDArray[np.int64] | None = None,
     ) -> Self:
         """The samples of a study."""
         return cls(
@@ -161,25 +189,44 @@ class SampleDataset(Dataset[Batch]):
             labels,
             target,
             restore_once,
+            references,
         )
 
     def __getitem__(self, key: BatchKey) -> Batch:
-        epoch, samples = key
-        sample_index = np.array(samples, dtype=np.int64)
+        epoch, rows_asked = key
+        samples = np.array(rows_asked, dtype=np.int64)
+        references = self._references_of(samples, epoch)  # (R,)
+        sample_index = np.concatenate([samples, references])
         rows, depth = self.drawn(sample_index, epoch)
         batch, distinct = arrange(rows, depth, self.tokens, sample_index)
-        extra: dict[str, object] = {}
+        extra: dict[str, object] = {"references": len(references)}
         if self.labels:
             extra["labels"] = {
-                name: torch.from_numpy(labels.batch(sample_index)) for name, labels in self.labels.items()
+                name: torch.from_numpy(
+                    labels.block(samples, references)
+                    if len(references) and isinstance(labels, Pairs)
+                    else labels.batch(samples)
+                )
+                for name, labels in self.labels.items()
             }
         if self.target is not None:
-            extra["target"] = torch.from_numpy(self.target[sample_index])
+            extra["target"] = torch.from_numpy(self.target[samples])
         if self.options.nuc_asv_fraction > 0:
-            extra["masked_nucleotides"] = self._masked_nucleotides(distinct, sample_index, epoch)
+            extra["masked_nucleotides"] = self._masked_nucleotides(distinct, samples, epoch)
         if self.options.count_mask_ratio > 0:
-            extra["hidden_counts"] = self._hidden_counts(batch, distinct, sample_index, epoch)
+            hidden = self._hidden_counts(batch, distinct, sample_index, epoch)
+            hidden[len(samples) :] = False
+            extra["hidden_counts"] = hidden
         return replace(batch, **extra)  # type: ignore[arg-type]
+
+    def _references_of(self, samples: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
+        """The reference samples that go with a batch: drawn for each in training, else always the same."""
+        known = self.references
+        if len(known) > self.options.stripe_references:
+            of_batch = np.bitwise_xor.reduce(self.sample_keys[samples]) if epoch else np.uint64(0)
+            draws = uniform("reference samples", self.options.seed, epoch, of_batch, self.sample_keys[known])
+            known = np.sort(known[np.argsort(draws)[: self.options.stripe_references]])
+        return known
 
     def drawn(self, sample_index: NDArray[np.int64], epoch: int) -> tuple[SampleRows, NDArray[np.float64]]:
         """The ASVs that are read of samples, and the samples' reads before the token limit."""
@@ -244,6 +291,20 @@ class SampleDataset(Dataset[Batch]):
             "abundances to restore", self.options.seed, epoch, self.sample_keys[sample_index][:, None], asv_keys
         )
         return torch.from_numpy(draws < self.options.count_mask_ratio) & (batch.counts > 0)
+
+
+def _common_references(labels: Mapping[str, Labels], allowed: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    """Rows of the samples to which every distance is known, where some are known to these alone; else none."""
+    found: NDArray[np.int64] | None = None
+    for known in labels.values():
+        if isinstance(known, Pairs) and known.references is not None:
+            found = known.references if found is None else np.intersect1d(found, known.references)
+    if found is None:
+        return np.array([], dtype=np.int64)
+    found = found if allowed is None else np.intersect1d(found, allowed)
+    if not len(found):
+        raise DataError("none of the reference samples is a training sample; change the split, or the references")
+    return found
 
 
 def mask_nucleotides(

@@ -121,7 +121,7 @@ def reading(path: Path, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (DataError, MemoryError):
+    except DataError:
         raise
     except MemoryError as error:
         raise DataError(f"{path}: needs more memory than there is to be read as {what}; allow more") from error

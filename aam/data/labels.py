@@ -7,15 +7,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
-__all__ = ["OTHER", "CompositionLabels", "Labels", "PairLabels", "Pairs", "ValueLabels", "taxon_labels"]
+from aam.data.counts import Counts, in_blocks, present_asvs
+from aam.data.unifrac_loader import DistanceMatrix, StripeMatrix
+
+__all__ = [
+    "OTHER",
+    "CompositionLabels",
+    "FilePairs",
+    "LabelFiles",
+    "Labels",
+    "MatrixPart",
+    "PairLabels",
+    "Pairs",
+    "StripePairs",
+    "ValueLabels",
+    "taxon_labels",
+]
 
 OTHER = "other"  # taxa that no training sample has
+
+
+class LabelFiles(NamedTuple):
+    """The files that hold the labels of one base target: one, or one for each table."""
+
+    paths: tuple[Path, ...]
+    title: str  # what messages call it
+    kind: Literal["pairwise", "value"]
+    upper: float | None  # largest value that it can have
 
 
 class Labels(Protocol):
@@ -53,6 +77,52 @@ class PairLabels:
         return self.block(rows, rows)
 
 
+class MatrixPart(NamedTuple):
+    """A matrix of some samples of a study."""
+
+    matrix: DistanceMatrix
+    place: NDArray[np.int64]  # (N,): of each sample in the matrix, -1 where it is not of this part
+
+
+@dataclass(frozen=True)
+class FilePairs:
+    """Matrices that may stay in their files, each of samples of its own; between these nothing is known."""
+
+    parts: Sequence[MatrixPart]
+    references: NDArray[np.int64] | None = None
+
+    def block(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float32]:
+        """See `Pairs`."""
+        found = np.full((len(rows), len(columns)), np.nan, dtype=np.float32)
+        for matrix, place in self.parts:
+            here, there = np.flatnonzero(place[rows] >= 0), np.flatnonzero(place[columns] >= 0)
+            if len(here) and len(there):
+                found[np.ix_(here, there)] = matrix.block(place[rows[here]], place[columns[there]])
+        return found
+
+    def batch(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Distances (n, n) between the samples of a batch."""
+        return self.block(rows, rows)
+
+
+@dataclass(frozen=True)
+class StripePairs:
+    """Distances to reference samples alone."""
+
+    matrix: StripeMatrix
+    place: NDArray[np.int64]  # (N,): row of each sample in the matrix
+    references: NDArray[np.int64]  # (M,): rows of the study, rising
+    column: NDArray[np.int64]  # (M,): of each reference in the matrix
+
+    def block(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float32]:
+        """See `Pairs`."""
+        return self.matrix.block(self.place[rows], self.column[np.searchsorted(self.references, columns)])
+
+    def batch(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Distances (n, M) to every reference."""
+        return self.block(rows, self.references)
+
+
 @dataclass(frozen=True)
 class ValueLabels:
     """One value a sample."""
@@ -76,12 +146,12 @@ class CompositionLabels:
         return self.values[rows]
 
 
-def taxon_labels(counts: sparse.csr_array, taxa: Sequence[str], train: NDArray[np.int64]) -> CompositionLabels:
+def taxon_labels(counts: Counts, taxa: Sequence[str], train: NDArray[np.int64]) -> CompositionLabels:
     """Shares of the reads by taxon.
 
     Parameters
     ----------
-    counts : csr_array (N, A)
+    counts : Counts of shape (N, A)
         Each sample with at least one read.
     taxa : sequence of str, A
         The taxon of each ASV at one rank.
@@ -94,11 +164,13 @@ def taxon_labels(counts: sparse.csr_array, taxa: Sequence[str], train: NDArray[n
         Taxa in the order of their names, `OTHER` last.
     """
     names = np.array(taxa, dtype=object)
-    seen = np.asarray(counts[train].sum(axis=0)).ravel() > 0  # (A,)
-    known = sorted(set(names[seen]) - {OTHER})
+    known = sorted(set(names[present_asvs(counts, train)]) - {OTHER})
     place = {name: i for i, name in enumerate(known)}
-    columns = np.array([place.get(name, len(known)) for name in names], dtype=np.int64)
-    one_each = (np.ones(len(names)), (np.arange(len(names)), columns))
-    in_taxa = sparse.csr_array(one_each, shape=(len(names), len(known) + 1))  # (A, T)
-    reads = (counts @ in_taxa).toarray()  # (N, T)
-    return CompositionLabels((reads / reads.sum(axis=1, keepdims=True)).astype(np.float32), (*known, OTHER))
+    taxon = np.array([place.get(name, len(known)) for name in names], dtype=np.int64)  # (A,)
+    blocks = []
+    for rows in in_blocks(counts, np.arange(counts.shape[0])):
+        shape = (len(rows.indptr) - 1, len(known) + 1)
+        of_sample = rows.samples * shape[1] + taxon[rows.asvs]
+        reads = np.bincount(of_sample, weights=rows.counts, minlength=shape[0] * shape[1]).reshape(shape)
+        blocks.append((reads / reads.sum(axis=1, keepdims=True)).astype(np.float32))
+    return CompositionLabels(np.concatenate(blocks), (*known, OTHER))

@@ -5,7 +5,7 @@ Shapes: ``N`` samples that are used, ``A`` ASVs they hold, ``L`` tokens of the l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -19,19 +19,32 @@ from aam.data.biom_loader import FeatureTable, check_whole_counts, load_table
 from aam.data.cache import Cache
 from aam.data.counts import Counts, JoinedCounts, MemoryCounts, TablePart, present_asvs
 from aam.data.files import file_sha256, near_matches, shown
+from aam.data.labels import FilePairs, LabelFiles, Labels, MatrixPart, PairLabels, StripePairs, ValueLabels
 from aam.data.metadata import class_target, load_metadata, numeric_target, repeated_columns, require_column
 from aam.data.sequences import count_ambiguous, load_sequences, resolve_sequences
 from aam.data.streamed_table import StreamedTable
 from aam.data.tokenizer import token_rows
-from aam.data.unifrac_loader import DistanceMatrix, load_distances
+from aam.data.unifrac_loader import DistanceMatrix, SampleValues, StripeMatrix, UniFracLoader, load_reference_ids
 from aam.errors import DataError, named
 
-__all__ = ["Study", "StudyFiles", "TableFile", "align", "load_study", "read_files", "unknown_samples"]
+__all__ = [
+    "LabelFile",
+    "Study",
+    "StudyFiles",
+    "TableFile",
+    "align",
+    "load_study",
+    "read_files",
+    "study_names",
+    "unknown_samples",
+]
 
 Result = TypeVar("Result")
+LabelFile = DistanceMatrix | StripeMatrix | SampleValues
 
 _DEEPEST_TO_RAREFY = 10**9  # what NumPy's multivariate hypergeometric draws go up to
 _LARGEST_TARGET = 1e30
+STUDY = "study"  # the group column that stands for the table a sample is from
 _COUNTS = (1e-30, 1e30)  # what single precision holds, with room for sums
 
 
@@ -68,13 +81,18 @@ class StudyFiles:
 
     tables: list[TableFile | None]
     metadata: pd.DataFrame | None
-    distances: DistanceMatrix | None
+    labels: dict[str, list[LabelFile | None]]  # by base target; of every table one, or one of all
     notes: list[str] = field(default_factory=list)  # what was put right in reading
 
     @property
     def samples(self) -> int:
         """Samples of all tables."""
         return len({name for file in self.tables if file is not None for name in file.table.sample_ids})
+
+    @property
+    def labelled(self) -> list[str]:
+        """Samples of all matrices."""
+        return [name for found in self.labels.values() for labels in found if labels is not None for name in labels.ids]
 
     @property
     def complete(self) -> bool:
@@ -95,7 +113,10 @@ class Study:
     tokens: NDArray[np.uint8]  # (A, L)
     table_order: NDArray[np.int64]  # (A,): place of each ASV in the file
     file_order: NDArray[np.int64]  # (N,): place of each sample in the file
-    distances: NDArray[np.float32] | None  # (N, N)
+    labels: dict[str, Labels]  # by base target
+    feature_ids: list[str]  # what the first table to have an ASV calls it
+    studies: NDArray[np.int64] | None  # (N,), where several are kept apart
+    study_names: tuple[str, ...]
     metadata: pd.DataFrame | None  # N rows, text
     target: NDArray[Any] | None  # (N,): float64, NaN where unknown; or labels, None where unknown
     groups: NDArray[Any] | None  # (N,)
@@ -119,13 +140,21 @@ def unknown_samples(study: Study) -> list[str]:
 
 
 def load_study(
-    data: DataConfig, *, max_bp: int, classifier: bool = False, keep_unlabelled: bool = False, checksums: bool = True
+    data: DataConfig,
+    labels: Mapping[str, LabelFiles] | None = None,
+    *,
+    max_bp: int,
+    classifier: bool = False,
+    keep_unlabelled: bool = False,
+    checksums: bool = True,
 ) -> Study:
     """Read and align the files of a study.
 
     Parameters
     ----------
     data : DataConfig
+    labels : mapping of str to LabelFiles, optional
+        By base target.
     max_bp : int
         Bases after which sequences are cut.
     classifier : bool
@@ -144,21 +173,27 @@ def load_study(
     DataError
         At the first problem.
     """
-    study = align(read_files(data), data, max_bp=max_bp, classifier=classifier, keep_unlabelled=keep_unlabelled)
+    study = align(read_files(data, labels), data, max_bp=max_bp, classifier=classifier, keep_unlabelled=keep_unlabelled)
     if checksums:
-        for name in ("table", "sequences", "unifrac_matrix", "metadata"):
-            paths = getattr(data, name)
+        inputs = {name: getattr(data, name) for name in ("table", "sequences", "metadata")}
+        inputs["unifrac_matrix"] = tuple(path for files in (labels or {}).values() for path in files.paths)
+        inputs |= {name: (path,) for name in ("taxonomy", "reference_ids") if (path := getattr(data, name)) is not None}
+        for name, paths in inputs.items():
             for number, path in enumerate(paths, 1):
                 study.checksums[name if len(paths) == 1 else f"{name} {number}"] = file_sha256(path)
     return study
 
 
-def read_files(data: DataConfig, problems: list[str] | None = None) -> StudyFiles:
+def read_files(
+    data: DataConfig, labels: Mapping[str, LabelFiles] | None = None, problems: list[str] | None = None
+) -> StudyFiles:
     """Read each file by itself.
 
     Parameters
     ----------
     data : DataConfig
+    labels : mapping of str to LabelFiles, optional
+        By base target.
     problems : list of str, optional
         Collects problems, so that one does not hide the next.
 
@@ -182,16 +217,37 @@ def read_files(data: DataConfig, problems: list[str] | None = None) -> StudyFile
     known = attempt(_load_sequences, data.sequences) if data.sequences else None
     notes: list[str] = []
     metadata = attempt(load_metadata, data.metadata, notes) if data.metadata else _embedded_metadata(read)
-    distances: DistanceMatrix | None = None
+    references = None if data.reference_ids is None else attempt(load_reference_ids, data.reference_ids)
     tables: list[TableFile | None] = []
     for path, table in zip(data.table, read, strict=True):
         sequences = None
         if table is not None and (known is not None or not data.sequences):
             sequences = attempt(resolve_sequences, table.feature_ids, known, path)
         tables.append(None if table is None else TableFile(path, table, sequences))
-    if data.unifrac_matrix and read[0] is not None:
-        distances = attempt(load_distances, data.unifrac_matrix[0], read[0].sample_ids)
-    return StudyFiles(tables, metadata, distances, notes)
+    found: dict[str, list[LabelFile | None]] = {}
+    for name, files in (labels or {}).items():
+        if len(files.paths) not in (1, len(data.table)):
+            raise DataError(
+                f"{named(files.paths)}: {len(files.paths)} files of {files.title} for {len(data.table)} tables; "
+                "give one for all, or one for each, in their order"
+            )
+        found[name] = []
+        for number, path in enumerate(files.paths):
+            of_it = read if len(files.paths) == 1 else read[number : number + 1]
+            ids = dict.fromkeys(sample for table in of_it if table is not None for sample in table.sample_ids)
+            matrix = attempt(_load_labels, path, files, list(ids), references) if None not in of_it else None
+            found[name].append(matrix)
+    return StudyFiles(tables, metadata, found, notes)
+
+
+def _load_labels(path: Path, files: LabelFiles, table_ids: list[str], references: list[str] | None) -> LabelFile:
+    loader = UniFracLoader(path, table_ids, upper=files.upper, reference_ids=references, metric_name=files.title)
+    found = loader.load_matrix()
+    if isinstance(found, SampleValues) != (files.kind == "value"):
+        holds = "one value a sample" if isinstance(found, SampleValues) else "distances between samples"
+        wants = "one value a sample" if files.kind == "value" else "distances"
+        raise DataError(f"{path}: holds {holds}, and {files.title} is {wants}; choose another --base-target")
+    return found
 
 
 def _embedded_metadata(tables: Sequence[FeatureTable | StreamedTable | None]) -> pd.DataFrame | None:
@@ -259,8 +315,10 @@ def align(
             reads = f"{depth[too_deep[0]]:g} reads, and --rarefy-depth draws from fewer than {_DEEPEST_TO_RAREFY:g}"
             raise DataError(f"{named(data.table)}: sample {ids[too_deep[0]]!r} has {reads}; leave the sample out")
         leave_out(depth < data.rarefy_depth, f"fewer reads than --rarefy-depth {data.rarefy_depth}")
-    if files.distances is not None:
-        leave_out(~np.isin(ids, np.array(files.distances.ids, dtype=object)), "not in the distance matrix")
+    studies = joined.studies if any(len(found) > 1 for found in files.labels.values()) else None
+    known = {name: found for name, found in files.labels.items() if None not in found}
+    for name, found in known.items():
+        leave_out(_places(found, ids, studies).max(axis=0) < 0, _lacking(name, found))
     target: pd.Series | None = None
     if files.metadata is None:
         _refuse_columns(data)
@@ -286,7 +344,7 @@ def align(
                         f"{source}: column {data.metadata_column!r} is empty for every sample of the table; "
                         "choose another --metadata-column"
                     )
-        if data.group_column is not None:
+        if data.group_column is not None and not _groups_by_table(data, files.metadata):
             require_column(files.metadata, data.group_column, source)
             leave_out(class_target(metadata[data.group_column]).isna().to_numpy(), f"no value of {data.group_column}")
     if not used.any():
@@ -297,13 +355,13 @@ def align(
     counts, asvs = joined.select(samples, in_memory=not data.streaming)
     sequences = [joined.sequences[a] for a in asvs]
     cache = None if data.cache_dir is None else Cache(data.cache_dir, data.cache_size)
-    distances = None
-    if files.distances is not None:
-        place = {name: i for i, name in enumerate(files.distances.ids)}
-        distances = files.distances.block([place[name] for name in ids[samples]])
+    of_study = None if studies is None else studies[samples]
+    labels = {name: _labels(found, ids[samples], of_study, named(data.table)) for name, found in known.items()}
     frame = None if files.metadata is None else files.metadata.reindex(ids[samples])
     groups = None
-    if frame is not None and data.group_column is not None:
+    if _groups_by_table(data, files.metadata):
+        groups = np.array(study_names(data.table), dtype=object)[joined.studies[samples]]
+    elif frame is not None and data.group_column is not None:
         groups = frame[data.group_column].to_numpy(dtype=object)
     return Study(
         sample_ids=ids[samples].tolist(),
@@ -312,7 +370,10 @@ def align(
         tokens=token_rows(sequences, max_bp, cache),
         table_order=asvs,
         file_order=samples.astype(np.int64),
-        distances=distances,
+        labels=labels,
+        feature_ids=[joined.feature_ids[a] for a in asvs],
+        studies=of_study,
+        study_names=() if studies is None else study_names(data.table),
         metadata=frame,
         target=None if target is None else target.to_numpy()[samples],
         groups=groups,
@@ -348,6 +409,16 @@ class _Joined:
             for table in tables
         ]
         self.sequences = list(of_sequence)
+        of_feature: dict[int, str] = {}
+        for table, column in zip(tables, self.columns, strict=True):
+            for place_, name in zip(column.tolist(), table.table.feature_ids, strict=True):
+                of_feature.setdefault(place_, name)
+        self.feature_ids = [of_feature[place_] for place_ in range(len(self.sequences))]
+
+    @property
+    def studies(self) -> NDArray[np.int64]:
+        """The first table that has each sample, (N,)."""
+        return np.asarray((self.rows >= 0).argmax(axis=0))
 
     @property
     def merged(self) -> int:
@@ -372,11 +443,81 @@ class _Joined:
         return JoinedCounts(parts, (len(samples), int(goes.max()) + 1))
 
 
+def _groups_by_table(data: DataConfig, metadata: pd.DataFrame | None) -> bool:
+    """Whether ``--group-column study`` means the table that a sample is from."""
+    known = metadata is not None and STUDY in metadata.columns
+    return data.group_column == STUDY and len(data.table) > 1 and not known
+
+
+def study_names(tables: Sequence[Path]) -> tuple[str, ...]:
+    """What studies are called: by their tables' names, or where these are the same, by their folders'.
+
+    Examples
+    --------
+    >>> study_names([Path("a/gut.biom"), Path("b/skin.biom")]), study_names([Path("a/t.biom"), Path("b/t.biom")])
+    (('gut', 'skin'), ('a', 'b'))
+    """
+    for names in ([path.name.split(".")[0] for path in tables], [path.absolute().parent.name for path in tables]):
+        if len(set(names)) == len(names):
+            return tuple(names)
+    return tuple(f"study {number}" for number in range(1, len(tables) + 1))
+
+
+def _places(
+    found: Sequence[LabelFile | None], ids: NDArray[Any], studies: NDArray[np.int64] | None
+) -> NDArray[np.int64]:
+    """Place of each sample (N,) in each file (files, N); -1 where it lacks it, or is of another study."""
+    places = np.full((len(found), len(ids)), -1)
+    for number, labels in enumerate(found):
+        if labels is not None:
+            place = {name: i for i, name in enumerate(labels.ids)}
+            places[number] = [place.get(name, -1) for name in ids]
+            if studies is not None and len(found) > 1:
+                places[number, studies != number] = -1
+    return places
+
+
+def _lacking(name: str, found: Sequence[LabelFile | None]) -> str:
+    if any(isinstance(labels, SampleValues) for labels in found):
+        return f"no value of {name}"
+    return "not in the distance matrix" if name == "unifrac" else f"not in the matrix of {name}"
+
+
+def _labels(
+    found: Sequence[LabelFile | None], ids: NDArray[Any], studies: NDArray[np.int64] | None, table: str
+) -> Labels:
+    """The labels of samples (N,) that every file has."""
+    places = _places(found, ids, studies)
+    first = found[0]
+    if isinstance(first, SampleValues):
+        values = np.full(len(ids), np.nan, dtype=np.float32)
+        for labels, place in zip(found, places, strict=True):
+            assert isinstance(labels, SampleValues)
+            values[place >= 0] = labels.values[place[place >= 0]]
+        return ValueLabels(values)
+    if isinstance(first, StripeMatrix):
+        if len(found) > 1:
+            raise DataError(f"{table}: of several studies, distances to references cannot be learnt; give all pairs")
+        column = {name: i for i, name in enumerate(first.reference_ids)}
+        references = np.array([row for row, name in enumerate(ids) if name in column], dtype=np.int64)
+        if not len(references):
+            raise DataError(f"{table}: none of the {len(column)} reference samples is among those that are used")
+        return StripePairs(first, places[0], references, np.array([column[ids[row]] for row in references]))
+    parts = []
+    for labels, place in zip(found, places, strict=True):
+        if not isinstance(labels, DistanceMatrix):
+            raise DataError(f"{table}: of several studies, distances to references cannot be learnt; give all pairs")
+        parts.append(MatrixPart(labels, place))
+    if len(parts) == 1 and parts[0].matrix.in_memory:
+        return PairLabels(parts[0].matrix.block(parts[0].place))
+    return FilePairs(parts)
+
+
 def _refuse_columns(data: DataConfig) -> None:
     """Refuse options that name a column where there are no metadata."""
     for name in ("metadata_column", "group_column"):
         column = getattr(data, name)
-        if column is not None:
+        if column is not None and not (name == "group_column" and _groups_by_table(data, None)):
             option = "--" + name.replace("_", "-")
             raise DataError(
                 f"{named(data.table)}: holds no sample metadata, which {option} {column!r} needs; add --metadata"
@@ -419,7 +560,7 @@ def _near_misses(files: StudyFiles, data: DataConfig, ids: NDArray[Any]) -> list
     """Sentences on samples that the files seem to spell differently."""
     others = {
         named(data.metadata): () if files.metadata is None else list(files.metadata.index),
-        named(data.unifrac_matrix): () if files.distances is None else files.distances.ids,
+        named(data.unifrac_matrix): files.labelled,
     }
     found = []
     for name, names in others.items():
@@ -435,7 +576,7 @@ def _unknown(files: StudyFiles, ids: NDArray[Any]) -> dict[str, int]:
     """How many samples of the other files no table has."""
     others = {
         "metadata": None if files.metadata is None else files.metadata.index,
-        "distance matrix": None if files.distances is None else files.distances.ids,
+        "distance matrix": files.labelled or None,
     }
     known = set(ids)
     found = {name: len(set(names) - known) for name, names in others.items() if names is not None}

@@ -12,7 +12,6 @@ from aam.data.batch import Batch, MaskedNucleotides
 from aam.data.biom_loader import FeatureTable
 from aam.data.dataset import BatchKey, BatchPlan, DatasetOptions, SampleDataset, mask_nucleotides
 from aam.data.draws import stable_keys
-from aam.data.labels import PairLabels
 from aam.data.study import StudyFiles, TableFile, align
 from aam.data.tokenizer import MASK, PAD, START, detokenize, tokenize
 from aam.data.unifrac_loader import DistanceMatrix
@@ -242,7 +241,11 @@ def test_order_in_the_files_changes_no_batch(study):
         table = FeatureTable(study.table[rows][:, columns].tocsr(), [study.sample_ids[i] for i in rows], names)
         distances = DistanceMatrix(table.sample_ids, study.distances[np.ix_(rows, rows)])
         config = DataConfig(table=Path("table.tsv"), rarefy_depth=12)
-        aligned = align(StudyFiles([TableFile(config.table[0], table, names)], None, distances), config, max_bp=MAX_BP)
+        aligned = align(
+            StudyFiles([TableFile(config.table[0], table, names)], None, {"unifrac": [distances]}),
+            config,
+            max_bp=MAX_BP,
+        )
         dataset = SampleDataset(
             aligned.counts,
             aligned.tokens,
@@ -250,7 +253,7 @@ def test_order_in_the_files_changes_no_batch(study):
             aligned.sequences,
             aligned.table_order,
             options,
-            {"unifrac": PairLabels(aligned.distances)},
+            aligned.labels,
         )
         return [dataset[key] for key in BatchPlan(np.arange(len(aligned)), 5, True, seed=0)]
 

@@ -17,6 +17,7 @@ from scipy.sparse import csr_array
 
 from aam.data import distances
 from aam.data.biom_loader import FeatureTable, load_table
+from aam.data.counts import MemoryCounts
 from aam.data.dataset import DatasetOptions, SampleDataset
 from aam.data.distances import Engine, compute, rarefied, unweighted_unifrac, write_distances_h5, write_result
 from aam.data.tokenizer import tokenize
@@ -354,7 +355,7 @@ def test_rarefied_tables_are_those_of_a_run() -> None:
     assert (found.counts.sum(axis=1) == 40).all()
     order = np.argsort(names)
     dataset = SampleDataset(
-        csr_array(dense[:, order]),
+        MemoryCounts(csr_array(dense[:, order])),
         tokenize([names[i] for i in order], 12),
         table.sample_ids,
         [names[i] for i in order],

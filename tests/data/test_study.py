@@ -9,6 +9,7 @@ import pytest
 from aam.config import DataConfig
 from aam.data.study import Study, load_study, read_files
 from aam.errors import DataError
+from aam.inputs import label_files
 
 COUNTS = {  # sample: counts of the four ASVs
     "s5": [1, 0, 9, 0],
@@ -62,7 +63,7 @@ def files(tmp_path: Path) -> Files:
 
 def load(files: Files, classifier: bool = False, max_bp: int = 50, **options) -> Study:
     data = DataConfig(**({"table": options.get("table") or files.table()} | options))
-    return load_study(data, max_bp=max_bp, classifier=classifier, checksums=False)
+    return load_study(data, label_files(data, "unifrac"), max_bp=max_bp, classifier=classifier, checksums=False)
 
 
 def test_a_table_alone(files):
@@ -76,7 +77,7 @@ def test_a_table_alone(files):
     assert [ASVS[place] for place in study.table_order] == study.sequences
     assert [list(COUNTS)[place] for place in study.file_order] == study.sample_ids
     assert study.tokens.shape == (4, 28)
-    assert study.distances is None and study.target is None and study.groups is None and study.metadata is None
+    assert not study.labels and study.target is None and study.groups is None and study.metadata is None
     assert study.warnings == []
 
 
@@ -96,7 +97,7 @@ def test_every_reason(files):
     }
     assert study.sample_ids == ["s1", "s5"]
     assert study.target.tolist() == [3, 2]
-    assert study.distances.shape == (2, 2)
+    assert study.labels["unifrac"].values.shape == (2, 2)
     assert study.sequences == sorted(ASVS[:3])  # nobody who is left has the fourth
 
 
@@ -147,7 +148,7 @@ def test_order_in_the_files_does_not_matter(files):
         for name in ("indptr", "indices", "data"):
             np.testing.assert_array_equal(getattr(found.counts.matrix, name), getattr(expected.counts.matrix, name))
         np.testing.assert_array_equal(found.tokens, expected.tokens)
-        np.testing.assert_array_equal(found.distances, expected.distances)
+        np.testing.assert_array_equal(found.labels["unifrac"].values, expected.labels["unifrac"].values)
         np.testing.assert_array_equal(found.target, expected.target)
         assert {reason: set(names) for reason, names in found.left_out.items()} == {
             reason: set(names) for reason, names in expected.left_out.items()
@@ -158,14 +159,14 @@ def test_distances_follow_their_samples(files):
     order = ["s4", "s1", "other", "s5", "s2", "s3"]
     study = load(files, unifrac_matrix=files.distances(order))
     number = np.array([sum(map(ord, name)) % 7 for name in study.sample_ids])
-    np.testing.assert_allclose(study.distances, np.abs(number[:, None] - number) / 10, rtol=1e-6)
+    np.testing.assert_allclose(study.labels["unifrac"].values, np.abs(number[:, None] - number) / 10, rtol=1e-6)
     kept = ["s1", "s2", "s3", "s4", "s5"]
     names = [name for name in COUNTS if name in (*kept, "empty")]
     values = np.arange(6.0)[:, None] - np.arange(6.0)
     np.save(files.directory / "d.npy", np.abs(values) / 10)  # in the order of the table
     study = load(files, unifrac_matrix=files.directory / "d.npy")
     place = np.array([names.index(name) for name in kept])
-    np.testing.assert_allclose(study.distances, np.abs(place[:, None] - place) / 10, rtol=1e-6)
+    np.testing.assert_allclose(study.labels["unifrac"].values, np.abs(place[:, None] - place) / 10, rtol=1e-6)
 
 
 def test_merged_duplicates_and_cut_sequences_are_reported(files):
@@ -231,7 +232,7 @@ def test_all_problems_at_once(files):
     broken = files.write("m.tsv", [["color", "age"], ["x", 1]])
     hashed = files.write("t.tsv", [["#OTU ID", "x"], ["4b5eeb300368260019c1fbc7a3c718fc", 1]])
     problems: list[str] = []
-    found = read_files(DataConfig(table=hashed, metadata=broken), problems)
+    found = read_files(DataConfig(table=hashed, metadata=broken), problems=problems)
     assert len(problems) == 2 and "no sample ID column" in problems[0] and "not DNA" in problems[1]
     assert found.tables[0] is not None and not found.complete and found.metadata is None
     with pytest.raises(DataError):

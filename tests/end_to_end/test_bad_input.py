@@ -261,7 +261,7 @@ class TestMatrix:
         files.matrix_refused(path, "none of its 2 samples", "'a'")
 
     def test_a_table_is_no_matrix(self, files: Files) -> None:
-        files.matrix_refused(files.study.table, "'order'")
+        files.matrix_refused(files.study.table, "'matrix'", "not a distance matrix")
 
 
 class TestMetadata:
@@ -286,7 +286,7 @@ class TestMetadata:
         metadata = files.text("metadata.tsv", "sample_id\tage\na\t3\na\t4\n")
         files.refused(
             *("train", "--table", files.study.table, "--metadata", metadata, "--metadata-column", "age"),
-            words=(metadata, "'a' has two rows", "'age'"),
+            words=(metadata, "duplicate sample ID", "'a'"),
         )
 
     def test_all_missing(self, files: Files) -> None:
