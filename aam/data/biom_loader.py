@@ -45,6 +45,7 @@ _KIND_OF_TYPE: dict[str, TableKind] = {
     "FeatureTable[RelativeFrequency]": "relative",
     "FeatureTable[PresenceAbsence]": "presence",
 }
+_PIECE = 2**20
 _SUM_TOLERANCE = 1e-3  # of relative frequencies that were rounded when written
 
 
@@ -59,7 +60,7 @@ class FeatureTable:
     sample_ids : list of str, length N
     feature_ids : list of str, length A
     kind : {"counts", "relative", "presence"}
-        What the values are: reads, or something in reads' place; relative frequencies are fractions or percentages.
+        What the values are: numbers of reads, fractions or percentages of a sample's reads, or 1 for presence.
     sample_metadata : pandas.DataFrame of N rows, optional
         What the file itself says of its samples: text cells, NaN where empty, indexed by ``sample_id``.
     """
@@ -117,7 +118,7 @@ def load_table(path: Path, *, sample_metadata: bool = True) -> FeatureTable:
     """
     path = require_file(path, _WHAT)
     content: bytes | None = None
-    kind: TableKind | None = None
+    kind: TableKind = "counts"
     if is_artifact(path):
         artifact = read_artifact(path, tuple(_KIND_OF_TYPE), _WHAT)
         kind = _KIND_OF_TYPE[artifact.type]
@@ -127,17 +128,26 @@ def load_table(path: Path, *, sample_metadata: bool = True) -> FeatureTable:
     else:
         text = read_text(path, _WHAT) if content is None else decode_text(content, path, _WHAT)
         table = _parse_json(text, path, sample_metadata) if text.lstrip().startswith("{") else _parse_tsv(text, path)
-    return replace(table, kind=kind or _kind(table.counts))
+    return replace(table, kind=_kind(table.counts) if kind == "counts" else kind)
 
 
 def _kind(counts: sparse.csr_array) -> TableKind:
     """Relative frequencies are told by sums of 1, or 100, in every sample that is not empty."""
-    if not (counts.data % 1).any():
+    if _first_broken(counts.data) is None:
         return "counts"
     sums = counts.sum(axis=1)
     sums = sums[sums > 0]
     relative = any(np.allclose(sums, total, rtol=_SUM_TOLERANCE, atol=0) for total in (1, 100))
     return "relative" if relative else "counts"
+
+
+def _first_broken(values: np.ndarray[Any, Any]) -> int | None:
+    """Place of the first value that is not whole."""
+    for start in range(0, len(values), _PIECE):
+        broken = values[start : start + _PIECE] % 1 != 0
+        if broken.any():
+            return start + int(broken.argmax())
+    return None
 
 
 def check_whole_counts(table: FeatureTable, path: Path, option: str = "--rarefy-depth") -> None:
@@ -151,17 +161,17 @@ def check_whole_counts(table: FeatureTable, path: Path, option: str = "--rarefy-
     way_out = f"give the table of counts that it was made from, or leave {option} out"
     if table.kind == "presence":
         raise DataError(f"{path}: {option} draws reads, but the table holds presence and absence; {way_out}")
-    broken = table.counts.data % 1 != 0
+    entry = _first_broken(table.counts.data)
     if table.kind == "relative":
-        entry = int(broken.argmax())
+        entry = entry or 0
         feature = table.feature_ids[table.counts.indices[entry]]
         raise DataError(
             f"{path}: {option} draws whole reads, but the table holds relative frequencies "
             f"({table.counts.data[entry]:g} of feature {shown(feature)}); {way_out}"
         )
-    if broken.any():
+    if entry is not None:
         raise DataError(
-            f"{path}: {option} draws whole reads, but the table holds {table.counts.data[broken][0]:g}; "
+            f"{path}: {option} draws whole reads, but the table holds {table.counts.data[entry]:g}; "
             f"give raw counts, or leave {option} out"
         )
 

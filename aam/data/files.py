@@ -6,11 +6,13 @@ import gzip
 import hashlib
 import io
 import os
+import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import h5py
 import numpy as np
@@ -26,6 +28,7 @@ __all__ = [
     "file_sha256",
     "has_hdf5",
     "hdf5_vectors",
+    "near_matches",
     "open_hdf5",
     "parse_floats",
     "read_hdf5",
@@ -45,11 +48,14 @@ _GZIP_MAGIC = b"\x1f\x8b"
 ZIP_MAGIC = b"PK\x03\x04"
 _EMPTY_ZIP_MAGIC = b"PK\x05\x06"
 _OFFICE_MEMBER = "[Content_Types].xml"
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _MAX_TEXT_BYTES = 2**32
 _HEAP_MAGIC = b"GCOL\1"
 _MAX_HEAP_BYTES = 2**28  # HDF5 makes heaps of 4 KiB, and larger ones for a single long text
 _REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
 _CELL_KINDS = "OSUiufb"
+_PIECE = 2**22
+_TRIED = 20  # IDs that a common beginning or end is looked for in
 _MAX_HDF5_EXPANSION = 2000  # deflate reaches 1032:1; a data set that claims more holds no data
 
 
@@ -116,6 +122,8 @@ def reading(path: Path, what: str) -> Iterator[None]:
         yield
     except DataError:
         raise
+    except MemoryError as error:
+        raise DataError(f"{path}: needs more memory than there is to be read as {what}; allow more") from error
     except Exception as error:
         raise DataError(
             f"{path}: cannot be read as {what} ({failure_reason(error)}); the file is damaged or of another kind, "
@@ -147,11 +155,11 @@ def read_text(path: Path, what: str) -> str:
         if head.startswith(_GZIP_MAGIC):
             content = _gunzip(raw, path)
         else:
-            content = raw.read(_MAX_TEXT_BYTES + 1)
+            content = _read_bounded(raw)
     return decode_text(content, path, what)
 
 
-def decode_text(content: bytes, path: Path, what: str) -> str:
+def decode_text(content: bytes | bytearray, path: Path, what: str) -> str:
     """Bytes as text, with line ends as ``\\n`` and without a byte-order mark.
 
     Parameters
@@ -168,6 +176,8 @@ def decode_text(content: bytes, path: Path, what: str) -> str:
     """
     if len(content) > _MAX_TEXT_BYTES:
         raise DataError(f"{path}: holds over {_MAX_TEXT_BYTES >> 30} GiB of text; give a smaller {what} or use HDF5")
+    if content.startswith(_UTF16_MARKS):
+        raise DataError(f"{path}: is UTF-16 text; save the {what} as UTF-8, or convert it: iconv -f UTF-16 -t UTF-8")
     if content.startswith(HDF5_MAGIC):
         raise DataError(
             f"{path}: is an HDF5 file where a text {what} is expected; check the path, "
@@ -188,10 +198,18 @@ def decode_text(content: bytes, path: Path, what: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _gunzip(raw: io.BufferedReader, path: Path) -> bytes:
+def _read_bounded(stream: IO[bytes] | gzip.GzipFile) -> bytearray:
+    """All bytes, or some more than the most that is taken; memory is asked for only as they come."""
+    content = bytearray()
+    while len(content) <= _MAX_TEXT_BYTES and (piece := stream.read(_PIECE)):
+        content += piece
+    return content
+
+
+def _gunzip(raw: io.BufferedReader, path: Path) -> bytearray:
     try:
         with gzip.GzipFile(fileobj=raw) as file:
-            return file.read(_MAX_TEXT_BYTES + 1)
+            return _read_bounded(file)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: is a broken gzip file ({failure_reason(error)}); copy it again") from error
 
@@ -470,6 +488,99 @@ def check_ids(ids: Sequence[str], what: str, path: Path) -> None:
             f"{path}: {len(repeated)} duplicate {what}(s), first {shown(next(iter(repeated)))}; "
             f"make every {what} unique"
         )
+
+
+_PUNCTUATION = re.compile(r"[\s._-]+")
+_NUMBER = re.compile(r"0*([0-9]+)(\.0+)?")
+
+
+def _plain_number(name: str) -> str:
+    match = _NUMBER.fullmatch(name)
+    return match.group(1) if match else name
+
+
+_ALIKE = "write them alike in both files"
+# What may be all that tells two spellings of an ID apart, how to undo it, and what to do about it.
+_SPELLINGS: tuple[tuple[str, Callable[[str], str], str], ...] = (
+    ("the white space around them", str.strip, "remove it in both files"),
+    ("upper and lower case", str.casefold, _ALIKE),
+    (
+        "leading zeros or a decimal point",
+        _plain_number,
+        "give the IDs as they were before a spreadsheet took them for numbers",
+    ),
+    (
+        "dots, dashes, underscores or spaces",
+        lambda name: _PUNCTUATION.sub(".", name),
+        _ALIKE,
+    ),
+    (
+        "case and punctuation",
+        lambda name: _plain_number(_PUNCTUATION.sub(".", name.strip().casefold())),
+        _ALIKE,
+    ),
+)
+
+
+def near_matches(ids: Sequence[str], others: Sequence[str]) -> str | None:
+    """What tells IDs of one file apart from those of another, where it is little enough to be a slip.
+
+    Parameters
+    ----------
+    ids, others : sequence of str
+        The IDs of the two files. Those in both are passed over.
+
+    Returns
+    -------
+    str or None
+        A sentence with an example and the way out; None where no ID comes close to another.
+
+    Examples
+    --------
+    >>> near_matches(["S1", "S2", "S3"], ["s1", "s2", "S3"])
+    "2 of them differ only by upper and lower case ('S1' and 's1'); write them alike in both files"
+    >>> near_matches(["1.a", "1.b"], ["2538.1.a", "2538.1.b"])
+    "2 of them lack '2538.' in front ('1.a' and '2538.1.a'); write them alike in both files"
+    """
+    known, asked = set(others), set(ids)
+    left = [name for name in dict.fromkeys(ids) if name not in known]
+    right = [name for name in dict.fromkeys(others) if name not in asked]
+    best, sentence = 0, None
+    for difference, undo, way_out in _SPELLINGS:
+        spelled = {undo(name): name for name in right}
+        found = [name for name in left if undo(name) in spelled]
+        if len(found) > best:
+            example = f"{shown(found[0])} and {shown(spelled[undo(found[0])])}"
+            best, sentence = len(found), f"{len(found)} of them differ only by {difference} ({example}); {way_out}"
+    for shorter, longer, verb in ((left, right, "lack"), (right, left, "have")):
+        there = set(longer)
+        for front in (True, False):
+            affix = _common_affix(shorter, longer, front=front)
+            with_affix = {name: affix + name if front else name + affix for name in shorter}
+            found = [name for name in shorter if with_affix[name] in there]
+            if affix and len(found) > best:
+                pair = (found[0], with_affix[found[0]])
+                example = " and ".join(map(shown, pair if verb == "lack" else pair[::-1]))
+                place = "in front" if front else "at the end"
+                best = len(found)
+                sentence = f"{best} of them {verb} {shown(affix)} {place} ({example}); {_ALIKE}"
+    return sentence
+
+
+def _common_affix(shorter: Sequence[str], longer: Sequence[str], *, front: bool) -> str:
+    """What stands before, or after, most of a few short IDs in the long ones; empty where nothing does.
+
+    A number is nothing: it could be chance.
+    """
+    found: Counter[str] = Counter()
+    some = shorter[:: max(1, len(shorter) // _TRIED)][:_TRIED]
+    for name in filter(None, some):
+        if front:
+            found.update({other.removesuffix(name) for other in longer if other.endswith(name)})
+        else:
+            found.update({other.removeprefix(name) for other in longer if other.startswith(name)})
+    likely = [(affix, count) for affix, count in found.most_common() if affix and not affix.isdigit()]
+    return likely[0][0] if likely and likely[0][1] >= max(2, len(some) / 2) else ""
 
 
 def parse_floats(cells: Sequence[str], refuse: Callable[[str], DataError]) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -31,7 +31,7 @@ from aam.errors import DataError
 
 __all__ = ["Artifact", "is_artifact", "read_artifact", "read_newick_text"]
 
-_MAX_DIRECTORY_BYTES = 2**26
+_MAX_DIRECTORY_BYTES = 2**23
 _MAX_YAML_BYTES = 2**14
 _MAX_MEMBER_BYTES = 2**32
 _SMALL_BYTES = 2**24
@@ -40,16 +40,20 @@ _PIECE = 2**20
 _PROPERTIES = re.compile(r"\s*%\s*Properties\(.*?\)")
 _AGAIN = "copy it again, or export it again from QIIME 2"
 
-# What to give instead of an artifact of a type that cannot be used, by how the type begins.
-_INSTEAD = {
-    "Visualization": "it is made to be looked at: give the artifact (.qza) that it was made from",
-    "FeatureData[AlignedSequence]": "give the sequences before alignment, FeatureData[Sequence] (rep-seqs.qza)",
-    "FeatureTable": "give the table of counts, FeatureTable[Frequency]",
-    "SampleData[AlphaDiversity]": "it has one value a sample: give a {what}",
-    "SampleData[": "denoise the reads first, for example with `qiime dada2`, and give the {what}",
-    "PCoAResults": "give the DistanceMatrix that it was computed from",
-    "Phylogeny[Unrooted]": "UniFrac needs a root: `qiime phylogeny midpoint-root` adds one, give the tree it writes",
-}
+# What to give instead of an artifact whose type begins so, where a type that begins so is expected.
+_INSTEAD = (
+    ("Visualization", "", "it is made to be looked at: give the artifact (.qza) that it was made from"),
+    ("FeatureData[AlignedSequence]", "FeatureData[Sequence]", "give the sequences before alignment (rep-seqs.qza)"),
+    ("FeatureTable", "FeatureTable", "give the table of counts, FeatureTable[Frequency]"),
+    ("SampleData[AlphaDiversity]", "", "it has one value a sample: give a {what}"),
+    ("SampleData[", "Feature", "denoise the reads first, for example with `qiime dada2`, and give the {what}"),
+    ("PCoAResults", "DistanceMatrix", "give the distances that it was computed from"),
+    (
+        "Phylogeny[Unrooted]",
+        "Phylogeny",
+        "UniFrac needs a root: `qiime phylogeny midpoint-root` adds one, give the tree it writes",
+    ),
+)
 _OPTIONS = {
     "FeatureTable[Frequency]": "--table",
     "FeatureData[Sequence]": "--sequences",
@@ -86,23 +90,25 @@ class Artifact:
         DataError
             If there is no such file, it is damaged, expands more than data do, or holds over 4 GiB.
         """
-        with self.open(name) as stream:
-            content = stream.read(_MAX_MEMBER_BYTES + 1)
-        if len(content) > _MAX_MEMBER_BYTES:
-            raise DataError(
-                f"{self.path}: {shown(name)} holds over {_MAX_MEMBER_BYTES >> 30} GiB; export it with "
-                "`qiime tools export` and give the file inside"
-            )
-        return content
+        with self._member(name) as member:
+            if member.size > _MAX_MEMBER_BYTES:
+                raise DataError(
+                    f"{self.path}: {shown(name)} holds over {_MAX_MEMBER_BYTES >> 30} GiB; export it with "
+                    "`qiime tools export` and give the file inside"
+                )
+            return member.readall()
 
     def open(self, name: str) -> BinaryIO:
-        """A data file as a stream, to be closed by the caller; reading from it raises what `read` raises."""
+        """A data file of any size as a stream, to be closed by the caller; reading raises what `read` raises."""
+        return io.BufferedReader(self._member(name), _PIECE)
+
+    def _member(self, name: str) -> _Member:
         if name not in self.names:
             found = ", ".join(map(shown, self.names[:3])) or "nothing"
             raise DataError(
                 f"{self.path}: is an artifact of type {self.type} without {name!r} (it holds {found}); {_AGAIN}"
             )
-        return io.BufferedReader(_Member(self.path, f"{self.uuid}/data/{name}"), _PIECE)
+        return _Member(self.path, f"{self.uuid}/data/{name}")
 
 
 def is_artifact(path: Path) -> bool:
@@ -177,7 +183,11 @@ def _refuse_type(path: Path, type_: str, types: Sequence[str], what: str) -> Non
     if type_ in _OPTIONS:
         instead = f"give a {what} ({_OPTIONS[type_]} is the option for this one)"
     else:
-        fitting = (text for start, text in _INSTEAD.items() if type_.startswith(start))
+        fitting = (
+            text
+            for start, expected, text in _INSTEAD
+            if type_.startswith(start) and any(wanted.startswith(expected) for wanted in types)
+        )
         instead = next(fitting, "give a {what}").format(what=what)
     kind = "visualization (.qzv)" if type_ == "Visualization" else f"artifact of type {shown(type_)[1:-1]}"
     raise DataError(f"{path}: is a QIIME 2 {kind} where a {what} ({' or '.join(types)}) is expected; {instead}")
@@ -231,21 +241,29 @@ def _check_names(members: Sequence[zipfile.ZipInfo], path: Path, what: str) -> s
 
 
 def _read_small(path: Path, member: str) -> bytes:
-    with io.BufferedReader(_Member(path, member)) as stream:
-        content = stream.read(_MAX_YAML_BYTES + 1)
-    if len(content) > _MAX_YAML_BYTES:
-        name = member.rpartition("/")[2]
-        raise DataError(f"{path}: its {name} holds over {_MAX_YAML_BYTES} bytes, where a few lines belong; {_AGAIN}")
-    return content
+    with _Member(path, member) as stream:
+        if stream.size <= _MAX_YAML_BYTES:
+            return stream.readall()
+    name = member.rpartition("/")[2]
+    raise DataError(f"{path}: its {name} holds over {_MAX_YAML_BYTES} bytes, where a few lines belong; {_AGAIN}")
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Refuses aliases, by which a few lines can stand for more than memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has aliases")
+        return super().compose_node(parent, index)
 
 
 def _parse_yaml(content: bytes, path: Path) -> dict[Any, Any]:
     try:
-        metadata = yaml.safe_load(content.decode("utf-8"))
+        metadata = yaml.load(content.decode("utf-8"), _PlainLoader)
     except Exception as error:
         raise DataError(f"{path}: its metadata.yaml is not YAML ({failure_reason(error)}); {_AGAIN}") from error
     if not isinstance(metadata, dict):
-        raise DataError(f"{path}: its metadata.yaml is {shown(metadata)}, not a list of properties; {_AGAIN}")
+        raise DataError(f"{path}: its metadata.yaml holds no properties; {_AGAIN}")
     return metadata
 
 
@@ -270,6 +288,7 @@ class _Member(io.RawIOBase):
                 f"{self._path}: {shown(self._name)} is packed by method {info.compress_type}, which QIIME 2 does not "
                 f"use; {_AGAIN}"
             )
+        self.size = info.file_size
         packed = min(info.compress_size, self._path.stat().st_size)
         # More than the size stated here is never unpacked: zipfile stops there, and finds the checksum wrong.
         if info.file_size > max(_SMALL_BYTES, _MAX_EXPANSION * packed):
@@ -287,6 +306,9 @@ class _Member(io.RawIOBase):
 
     def readable(self) -> bool:
         return True
+
+    def readall(self) -> bytes:
+        return b"".join(iter(lambda: self.read(_PIECE) or b"", b""))
 
     def readinto(self, buffer: Any, /) -> int:
         try:

@@ -11,13 +11,17 @@ import numpy as np
 from scipy import sparse
 
 from aam.data.biom_loader import FeatureTable
-from aam.data.files import decode_text, read_text, require_file, shown
+from aam.data.files import decode_text, near_matches, read_text, require_file, shown
 from aam.data.qza import is_artifact, read_artifact
 from aam.errors import DataError
 
 __all__ = ["count_ambiguous", "is_dna", "load_sequences", "merge_duplicate_sequences", "resolve_sequences"]
 
 _WHAT = "set of representative sequences"
+_FASTA_OF_TYPE = {
+    "FeatureData[Sequence]": "dna-sequences.fasta",
+    "FeatureData[RNASequence]": "rna-sequences.fasta",
+}
 
 _NOT_IUPAC = re.compile("[^ACGTRYSWKMBDHVN]")
 _AMBIGUOUS = re.compile("[^ACGTUacgtu]")
@@ -62,7 +66,7 @@ def load_sequences(path: Path) -> dict[str, str]:
     Parameters
     ----------
     path
-        FASTA, gzipped or not, or a QIIME 2 artifact of type ``FeatureData[Sequence]``; a record may span lines, and its
+        FASTA, gzipped or not, or a QIIME 2 artifact of sequences, DNA or RNA; a record may span lines, and its
         ID ends at the first white space.
 
     Returns
@@ -78,8 +82,8 @@ def load_sequences(path: Path) -> dict[str, str]:
     """
     path = require_file(path, _WHAT)
     if is_artifact(path):
-        artifact = read_artifact(path, ("FeatureData[Sequence]",), _WHAT)
-        text = decode_text(artifact.read("dna-sequences.fasta"), path, _WHAT)
+        artifact = read_artifact(path, tuple(_FASTA_OF_TYPE), _WHAT)
+        text = decode_text(artifact.read(_FASTA_OF_TYPE[artifact.type]), path, _WHAT)
     else:
         text = read_text(path, "FASTA file")
     preamble, *records = re.split(r"^>", text, flags=re.MULTILINE)
@@ -142,9 +146,10 @@ def resolve_sequences(feature_ids: Sequence[str], sequences: Mapping[str, str] |
         return [_normalise(name) for name in feature_ids]
     absent = [name for name in feature_ids if name not in sequences]
     if absent:
+        way_out = near_matches(absent, list(sequences)) or "give the representative sequences of this very table"
         raise DataError(
             f"{table_path}: {len(absent)} of {len(feature_ids)} features have no sequence in --sequences, "
-            f"first {shown(absent[0])}; give the representative sequences of this very table"
+            f"first {shown(absent[0])}; {way_out}"
         )
     resolved = [_normalise(sequences[name]) for name in feature_ids]
     for name, sequence in zip(feature_ids, resolved, strict=True):

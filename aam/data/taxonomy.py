@@ -17,7 +17,7 @@ UNASSIGNED = "unassigned"
 _WHAT = "taxonomy"
 _ID_HEADERS = ("feature id", "featureid", "feature-id", "feature_id", "#otu id", "#otuid", "otu id")
 _TAXON_HEADERS = ("taxon", "taxonomy")
-_PREFIX = re.compile(r"(?:([dkpcofgst])|d_(\d+))__", re.IGNORECASE)
+_PREFIX = re.compile(r"(?:([dkpcofgst])|d_([0-9]{1,2}))__", re.IGNORECASE)
 _RANK_OF_LETTER = {"d": 0, "k": 0, "p": 1, "c": 2, "o": 3, "f": 4, "g": 5, "s": 6, "t": 7}
 _NO_NAME = frozenset({"", "unassigned", "unclassified", "unknown", "na", "nan", "none"})
 

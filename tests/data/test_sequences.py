@@ -11,8 +11,15 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from aam.data.biom_loader import FeatureTable, load_table
-from aam.data.sequences import is_dna, load_sequences, merge_duplicate_sequences, resolve_sequences
+from aam.data.sequences import (
+    count_ambiguous,
+    is_dna,
+    load_sequences,
+    merge_duplicate_sequences,
+    resolve_sequences,
+)
 from aam.errors import DataError
+from tests.data.artifacts import write_artifact
 from tests.real_data import real_data
 
 DNA = "TACGGAGGATCCGAGCGTTATCCGG"
@@ -29,6 +36,35 @@ def test_fasta(tmp_path):
     assert load_sequences(path) == {"a": "ACGTACGT", "b": "NNRY"}
     path.write_bytes(gzip.compress(content))
     assert load_sequences(path) == {"a": "ACGTACGT", "b": "NNRY"}
+
+
+def test_artifact(tmp_path):
+    path = tmp_path / "a"
+    fasta = {"dna-sequences.fasta": b">a\nACgu\n"}
+    assert load_sequences(write_artifact(path, "FeatureData[Sequence]", fasta)) == {"a": "ACGT"}
+    rna = write_artifact(path, "FeatureData[RNASequence]", {"rna-sequences.fasta": b">a\nACGU\n"})
+    assert load_sequences(rna) == {"a": "ACGT"}
+    with pytest.raises(DataError, match="before alignment"):
+        load_sequences(write_artifact(path, "FeatureData[AlignedSequence]", fasta))
+    with pytest.raises(DataError, match=r"FeatureTable\[Frequency\] where a set of representative sequences .*--table"):
+        load_sequences(write_artifact(path, "FeatureTable[Frequency]", fasta))
+    with pytest.raises(DataError, match="not FASTA"):
+        load_sequences(write_artifact(path, "FeatureData[Sequence]", {"dna-sequences.fasta": b"ACGT"}))
+
+
+def test_count_ambiguous():
+    assert count_ambiguous(["ACGT", "acgu", "ACGN", "RYRY", "acgtn", ""]) == 3
+
+
+def test_real_artifact():
+    sequences = load_sequences(real_data("udca_qza/rep-seqs.qza"))
+    features = load_table(real_data("udca_qza/table.qza")).feature_ids
+    resolved = resolve_sequences(features, sequences, TABLE)
+    assert len(resolved) == 4910
+    assert [hashlib.md5(sequence.encode()).hexdigest() for sequence in resolved] == features
+    assert count_ambiguous(resolved) == 0
+    with pytest.raises(DataError, match="--sequences"):
+        resolve_sequences(features, None, TABLE)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +131,8 @@ def test_resolve():
     assert resolve_sequences(["b", "a"], {"a": "ACGU", "b": "rw", "c": "T"}, TABLE) == ["RW", "ACGT"]
     with pytest.raises(DataError, match=r"2 of 3 features .* first 'x'"):
         resolve_sequences(["a", "x", "y"], {"a": "ACGT"}, TABLE)
+    with pytest.raises(DataError, match=r"first 'A'; 2 of them differ only by upper and lower case \('A' and 'a'\)"):
+        resolve_sequences(["A", "B", "c"], {"a": "ACGT", "b": "C", "c": "T"}, TABLE)
     with pytest.raises(DataError, match=r"'a' holds '\?'"):
         resolve_sequences(["a"], {"a": "AC?"}, TABLE)
 
