@@ -280,6 +280,7 @@ def test_not_square(tmp_path, kind):
 def test_wrong_ids(tmp_path):
     refused(write(tmp_path / "m", "npy"), "3 rows", "4 samples", ids=[*IDS, "d"])
     refused(write(tmp_path / "m", "hdf5"), "none of its 3 samples", "'x'", ids=["x"])
+    refused(write(tmp_path / "m", "hdf5"), "none of its 3 samples", "upper and lower case", ids=["A", "B"])
     refused(write(tmp_path / "m", "hdf5", ids=["a", "b", "a"]), "duplicate sample ID", "'a'")
     refused(write(tmp_path / "m", "hdf5", ids=["a", "b"]), "2 IDs in 'order' for 3 rows")
     refused(write(tmp_path / "m", "npz", ids=["a", "b"]), "2 IDs", "3 rows")
