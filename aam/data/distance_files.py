@@ -325,7 +325,7 @@ def _cells(line: str, delimiter: str, path: Path) -> list[str]:
 def _parse(lines: Iterator[str], path: Path) -> MatrixFile | ValuesFile:
     header = _header(lines)
     delimiter = "\t" if "\t" in header else ","
-    columns = [cell.strip() for cell in _cells(header, delimiter, path)]
+    columns = _cells(header, delimiter, path)
     if len(columns) < 2:
         instead = "a square table with sample IDs" if header.strip().isdigit() else "what `ssu` writes"
         kind = " (PHYLIP?)" if header.strip().isdigit() else ""
@@ -341,7 +341,7 @@ def _parse(lines: Iterator[str], path: Path) -> MatrixFile | ValuesFile:
         if line.startswith("#"):
             continue
         name, *cells = _cells(line, delimiter, path)
-        names.append(name.strip())
+        names.append(name)
         if not rows and not values:
             corner = len(cells) != len(columns)
         width = len(columns) - corner
@@ -363,7 +363,7 @@ def _parse(lines: Iterator[str], path: Path) -> MatrixFile | ValuesFile:
         raise DataError(f"{path}: is 0 × {len(columns)}, not a square matrix; give a row for each sample")
     names = strip_ids(names, path)
     if len(columns) == 1:
-        return ValuesFile(names, np.array(values), columns[0])
+        return ValuesFile(names, np.array(values), columns[0].strip())
     return MatrixFile(names, strip_ids(columns, path), np.stack(rows))
 
 

@@ -91,7 +91,7 @@ class LazyMatrix(ABC):
             row, column = np.repeat(part, len(columns)), np.tile(columns, len(part))
             if symmetric:
                 row, column = np.minimum(row, column), np.maximum(row, column)
-            found[start : start + strip] = self.entries(row, column).reshape(-1, len(columns))
+            found[start : start + strip] = self.entries(row, column).reshape(len(part), len(columns))
         return found
 
     def whole(self) -> NDArray[np.float32]:
@@ -413,8 +413,8 @@ def _layout(dataset: h5py.Dataset, path: Path) -> _Layout:
         if dataset.is_virtual:
             parts = []
             for source in dataset.virtual_sources():
-                corner, size = _rectangle(source.vspace)
-                start, there = _rectangle(source.src_space)
+                corner, size = _rectangle(source.vspace, shape)
+                start, there = _rectangle(source.src_space, size)
                 if size != there:
                     raise ValueError("its parts are not rectangles")
                 parts.append(_Part(corner, size, source.file_name, source.dset_name, start))
@@ -480,8 +480,10 @@ def _tile(part: _Part, file: h5py.File, path: Path, known: dict[tuple[Path, str]
     return Tile(part.corner, part.size, source, part.start)
 
 
-def _rectangle(space: Any) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Corner and size of a selection of one or two dimensions that is a rectangle."""
+def _rectangle(space: Any, whole: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Corner and size of a selection of one or two dimensions that is a rectangle; `whole` is the size of all."""
+    if space.get_select_type() == h5py.h5s.SEL_ALL:  # which does not say how much that is
+        return (0, 0), whole
     first, last = space.get_select_bounds()
     corner = [int(at) for at in first]
     size = [int(b) - int(a) + 1 for a, b in zip(first, last, strict=True)]

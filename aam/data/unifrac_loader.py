@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aam.data.distance_files import MatrixFile, ValuesFile, read_distance_file
-from aam.data.files import check_ids, read_text, shown, strip_ids
+from aam.data.files import check_ids, near_matches, read_text, shown, strip_ids
 from aam.data.lazy_matrix import LazyMatrix
 from aam.errors import DataError
 
@@ -471,19 +471,22 @@ class UniFracLoader:
     def _check_samples(self, ids: list[str]) -> None:
         check_ids(ids, "sample ID", self.path)
         if set(ids).isdisjoint(self.table_ids):
+            way_out = near_matches(ids, self.table_ids) or "give the matrix of this table"
             raise DataError(
                 f"{self.path}: none of its {len(ids)} samples is in the table (it has {shown(ids[0])}, the table "
-                f"{shown(self.table_ids[0]) if self.table_ids else 'none'}); give the matrix of this table"
+                f"{shown(self.table_ids[0]) if self.table_ids else 'none'}); {way_out}"
             )
 
     def _check_references(self, references: list[str]) -> None:
         table = set(self.table_ids)
         lacking = [name for name in references if name not in table]
         if lacking:
+            way_out = near_matches(lacking, self.table_ids) or (
+                "add these samples to the table, or leave them out of the matrix"
+            )
             raise DataError(
                 f"{self.path}: {len(lacking)} of its {len(references)} references are not in the table: "
-                f"{', '.join(map(shown, lacking[:3]))}{', …' if len(lacking) > 3 else ''}; "
-                "add these samples to the table, or leave them out of the matrix"
+                f"{', '.join(map(shown, lacking[:3]))}{', …' if len(lacking) > 3 else ''}; {way_out}"
             )
 
     def _pairwise(self, ids: list[str], matrix: NDArray[np.float32] | LazyMatrix) -> DistanceMatrix:
