@@ -53,8 +53,10 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Which files are read and how samples are drawn from them."""
 
-    table: Path = option(..., "Feature table: BIOM (HDF5 or JSON) or tab-separated, features in rows.")
-    sequences: Path | None = option(None, "FASTA of the features' sequences, where feature IDs are not DNA themselves.")
+    table: Path = option(..., "Feature table: BIOM (HDF5 or JSON), .qza or tab-separated, features in rows.")
+    sequences: Path | None = option(
+        None, "FASTA or .qza of the features' sequences, where feature IDs are not DNA themselves."
+    )
     unifrac_matrix: Path | None = option(
         None, "Distances between samples: .npy (in the table's order) or the HDF5 or TSV that ssu writes."
     )

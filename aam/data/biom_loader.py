@@ -1,4 +1,4 @@
-"""Feature tables: BIOM 2.1 (HDF5), BIOM 1.0 (JSON) and tab-separated text.
+"""Feature tables: BIOM 2.1 (HDF5), BIOM 1.0 (JSON), QIIME 2 artifacts and tab-separated text.
 
 Shapes: `N` samples, `A` features (ASVs).
 """
@@ -7,32 +7,45 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import numpy as np
+import pandas as pd
 from scipy import sparse
 
 from aam.data.files import (
     HDF5_MAGIC,
     check_ids,
+    decode_text,
     has_hdf5,
+    hdf5_vectors,
     open_hdf5,
     parse_floats,
     read_hdf5,
+    read_hdf5_cells,
     read_hdf5_ids,
     read_head,
     read_text,
     require_file,
     shown,
+    strip_ids,
 )
+from aam.data.qza import is_artifact, read_artifact
 from aam.errors import DataError
 
-__all__ = ["FeatureTable", "load_table"]
+__all__ = ["FeatureTable", "TableKind", "check_whole_counts", "load_table", "merge_tables"]
 
+TableKind = Literal["counts", "relative", "presence"]
 _WHAT = "feature table"
+_KIND_OF_TYPE: dict[str, TableKind] = {
+    "FeatureTable[Frequency]": "counts",
+    "FeatureTable[RelativeFrequency]": "relative",
+    "FeatureTable[PresenceAbsence]": "presence",
+}
+_SUM_TOLERANCE = 1e-3  # of relative frequencies that were rounded when written
 
 
 @dataclass(frozen=True)
@@ -45,14 +58,21 @@ class FeatureTable:
         Non-negative, without explicit zeros, indices sorted within each sample.
     sample_ids : list of str, length N
     feature_ids : list of str, length A
+    kind : {"counts", "relative", "presence"}
+        What the values are: reads, or something in reads' place; relative frequencies are fractions or percentages.
+    sample_metadata : pandas.DataFrame of N rows, optional
+        What the file itself says of its samples: text cells, NaN where empty, indexed by ``sample_id``.
     """
 
     counts: sparse.csr_array
     sample_ids: list[str]
     feature_ids: list[str]
+    kind: TableKind = "counts"
+    sample_metadata: pd.DataFrame | None = None
 
     def __post_init__(self) -> None:
         assert self.counts.shape == (len(self.sample_ids), len(self.feature_ids))
+        assert self.sample_metadata is None or len(self.sample_metadata) == len(self.sample_ids)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -67,17 +87,22 @@ class FeatureTable:
         indices : integers of shape (n,)
         """
         rows = np.asarray(indices, dtype=np.int64)
-        return FeatureTable(self.counts[rows], [self.sample_ids[i] for i in rows], self.feature_ids)
+        metadata = None if self.sample_metadata is None else self.sample_metadata.iloc[rows]
+        return replace(
+            self, counts=self.counts[rows], sample_ids=[self.sample_ids[i] for i in rows], sample_metadata=metadata
+        )
 
 
-def load_table(path: Path) -> FeatureTable:
+def load_table(path: Path, *, sample_metadata: bool = True) -> FeatureTable:
     """Read a feature table; its format is told from its content, not from its name.
 
     Parameters
     ----------
     path
-        BIOM 2.1 HDF5, BIOM 1.0 JSON or tab-separated text with features in rows, the last two gzipped or not.
-        A last column named ``taxonomy`` is ignored.
+        BIOM 2.1 HDF5, BIOM 1.0 JSON or tab-separated text with features in rows, the last two gzipped or not; or a
+        QIIME 2 artifact of frequencies, relative frequencies or presences. A last column named ``taxonomy`` is ignored.
+    sample_metadata
+        Whether to read what a BIOM file says of its samples. Only columns of one text or number a sample are taken.
 
     Returns
     -------
@@ -91,14 +116,123 @@ def load_table(path: Path) -> FeatureTable:
         negative or not finite.
     """
     path = require_file(path, _WHAT)
-    if read_head(path).startswith(HDF5_MAGIC):
-        return _load_hdf5(path)
-    text = read_text(path, _WHAT)
-    return _parse_json(text, path) if text.lstrip().startswith("{") else _parse_tsv(text, path)
+    content: bytes | None = None
+    kind: TableKind | None = None
+    if is_artifact(path):
+        artifact = read_artifact(path, tuple(_KIND_OF_TYPE), _WHAT)
+        kind = _KIND_OF_TYPE[artifact.type]
+        content = artifact.read("feature-table.biom")
+    if (read_head(path) if content is None else content).startswith(HDF5_MAGIC):
+        table = _load_hdf5(path, content, sample_metadata)
+    else:
+        text = read_text(path, _WHAT) if content is None else decode_text(content, path, _WHAT)
+        table = _parse_json(text, path, sample_metadata) if text.lstrip().startswith("{") else _parse_tsv(text, path)
+    return replace(table, kind=kind or _kind(table.counts))
 
 
-def _load_hdf5(path: Path) -> FeatureTable:
-    with open_hdf5(path, _WHAT) as file:
+def _kind(counts: sparse.csr_array) -> TableKind:
+    """Relative frequencies are told by sums of 1, or 100, in every sample that is not empty."""
+    if not (counts.data % 1).any():
+        return "counts"
+    sums = counts.sum(axis=1)
+    sums = sums[sums > 0]
+    relative = any(np.allclose(sums, total, rtol=_SUM_TOLERANCE, atol=0) for total in (1, 100))
+    return "relative" if relative else "counts"
+
+
+def check_whole_counts(table: FeatureTable, path: Path, option: str = "--rarefy-depth") -> None:
+    """Refuse a table that does not hold whole reads to draw from.
+
+    Raises
+    ------
+    DataError
+        Saying what it holds instead.
+    """
+    way_out = f"give the table of counts that it was made from, or leave {option} out"
+    if table.kind == "presence":
+        raise DataError(f"{path}: {option} draws reads, but the table holds presence and absence; {way_out}")
+    broken = table.counts.data % 1 != 0
+    if table.kind == "relative":
+        entry = int(broken.argmax())
+        feature = table.feature_ids[table.counts.indices[entry]]
+        raise DataError(
+            f"{path}: {option} draws whole reads, but the table holds relative frequencies "
+            f"({table.counts.data[entry]:g} of feature {shown(feature)}); {way_out}"
+        )
+    if broken.any():
+        raise DataError(
+            f"{path}: {option} draws whole reads, but the table holds {table.counts.data[broken][0]:g}; "
+            f"give raw counts, or leave {option} out"
+        )
+
+
+def merge_tables(tables: Sequence[FeatureTable]) -> FeatureTable:
+    """Sum tables per sample ID and feature ID.
+
+    Parameters
+    ----------
+    tables : sequence of FeatureTable
+        At least one; a feature ID must mean the same in all of them, so it should be the sequence.
+
+    Returns
+    -------
+    FeatureTable
+        Samples and features of every table, in the order of their first appearance. Of a sample that several tables
+        describe, a cell that they differ in is missing.
+
+    Raises
+    ------
+    DataError
+        If they hold different kinds of values, or a sample whose relative frequencies or presences would be summed.
+    """
+    kinds = list(dict.fromkeys(table.kind for table in tables))
+    if len(kinds) > 1:
+        raise DataError(
+            f"the tables hold values of different kinds ({', '.join(kinds)}), which cannot be summed; "
+            "give tables of counts"
+        )
+    samples: dict[str, int] = {}
+    features: dict[str, int] = {}
+    rows, columns = [], []
+    for table in tables:
+        shared = next((name for name in table.sample_ids if name in samples), None)
+        if shared is not None and kinds[0] != "counts":
+            values = "relative frequencies" if kinds[0] == "relative" else "presences"
+            raise DataError(
+                f"sample {shown(shared)} is in two tables of {values}, which cannot be summed; give tables of counts"
+            )
+        row_of = np.array([samples.setdefault(name, len(samples)) for name in table.sample_ids], dtype=np.int64)
+        column_of = np.array([features.setdefault(name, len(features)) for name in table.feature_ids], dtype=np.int64)
+        rows.append(np.repeat(row_of, np.diff(table.counts.indptr)))
+        columns.append(column_of[table.counts.indices])
+    data = np.concatenate([table.counts.data for table in tables])
+    shape = (len(samples), len(features))
+    counts = sparse.csr_array((data, (np.concatenate(rows), np.concatenate(columns))), shape=shape)
+    counts.sum_duplicates()
+    metadata = [table.sample_metadata for table in tables if table.sample_metadata is not None]
+    return FeatureTable(
+        _canonical(counts),
+        list(samples),
+        list(features),
+        kinds[0],
+        _merge_sample_metadata(metadata, list(samples)) if metadata else None,
+    )
+
+
+def _merge_sample_metadata(frames: Sequence[pd.DataFrame], sample_ids: list[str]) -> pd.DataFrame:
+    columns = list(dict.fromkeys(column for frame in frames for column in frame.columns))
+    index = pd.Index(sample_ids, dtype=object, name="sample_id")
+    merged = pd.DataFrame(np.nan, index=index, columns=columns, dtype=object)
+    differing = pd.DataFrame(False, index=index, columns=columns)
+    for frame in frames:
+        stated = frame.reindex(index=index, columns=columns)
+        differing |= merged.notna() & stated.notna() & (merged != stated)
+        merged = merged.where(merged.notna(), stated)
+    return merged.mask(differing, np.nan)
+
+
+def _load_hdf5(path: Path, content: bytes | None, sample_metadata: bool) -> FeatureTable:
+    with open_hdf5(path, _WHAT, content) as file:
         feature_ids = read_hdf5_ids(file, "observation/ids", path, what=_WHAT)
         sample_ids = read_hdf5_ids(file, "sample/ids", path, what=_WHAT)
         _check_axes(sample_ids, feature_ids, path)
@@ -106,7 +240,29 @@ def _load_hdf5(path: Path) -> FeatureTable:
             counts = _read_csr(file, "sample/matrix", (len(sample_ids), len(feature_ids)), path)
         else:
             counts = _read_csr(file, "observation/matrix", (len(feature_ids), len(sample_ids)), path).T.tocsr()
-    return _finish(counts, sample_ids, feature_ids, path)
+        metadata = _read_sample_metadata(file, sample_ids, path) if sample_metadata else None
+    return _finish(counts, sample_ids, feature_ids, path, metadata)
+
+
+def _read_sample_metadata(file: h5py.File, sample_ids: list[str], path: Path) -> pd.DataFrame | None:
+    columns: dict[str, list[str]] = {}
+    for member in hdf5_vectors(file, "sample/metadata", path):
+        name = f"sample/metadata/{member}"
+        cells = read_hdf5_cells(file, name, path, what=_WHAT)
+        if len(cells) != len(sample_ids):
+            raise DataError(
+                f"{path}: {name!r} has {len(cells)} values for {len(sample_ids)} samples; export the table again"
+            )
+        columns[member.replace("@@SLASH@@", "/")] = cells  # biom-format's word for a slash in a name
+    return _metadata_frame(columns, sample_ids)
+
+
+def _metadata_frame(columns: dict[str, list[str]], sample_ids: list[str]) -> pd.DataFrame | None:
+    if not columns:
+        return None
+    index = pd.Index(sample_ids, dtype=object, name="sample_id")
+    frame = pd.DataFrame(columns, index=index, dtype=object)
+    return frame.mask(frame == "", np.nan)
 
 
 def _read_csr(file: h5py.File, group: str, shape: tuple[int, int], path: Path) -> sparse.csr_array:
@@ -126,7 +282,7 @@ def _read_csr(file: h5py.File, group: str, shape: tuple[int, int], path: Path) -
     return sparse.csr_array((data, indices.astype(np.int64), indptr.astype(np.int64)), shape=shape)
 
 
-def _parse_json(text: str, path: Path) -> FeatureTable:
+def _parse_json(text: str, path: Path, sample_metadata: bool) -> FeatureTable:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -139,6 +295,7 @@ def _parse_json(text: str, path: Path) -> FeatureTable:
         raise DataError(f"{path}: is JSON without {missing[0]!r}, so not a BIOM table; check which file is meant")
     feature_ids, sample_ids = (_json_ids(document, axis, path) for axis in ("rows", "columns"))
     _check_axes(sample_ids, feature_ids, path)
+    metadata = _json_sample_metadata(document["columns"], sample_ids) if sample_metadata else None
     shape = (len(feature_ids), len(sample_ids))
     if document.get("shape", list(shape)) != list(shape):
         raise DataError(
@@ -159,7 +316,7 @@ def _parse_json(text: str, path: Path) -> FeatureTable:
             "export the table again"
         ) from error
     if matrix_type == "dense":
-        return _finish(sparse.csr_array(values.T), sample_ids, feature_ids, path)
+        return _finish(sparse.csr_array(values.T), sample_ids, feature_ids, path, metadata)
     entries = values[:, :2]
     wrong = ~((entries == np.floor(entries)) & (entries >= 0) & (entries < shape)).all(axis=1)
     if wrong.any():
@@ -172,7 +329,8 @@ def _parse_json(text: str, path: Path) -> FeatureTable:
     repeated = (np.diff(rows[order]) == 0) & (np.diff(columns[order]) == 0)
     if repeated.any():
         _refuse_repeat(sample_ids[columns[order][1:][repeated][0]], path)
-    return _finish(sparse.csr_array((values[:, 2], (columns, rows)), shape=shape[::-1]), sample_ids, feature_ids, path)
+    counts = sparse.csr_array((values[:, 2], (columns, rows)), shape=shape[::-1])
+    return _finish(counts, sample_ids, feature_ids, path, metadata)
 
 
 def _json_ids(document: dict[str, Any], axis: str, path: Path) -> list[str]:
@@ -184,8 +342,22 @@ def _json_ids(document: dict[str, Any], axis: str, path: Path) -> list[str]:
         name = entry.get("id") if isinstance(entry, dict) else None
         if isinstance(name, bool) or not isinstance(name, str | int):
             raise DataError(f"{path}: {axis!r} holds {shown(entry)}, which has no 'id'; export the table again")
-        ids.append(str(name).strip())
-    return ids
+        ids.append(str(name))
+    return strip_ids(ids, path)
+
+
+def _json_sample_metadata(entries: list[dict[str, Any]], sample_ids: list[str]) -> pd.DataFrame | None:
+    described = [entry.get("metadata") for entry in entries]
+    stated = [cells if isinstance(cells, dict) else {} for cells in described]
+    names = dict.fromkeys(name for cells in stated for name, cell in cells.items() if _is_cell(cell))
+    columns = {
+        name: [str(cells[name]).strip() if _is_cell(cells.get(name)) else "" for cells in stated] for name in names
+    }
+    return _metadata_frame(columns, sample_ids)
+
+
+def _is_cell(value: object) -> bool:
+    return isinstance(value, str | int | float)
 
 
 def _parse_tsv(text: str, path: Path) -> FeatureTable:
@@ -198,9 +370,9 @@ def _parse_tsv(text: str, path: Path) -> FeatureTable:
             f"{path}: is not a BIOM or tab-separated table (it begins {shown(first)}); "
             "give a .biom file, or text with features in rows and samples in columns"
         )
-    header = [cell.strip() for cell in lines.pop(0)[1].split("\t")]
-    width = len(header) - (header[-1].lower() == "taxonomy")
-    sample_ids = header[1:width]
+    header = lines.pop(0)[1].split("\t")
+    width = len(header) - (header[-1].strip().lower() == "taxonomy")
+    sample_ids = strip_ids(header[1:width], path)
     feature_ids = []
     data: list[np.ndarray[Any, Any]] = []
     indices: list[np.ndarray[Any, Any]] = []
@@ -211,7 +383,7 @@ def _parse_tsv(text: str, path: Path) -> FeatureTable:
                 f"{path}: line {number} has {len(cells)} cells where the header has {len(header)}; "
                 "make every row as long as the header"
             )
-        feature = cells[0].strip()
+        feature = cells[0]
 
         def refuse(cell: str, feature: str = feature, number: int = number) -> DataError:
             return DataError(
@@ -224,6 +396,7 @@ def _parse_tsv(text: str, path: Path) -> FeatureTable:
         feature_ids.append(feature)
         indices.append(nonzero)
         data.append(row[nonzero])
+    feature_ids = strip_ids(feature_ids, path)
     _check_axes(sample_ids, feature_ids, path)
     indptr = np.concatenate([[0], np.cumsum([len(row) for row in data])])
     counts = sparse.csr_array(
@@ -239,7 +412,13 @@ def _check_axes(sample_ids: list[str], feature_ids: list[str], path: Path) -> No
         check_ids(ids, f"{what} ID", path)
 
 
-def _finish(counts: sparse.csr_array, sample_ids: list[str], feature_ids: list[str], path: Path) -> FeatureTable:
+def _finish(
+    counts: sparse.csr_array,
+    sample_ids: list[str],
+    feature_ids: list[str],
+    path: Path,
+    sample_metadata: pd.DataFrame | None = None,
+) -> FeatureTable:
     """Validate counts of shape (N, A) and bring them into canonical form."""
     wrong = ~(np.isfinite(counts.data) & (counts.data >= 0))
     if wrong.any():
@@ -259,14 +438,13 @@ def _finish(counts: sparse.csr_array, sample_ids: list[str], feature_ids: list[s
     counts.eliminate_zeros()
     if counts.nnz == 0:
         raise DataError(f"{path}: every count is zero; export the table again or loosen its filters")
+    return FeatureTable(_canonical(counts), sample_ids, feature_ids, sample_metadata=sample_metadata)
+
+
+def _canonical(counts: sparse.csr_array) -> sparse.csr_array:
     index_type = np.int32 if max(counts.nnz, *counts.shape) < 2**31 else np.int64
-    return FeatureTable(
-        sparse.csr_array(
-            (counts.data, counts.indices.astype(index_type), counts.indptr.astype(index_type)), shape=counts.shape
-        ),
-        sample_ids,
-        feature_ids,
-    )
+    indices, indptr = counts.indices.astype(index_type), counts.indptr.astype(index_type)
+    return sparse.csr_array((counts.data, indices, indptr), shape=counts.shape)
 
 
 def _refuse_repeat(sample: str, path: Path) -> None:

@@ -7,11 +7,13 @@ import hashlib
 import io
 import mmap
 import os
+import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import h5py
 import numpy as np
@@ -20,26 +22,40 @@ from aam.errors import DataError
 
 __all__ = [
     "HDF5_MAGIC",
+    "ZIP_MAGIC",
     "check_ids",
+    "decode_text",
+    "failure_reason",
     "file_sha256",
     "has_hdf5",
+    "hdf5_vectors",
+    "near_matches",
     "open_hdf5",
     "parse_floats",
     "read_hdf5",
+    "read_hdf5_cells",
     "read_hdf5_ids",
     "read_head",
     "read_text",
     "reading",
     "require_file",
     "shown",
+    "strip_ids",
+    "zip_first_name",
 ]
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _GZIP_MAGIC = b"\x1f\x8b"
-_ZIP_MAGIC = b"PK\x03\x04"
+ZIP_MAGIC = b"PK\x03\x04"
+_EMPTY_ZIP_MAGIC = b"PK\x05\x06"
+_OFFICE_MEMBER = "[Content_Types].xml"
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _MAX_TEXT_BYTES = 2**32
 _HEAP_MAGIC = b"GCOL\1"
 _REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
+_CELL_KINDS = "OSUiufb"
+_PIECE = 2**22
+_TRIED = 20  # IDs that a common beginning or end is looked for in
 _MAX_HDF5_EXPANSION = 2000  # deflate reaches 1032:1; a data set that claims more holds no data
 
 
@@ -78,7 +94,7 @@ def require_file(path: Path, what: str) -> Path:
     except (OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path}: cannot be opened ({_reason(error)}); give the path of the {what}") from error
+        raise DataError(f"{path}: cannot be opened ({failure_reason(error)}); give the path of the {what}") from error
     if size == 0:
         raise DataError(f"{path}: is empty; the {what} must be written again")
     return path
@@ -106,9 +122,11 @@ def reading(path: Path, what: str) -> Iterator[None]:
         yield
     except DataError:
         raise
+    except MemoryError as error:
+        raise DataError(f"{path}: needs more memory than there is to be read as {what}; allow more") from error
     except Exception as error:
         raise DataError(
-            f"{path}: cannot be read as {what} ({_reason(error)}); the file is damaged or of another kind, "
+            f"{path}: cannot be read as {what} ({failure_reason(error)}); the file is damaged or of another kind, "
             "copy or export it again"
         ) from error
 
@@ -123,18 +141,43 @@ def read_text(path: Path, what: str) -> str:
     """
     path = require_file(path, what)
     head = read_head(path)
-    if head.startswith(_ZIP_MAGIC):
+    if head.startswith((ZIP_MAGIC, _EMPTY_ZIP_MAGIC)):
+        if zip_first_name(path) == _OFFICE_MEMBER:
+            raise DataError(
+                f"{path}: is a spreadsheet or document of an office program, not a text file; save the {what} as "
+                "tab-separated text"
+            )
         raise DataError(
-            f"{path}: is a zip archive (a QIIME 2 artifact?), not a {what}; unpack it with "
-            "`qiime tools export` and give the file inside"
+            f"{path}: is a zip archive (a QIIME 2 artifact?), and a {what} is not read from one; give the text file "
+            "itself"
         )
     with reading(path, f"a {what}"), path.open("rb") as raw:
         if head.startswith(_GZIP_MAGIC):
             content = _gunzip(raw, path)
         else:
-            content = raw.read(_MAX_TEXT_BYTES + 1)
+            content = _read_bounded(raw)
+    return decode_text(content, path, what)
+
+
+def decode_text(content: bytes | bytearray, path: Path, what: str) -> str:
+    """Bytes as text, with line ends as ``\\n`` and without a byte-order mark.
+
+    Parameters
+    ----------
+    content
+        Unpacked bytes of a file, or of a member of an archive.
+    path, what
+        Where they are from and what they should be, for messages.
+
+    Raises
+    ------
+    DataError
+        If they are not UTF-8, hold NUL bytes, nothing but white space, or over 4 GiB.
+    """
     if len(content) > _MAX_TEXT_BYTES:
         raise DataError(f"{path}: holds over {_MAX_TEXT_BYTES >> 30} GiB of text; give a smaller {what} or use HDF5")
+    if content.startswith(_UTF16_MARKS):
+        raise DataError(f"{path}: is UTF-16 text; save the {what} as UTF-8, or convert it: iconv -f UTF-16 -t UTF-8")
     if content.startswith(HDF5_MAGIC):
         raise DataError(
             f"{path}: is an HDF5 file where a text {what} is expected; check the path, "
@@ -143,8 +186,11 @@ def read_text(path: Path, what: str) -> str:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        byte = content[error.start]
-        raise DataError(f"{path}: is not UTF-8 text (byte 0x{byte:02x}); save the {what} as UTF-8") from error
+        byte, line = content[error.start], content.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path}: is not UTF-8 text (byte 0x{byte:02x} on line {line}); save the {what} as UTF-8, or convert it: "
+            "iconv -f LATIN1 -t UTF-8"
+        ) from error
     if "\0" in text:
         raise DataError(f"{path}: is a binary file (it holds NUL bytes), not a {what}; check the path")
     if not text.strip():
@@ -152,19 +198,52 @@ def read_text(path: Path, what: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _gunzip(raw: io.BufferedReader, path: Path) -> bytes:
+def _read_bounded(stream: IO[bytes] | gzip.GzipFile) -> bytearray:
+    """All bytes, or some more than the most that is taken; memory is asked for only as they come."""
+    content = bytearray()
+    while len(content) <= _MAX_TEXT_BYTES and (piece := stream.read(_PIECE)):
+        content += piece
+    return content
+
+
+def _gunzip(raw: io.BufferedReader, path: Path) -> bytearray:
     try:
         with gzip.GzipFile(fileobj=raw) as file:
-            return file.read(_MAX_TEXT_BYTES + 1)
+            return _read_bounded(file)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: is a broken gzip file ({_reason(error)}); copy it again") from error
+        raise DataError(f"{path}: is a broken gzip file ({failure_reason(error)}); copy it again") from error
+
+
+def zip_first_name(path: Path) -> str:
+    """Name of the first member of a zip archive, damaged or not; empty where the file is none."""
+    head = read_head(path, 30)
+    if not head.startswith(ZIP_MAGIC) or len(head) < 30:
+        return ""
+    length = int.from_bytes(head[26:28], "little")
+    return read_head(path, 30 + length)[30:].decode("utf-8", "replace")
+
+
+class _HDF5File(h5py.File):
+    """An HDF5 file that knows the bytes it is read from, where these are in memory, and its checked text heaps."""
+
+    content: bytes | None = None
+    heap_objects: dict[tuple[int, int], int] | None = None
 
 
 @contextmanager
-def open_hdf5(path: Path, what: str) -> Iterator[h5py.File]:
-    """Open an HDF5 file for reading; one that HDF5 cannot open is a `DataError`."""
+def open_hdf5(path: Path, what: str, content: bytes | None = None) -> Iterator[h5py.File]:
+    """Open an HDF5 file for reading; one that HDF5 cannot open is a `DataError`.
+
+    Parameters
+    ----------
+    path, what
+        The file and what it should hold.
+    content
+        Its bytes, where they are not those of `path` itself but of a member of that archive.
+    """
     with reading(path, f"an HDF5 {what}"):
-        file = h5py.File(path, "r")
+        file = _HDF5File(path if content is None else io.BytesIO(content), "r")
+        file.content = content
     try:
         yield file
     finally:
@@ -175,7 +254,33 @@ def open_hdf5(path: Path, what: str) -> Iterator[h5py.File]:
 def has_hdf5(file: h5py.File, name: str, path: Path) -> bool:
     """Whether an HDF5 file has a group or data set of this name."""
     with reading(path, "an HDF5 file"):
-        return name in file
+        return _follow(file, name) is not None
+
+
+def hdf5_vectors(file: h5py.File, name: str, path: Path) -> list[str]:
+    """Names of the vectors of text or numbers in a group of an HDF5 file; none where there is no such group."""
+    with reading(path, "an HDF5 file"):
+        group = _follow(file, name)
+        if not isinstance(group, h5py.Group):
+            return []
+        nodes = {member: _follow(group, member) for member in group}
+        return [
+            member
+            for member, node in nodes.items()
+            if isinstance(node, h5py.Dataset) and node.shape is not None and len(node.shape) == 1
+            if node.dtype.kind in _CELL_KINDS
+        ]
+
+
+def _follow(group: h5py.Group, name: str) -> Any:
+    """What lies at a path, None if nothing does, or the first link on the way that leads elsewhere."""
+    node: Any = group
+    for part in name.split("/"):
+        link = node.get(part, getlink=True) if isinstance(node, h5py.Group) else None
+        if not isinstance(link, h5py.HardLink):
+            return link
+        node = node[part]
+    return node
 
 
 def read_hdf5(
@@ -207,14 +312,11 @@ def read_hdf5(
         If it is missing, a link to another file, of another type or rank, or claims more than the file can hold.
     """
     with reading(path, f"an HDF5 {what}"):
-        node: Any = file
-        for part in name.split("/"):
-            link = node.get(part, getlink=True) if isinstance(node, h5py.Group) else None
-            if link is None:
-                raise DataError(f"{path}: is an HDF5 file without {name!r}, so not a {what}; check which file is meant")
-            if isinstance(link, h5py.ExternalLink):
-                raise DataError(f"{path}: {name!r} points to another file; export the {what} into one file")
-            node = node[part]
+        node = _follow(file, name)
+        if node is None:
+            raise DataError(f"{path}: is an HDF5 file without {name!r}, so not a {what}; check which file is meant")
+        if isinstance(node, h5py.ExternalLink | h5py.SoftLink):
+            raise DataError(f"{path}: {name!r} points to another file or place; export the {what} into one file")
         if not isinstance(node, h5py.Dataset) or node.shape is None or len(node.shape) != ndim:
             raise DataError(f"{path}: {name!r} is not an array of {ndim} dimension(s); export the {what} again")
         if node.dtype.kind not in kinds:
@@ -233,19 +335,26 @@ def read_hdf5(
 def read_hdf5_ids(file: h5py.File, name: str, path: Path, *, what: str) -> list[str]:
     """Read a vector of IDs stored as bytes or text."""
     raw = read_hdf5(file, name, path, what=what, kinds="OSU", ndim=1)
-    ids = []
-    for value in raw.tolist():
-        if isinstance(value, bytes):
-            try:
-                value = value.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{path}: {name!r} holds {shown(value)}, not UTF-8; rename it and export again"
-                ) from error
-        if not isinstance(value, str):
-            raise DataError(f"{path}: {name!r} holds {shown(value)} instead of a text ID; export the {what} again")
-        ids.append(value.strip())
-    return ids
+    return strip_ids([_as_text(value, name, path, what) for value in raw.tolist()], path)
+
+
+def read_hdf5_cells(file: h5py.File, name: str, path: Path, *, what: str) -> list[str]:
+    """Read a vector of text or numbers as stripped text."""
+    raw = read_hdf5(file, name, path, what=what, kinds=_CELL_KINDS, ndim=1)
+    if raw.dtype.kind in "OSU":
+        return [_as_text(value, name, path, what).strip() for value in raw.tolist()]
+    return [str(value) for value in raw.tolist()]
+
+
+def _as_text(value: object, name: str, path: Path, what: str) -> str:
+    if isinstance(value, bytes):
+        try:
+            value = value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: {name!r} holds {shown(value)}, not UTF-8; rename it and export again") from error
+    if not isinstance(value, str):
+        raise DataError(f"{path}: {name!r} holds {shown(value)} instead of text; export the {what} again")
+    return value
 
 
 def _check_text_heap(file: h5py.File, name: str, path: Path, what: str) -> None:
@@ -263,10 +372,14 @@ def _check_text_heap(file: h5py.File, name: str, path: Path, what: str) -> None:
         raise damaged
     if text.length is not None:
         return
-    with path.open("rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        sizes = _heap_objects(content)
+    with _content(file, path) as content:
+        sizes = file.heap_objects if isinstance(file, _HDF5File) else None
+        if sizes is None:
+            sizes = _heap_objects(content)
         if sizes is None:
             raise damaged
+        if isinstance(file, _HDF5File):
+            file.heap_objects = sizes
         with reading(path, f"an HDF5 {what}"):
             references = _text_references(dataset, content)
     for length, address, index in references.tolist():
@@ -274,7 +387,16 @@ def _check_text_heap(file: h5py.File, name: str, path: Path, what: str) -> None:
             raise damaged
 
 
-def _heap_objects(content: mmap.mmap) -> dict[tuple[int, int], int] | None:
+@contextmanager
+def _content(file: h5py.File, path: Path) -> Iterator[bytes | mmap.mmap]:
+    if isinstance(file, _HDF5File) and file.content is not None:
+        yield file.content
+        return
+    with path.open("rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        yield content
+
+
+def _heap_objects(content: bytes | mmap.mmap) -> dict[tuple[int, int], int] | None:
     """Size of every object of the global heaps by (address of its heap, index); None if a heap is damaged."""
     sizes: dict[tuple[int, int], int] = {}
     start = content.find(_HEAP_MAGIC)
@@ -294,7 +416,7 @@ def _heap_objects(content: mmap.mmap) -> dict[tuple[int, int], int] | None:
     return sizes
 
 
-def _text_references(dataset: h5py.Dataset, content: mmap.mmap) -> np.ndarray[Any, Any]:
+def _text_references(dataset: h5py.Dataset, content: bytes | mmap.mmap) -> np.ndarray[Any, Any]:
     """Stored references of a vector of variable-length text, in any order."""
     count = dataset.shape[0]
     if dataset.chunks is None:
@@ -316,6 +438,19 @@ def _text_references(dataset: h5py.Dataset, content: mmap.mmap) -> np.ndarray[An
             stored = np.frombuffer(stored, np.uint8).reshape(_REFERENCE.itemsize, -1).T.tobytes()
         parts.append(np.frombuffer(stored, _REFERENCE)[: count - chunk.chunk_offset[0]])
     return np.concatenate(parts)
+
+
+def strip_ids(ids: Sequence[str], path: Path) -> list[str]:
+    """IDs without the white space around them, which must not be all that tells two of them apart."""
+    first: dict[str, str] = {}
+    for name in ids:
+        other = first.setdefault(name.strip(), name)
+        if other != name:
+            raise DataError(
+                f"{path}: the IDs {shown(other)} and {shown(name)} differ by white space alone, which is not part of "
+                "an ID; rename one, or remove it if both are the same"
+            )
+    return [name.strip() for name in ids]
 
 
 def check_ids(ids: Sequence[str], what: str, path: Path) -> None:
@@ -343,6 +478,99 @@ def check_ids(ids: Sequence[str], what: str, path: Path) -> None:
         )
 
 
+_PUNCTUATION = re.compile(r"[\s._-]+")
+_NUMBER = re.compile(r"0*([0-9]+)(\.0+)?")
+
+
+def _plain_number(name: str) -> str:
+    match = _NUMBER.fullmatch(name)
+    return match.group(1) if match else name
+
+
+_ALIKE = "write them alike in both files"
+# What may be all that tells two spellings of an ID apart, how to undo it, and what to do about it.
+_SPELLINGS: tuple[tuple[str, Callable[[str], str], str], ...] = (
+    ("the white space around them", str.strip, "remove it in both files"),
+    ("upper and lower case", str.casefold, _ALIKE),
+    (
+        "leading zeros or a decimal point",
+        _plain_number,
+        "give the IDs as they were before a spreadsheet took them for numbers",
+    ),
+    (
+        "dots, dashes, underscores or spaces",
+        lambda name: _PUNCTUATION.sub(".", name),
+        _ALIKE,
+    ),
+    (
+        "case and punctuation",
+        lambda name: _plain_number(_PUNCTUATION.sub(".", name.strip().casefold())),
+        _ALIKE,
+    ),
+)
+
+
+def near_matches(ids: Sequence[str], others: Sequence[str]) -> str | None:
+    """What tells IDs of one file apart from those of another, where it is little enough to be a slip.
+
+    Parameters
+    ----------
+    ids, others : sequence of str
+        The IDs of the two files. Those in both are passed over.
+
+    Returns
+    -------
+    str or None
+        A sentence with an example and the way out; None where no ID comes close to another.
+
+    Examples
+    --------
+    >>> near_matches(["S1", "S2", "S3"], ["s1", "s2", "S3"])
+    "2 of them differ only by upper and lower case ('S1' and 's1'); write them alike in both files"
+    >>> near_matches(["1.a", "1.b"], ["2538.1.a", "2538.1.b"])
+    "2 of them lack '2538.' in front ('1.a' and '2538.1.a'); write them alike in both files"
+    """
+    known, asked = set(others), set(ids)
+    left = [name for name in dict.fromkeys(ids) if name not in known]
+    right = [name for name in dict.fromkeys(others) if name not in asked]
+    best, sentence = 0, None
+    for difference, undo, way_out in _SPELLINGS:
+        spelled = {undo(name): name for name in right}
+        found = [name for name in left if undo(name) in spelled]
+        if len(found) > best:
+            example = f"{shown(found[0])} and {shown(spelled[undo(found[0])])}"
+            best, sentence = len(found), f"{len(found)} of them differ only by {difference} ({example}); {way_out}"
+    for shorter, longer, verb in ((left, right, "lack"), (right, left, "have")):
+        there = set(longer)
+        for front in (True, False):
+            affix = _common_affix(shorter, longer, front=front)
+            with_affix = {name: affix + name if front else name + affix for name in shorter}
+            found = [name for name in shorter if with_affix[name] in there]
+            if affix and len(found) > best:
+                pair = (found[0], with_affix[found[0]])
+                example = " and ".join(map(shown, pair if verb == "lack" else pair[::-1]))
+                place = "in front" if front else "at the end"
+                best = len(found)
+                sentence = f"{best} of them {verb} {shown(affix)} {place} ({example}); {_ALIKE}"
+    return sentence
+
+
+def _common_affix(shorter: Sequence[str], longer: Sequence[str], *, front: bool) -> str:
+    """What stands before, or after, most of a few short IDs in the long ones; empty where nothing does.
+
+    A number is nothing: it could be chance.
+    """
+    found: Counter[str] = Counter()
+    some = shorter[:: max(1, len(shorter) // _TRIED)][:_TRIED]
+    for name in filter(None, some):
+        if front:
+            found.update({other.removesuffix(name) for other in longer if other.endswith(name)})
+        else:
+            found.update({other.removeprefix(name) for other in longer if other.startswith(name)})
+    likely = [(affix, count) for affix, count in found.most_common() if affix and not affix.isdigit()]
+    return likely[0][0] if likely and likely[0][1] >= max(2, len(some) / 2) else ""
+
+
 def parse_floats(cells: Sequence[str], refuse: Callable[[str], DataError]) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Parse text cells as numbers; `refuse` makes the error for the first cell that is none."""
     try:
@@ -356,6 +584,7 @@ def parse_floats(cells: Sequence[str], refuse: Callable[[str], DataError]) -> np
         raise
 
 
-def _reason(error: BaseException) -> str:
+def failure_reason(error: BaseException) -> str:
+    """What an exception of a third-party parser says, on one line."""
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:200]

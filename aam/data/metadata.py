@@ -5,19 +5,21 @@ from __future__ import annotations
 import csv
 import difflib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from aam.data.files import check_ids, read_text, shown
+from aam.data.files import check_ids, near_matches, read_text, shown, strip_ids
 from aam.errors import DataError
 
 __all__ = ["class_target", "load_metadata", "numeric_target", "repeated_columns", "require_column"]
 
 _ID_HEADERS = ("id", "sampleid", "sample id", "sample-id", "sample_id", "sample name", "sample_name")
 _ID_HEADERS_EXACT = ("#SampleID", "#Sample ID", "#OTUID", "#OTU ID")
+_TYPES_DIRECTIVE = "#q2:types"
 _MISSING = frozenset(
     {
         "",
@@ -60,14 +62,17 @@ _NAME_PARTS = _ID_PARTS | {"name", "label", "anonymized", "deidentified"}
 _OTHER_PARTS = frozenset({"taxon", "tax", "ncbi", "species", "sample", "samples", "visit", "read", "reads"})
 
 
-def load_metadata(path: Path) -> pd.DataFrame:
-    """Read sample metadata.
+def load_metadata(paths: Path | Sequence[Path], notes: list[str] | None = None) -> pd.DataFrame:
+    """Read sample metadata from one file or several.
 
     Parameters
     ----------
-    path
+    paths
         Tab-separated text, or comma-separated if the header has commas and no tab. The first column holds the sample
-        IDs. Lines whose first cell begins with ``#`` are comments (``#q2:types`` too).
+        IDs. Lines whose first cell begins with ``#`` are comments, but for ``#q2:types``: columns that it declares
+        numeric are checked. Of several files, samples and columns are joined, in the order of their appearance.
+    notes : list of str, optional
+        Collects what was put right: rows that repeat.
 
     Returns
     -------
@@ -77,42 +82,119 @@ def load_metadata(path: Path) -> pd.DataFrame:
     Raises
     ------
     DataError
-        If the file cannot be read, the first column is not named as an ID, a column or ID repeats, a row is not as
-        long as the header, or there is no row.
+        If a file cannot be read, the first column is not named as an ID, a column repeats, rows or files disagree
+        about a sample, a row is not as long as the header, a numeric column holds text, or there is no row.
     """
+    files = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+    assert files
+    found = [] if notes is None else notes
+    frame = _load_file(files[0], found)
+    for place, path in enumerate(files[1:], 1):
+        other = _load_file(path, found)
+        near = None if frame.index.isin(other.index).any() else near_matches(list(other.index), list(frame.index))
+        if near:
+            found.append(f"{path}: has no sample of {files[0]}; {near}")
+        frame = _join(frame, other, files[:place], path)
+    return frame
+
+
+def _load_file(path: Path, notes: list[str]) -> pd.DataFrame:
     lines = read_text(path, "metadata file").split("\n")
     start, delimiter = _find_header(lines, path)
     reader = csv.reader((line + "\n" for line in lines[start:]), delimiter=delimiter, strict=True)
     header: list[str] = []
+    types: list[str] = []
+    ids: list[str] = []
     rows: list[list[str]] = []
     try:
         for cells in reader:
             row = [cell.strip() for cell in cells]
-            if not any(row) or (header and row[0].startswith("#")):
+            is_types = bool(row) and row[0].lower() == _TYPES_DIRECTIVE
+            if not any(row) or (header and row[0].startswith("#") and not is_types):
                 continue
             while len(row) > max(len(header), 1) and not row[-1]:
                 row.pop()
             if not header:
                 header = row
-            elif len(row) > len(header):
+                continue
+            if len(row) > len(header):
                 raise DataError(
                     f"{path}: line {start + reader.line_num} has {len(row)} cells where the header has {len(header)}; "
                     "make every row as long as the header"
                 )
+            row += [""] * (len(header) - len(row))  # spreadsheets leave empty last cells out
+            if is_types:
+                types = row[1:]
             else:
-                rows.append(row + [""] * (len(header) - len(row)))  # spreadsheets leave empty last cells out
+                ids.append(cells[0])
+                rows.append(row)
     except csv.Error as error:
         raise DataError(
             f"{path}: line {start + reader.line_num} cannot be read ({error}); check the quotation marks"
         ) from error
-    check_ids(header[1:], "column name", path)
+    columns = header[1:]
+    check_ids(columns, "column name", path)
     if not rows:
         raise DataError(f"{path}: has a header but no samples; add a row for every sample")
-    ids = [row[0] for row in rows]
-    check_ids(ids, "sample ID", path)
-    index = pd.Index(ids, dtype=object, name="sample_id")
-    frame = pd.DataFrame([row[1:] for row in rows], index=index, columns=header[1:], dtype=object)
-    return frame.mask(frame == "", np.nan)
+    check_ids(list(dict.fromkeys(strip_ids(ids, path))), "sample ID", path)
+    rows = _drop_repeats(rows, columns, path, notes)
+    index = pd.Index([row[0] for row in rows], dtype=object, name="sample_id")
+    frame = pd.DataFrame([row[1:] for row in rows], index=index, columns=columns, dtype=object)
+    frame = frame.mask(frame == "", np.nan)
+    for name, declared in zip(columns, types, strict=False):
+        _check_declared(frame[name], name, declared, path)
+    return frame
+
+
+def _drop_repeats(rows: list[list[str]], columns: list[str], path: Path, notes: list[str]) -> list[list[str]]:
+    """Rows without those that say once more what an earlier one says."""
+    kept: dict[str, list[str]] = {}
+    for row in rows:
+        first = kept.setdefault(row[0], row)
+        if first != row:
+            place = next(place for place, cell in enumerate(row) if cell != first[place])
+            raise DataError(
+                f"{path}: has the duplicate sample ID {shown(row[0])} with differing rows ({shown(first[place])} and "
+                f"{shown(row[place])} in column {shown(columns[place - 1])}); keep one"
+            )
+    if len(kept) < len(rows):
+        notes.append(f"{path}: {len(rows) - len(kept)} row(s) repeat another one cell by cell and were passed over")
+    return list(kept.values())
+
+
+def _check_declared(column: pd.Series, name: str, declared: str, path: Path) -> None:
+    kind = declared.lower()
+    if kind not in ("", "categorical", "numeric"):
+        raise DataError(
+            f"{path}: {_TYPES_DIRECTIVE} declares column {shown(name)} as {shown(declared)}; write numeric, "
+            "categorical or nothing"
+        )
+    if kind == "numeric":
+        try:
+            numeric_target(column, name, path)
+        except DataError as error:
+            reason = str(error).rpartition(";")[0]
+            raise DataError(f"{reason}, but {_TYPES_DIRECTIVE} declares it numeric; correct one of them") from None
+
+
+def _join(frame: pd.DataFrame, other: pd.DataFrame, sources: Sequence[Path], path: Path) -> pd.DataFrame:
+    """Samples and columns of both; what both state must agree."""
+    shared = [column for column in other.columns if column in frame.columns]
+    ids = [name for name in other.index if name in frame.index]
+    mine, theirs = frame.loc[ids, shared], other.loc[ids, shared]
+    for row, column in np.argwhere((mine.notna() & theirs.notna() & (mine != theirs)).to_numpy()):
+        one, two = str(mine.iat[row, column]), str(theirs.iat[row, column])
+        number = _parse_number(one)
+        if number is None or number != _parse_number(two):
+            source = " or ".join(map(str, sources))
+            raise DataError(
+                f"{path}: says {shown(two)} of sample {shown(ids[row])} in column {shown(shared[column])}, where "
+                f"{source} says {shown(one)}; correct one of them, or rename the column"
+            )
+    index = pd.Index(dict.fromkeys([*frame.index, *other.index]), dtype=object, name="sample_id")
+    columns = list(dict.fromkeys([*frame.columns, *other.columns]))
+    first, second = (part.reindex(index=index, columns=columns) for part in (frame, other))
+    return first.where(first.notna(), second)
 
 
 def _find_header(lines: list[str], path: Path) -> tuple[int, str]:

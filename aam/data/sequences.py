@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +11,20 @@ import numpy as np
 from scipy import sparse
 
 from aam.data.biom_loader import FeatureTable
-from aam.data.files import read_text, shown
+from aam.data.files import decode_text, read_text, require_file, shown
+from aam.data.qza import is_artifact, read_artifact
 from aam.errors import DataError
 
-__all__ = ["is_dna", "load_fasta", "merge_duplicate_sequences", "resolve_sequences"]
+__all__ = ["count_ambiguous", "is_dna", "load_sequences", "merge_duplicate_sequences", "resolve_sequences"]
+
+_WHAT = "set of representative sequences"
+_FASTA_OF_TYPE = {
+    "FeatureData[Sequence]": "dna-sequences.fasta",
+    "FeatureData[RNASequence]": "rna-sequences.fasta",
+}
 
 _NOT_IUPAC = re.compile("[^ACGTRYSWKMBDHVN]")
+_AMBIGUOUS = re.compile("[^ACGTUacgtu]")
 _MIN_LENGTH = 20
 _MIN_ACGT = 0.9
 
@@ -41,13 +49,25 @@ def is_dna(text: str) -> bool:
     return sum(map(letters.count, "ACGT")) >= _MIN_ACGT * len(letters)
 
 
-def load_fasta(path: Path) -> dict[str, str]:
+def count_ambiguous(sequences: Iterable[str]) -> int:
+    """Number of sequences with a letter other than A, C, G, T and U, which the model reads as N.
+
+    Examples
+    --------
+    >>> count_ambiguous(["ACGT", "acgu", "ACGN", "RYRY"])
+    2
+    """
+    return sum(_AMBIGUOUS.search(sequence) is not None for sequence in sequences)
+
+
+def load_sequences(path: Path) -> dict[str, str]:
     """Read representative sequences.
 
     Parameters
     ----------
     path
-        FASTA, gzipped or not; a record may span lines, and its ID ends at the first white space.
+        FASTA, gzipped or not, or a QIIME 2 artifact of sequences, DNA or RNA; a record may span lines, and its
+        ID ends at the first white space.
 
     Returns
     -------
@@ -60,7 +80,12 @@ def load_fasta(path: Path) -> dict[str, str]:
         If the file cannot be read or is no FASTA, or a record has no ID, no sequence, an ID seen before, or a letter
         that is not an IUPAC nucleotide (a gap of an alignment, say).
     """
-    text = read_text(path, "FASTA file")
+    path = require_file(path, _WHAT)
+    if is_artifact(path):
+        artifact = read_artifact(path, tuple(_FASTA_OF_TYPE), _WHAT)
+        text = decode_text(artifact.read(_FASTA_OF_TYPE[artifact.type]), path, _WHAT)
+    else:
+        text = read_text(path, "FASTA file")
     preamble, *records = re.split(r"^>", text, flags=re.MULTILINE)
     if preamble.strip() or not records:
         first = text.lstrip().split("\n", 1)[0]

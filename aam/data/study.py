@@ -19,7 +19,7 @@ from aam.config import DataConfig
 from aam.data.biom_loader import FeatureTable, load_table
 from aam.data.files import file_sha256
 from aam.data.metadata import class_target, load_metadata, numeric_target, repeated_columns, require_column
-from aam.data.sequences import load_fasta, merge_duplicate_sequences, resolve_sequences
+from aam.data.sequences import load_sequences, merge_duplicate_sequences, resolve_sequences
 from aam.data.tokenizer import tokenize
 from aam.data.unifrac_loader import DistanceMatrix, load_distances
 from aam.errors import DataError
@@ -130,7 +130,7 @@ def read_files(data: DataConfig, problems: list[str] | None = None) -> StudyFile
             return None
 
     table = attempt(load_table, data.table)
-    fasta = attempt(load_fasta, data.sequences) if data.sequences is not None else None
+    fasta = attempt(load_sequences, data.sequences) if data.sequences is not None else None
     metadata = attempt(load_metadata, data.metadata) if data.metadata is not None else None
     sequences: list[str] | None = None
     distances: DistanceMatrix | None = None

@@ -3,20 +3,23 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import tracemalloc
 from datetime import datetime
 from pathlib import Path
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 from biom import Table
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from aam.data.biom_loader import FeatureTable, load_table
+from aam.data.biom_loader import FeatureTable, check_whole_counts, load_table, merge_tables
 from aam.data.files import file_sha256
 from aam.errors import DataError
+from tests.data.artifacts import write_artifact
 from tests.real_data import real_data
 
 DENSE = np.array([[5, 0, 1.5], [0, 0, 2], [3, 0, 0], [0, 0, 0]])  # features × samples
@@ -152,7 +155,7 @@ def test_duplicate_ids_are_refused(tmp_path):
     [
         (b"", "is empty"),
         (b" \n", "is empty"),
-        (b"PK\x03\x04rest", "qiime tools export"),
+        (b"PK\x03\x04rest", "zip archive"),
         (b">f\nACGT\n", "is not a BIOM"),
         (b"\xff\xfe\x00", "UTF-8"),
         (b"\x1f\x8bbroken", "gzip"),
@@ -276,3 +279,228 @@ def test_real_table_agrees_with_biom(study):
     assert table.sample_ids == list(reference.ids())
     assert table.feature_ids == list(reference.ids(axis="observation"))
     assert abs(table.counts - sparse.csr_array(reference.matrix_data.T)).sum() == 0
+
+
+DESCRIBED = [{"age": "3", "note": " a "}, {"age": "", "note": "NA"}, {"age": "é", "note": "b"}]
+
+
+def described(path: Path, kind: str) -> Path:
+    table = Table(DENSE, FEATURES, SAMPLES, sample_metadata=DESCRIBED)
+    if kind == "hdf5":
+        with h5py.File(path, "w") as file:
+            table.to_hdf5(file, "test")
+    else:
+        path.write_text(table.to_json("test", creation_date=datetime(2026, 1, 1)))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["hdf5", "json"])
+def test_sample_metadata(tmp_path, kind):
+    path = described(tmp_path / "t.biom", kind)
+    table = load_table(path)
+    frame = table.sample_metadata
+    assert frame.index.name == "sample_id"
+    assert list(frame.index) == SAMPLES
+    assert frame.loc["s0"].to_dict() == {"age": "3", "note": "a"}
+    assert frame["age"].isna().tolist() == [False, True, False]
+    assert frame["note"].tolist() == ["a", "NA", "b"]
+    assert frame.loc["s2", "age"] == "é"
+    chosen = table.select_samples([2, 0])
+    assert list(chosen.sample_metadata.index) == ["s2", "s0"]
+    assert load_table(path, sample_metadata=False).sample_metadata is None
+
+
+def test_no_sample_metadata(tmp_path):
+    for kind in FORMATS:
+        assert load_table(write(tmp_path / "t", kind)).sample_metadata is None
+
+
+def test_sample_metadata_of_other_types(tmp_path):
+    path = write(tmp_path / "t.biom", "hdf5")
+    with h5py.File(path, "a") as file:
+        group = file.require_group("sample/metadata")
+        group["a@@SLASH@@b"] = [1, 2, 3]
+        group["x"] = [0.5, np.nan, 1e9]
+        group["taxa"] = np.zeros((3, 2))
+        group["elsewhere"] = h5py.ExternalLink("/dev/zero", "x")
+    frame = load_table(path).sample_metadata
+    assert {name: frame[name].tolist() for name in frame} == {
+        "a/b": ["1", "2", "3"],
+        "x": ["0.5", "nan", "1000000000.0"],
+    }
+    with h5py.File(path, "a") as file:
+        file["sample/metadata/short"] = [1, 2]
+    refused(path, "'sample/metadata/short' has 2 values for 3 samples")
+    document = json.loads(write(tmp_path / "t.json", "json").read_text())
+    for entry, cells in zip(document["columns"], [{"n": 1, "l": ["x"]}, None, {"n": None, "m": True}], strict=True):
+        entry["metadata"] = cells
+    (tmp_path / "t.json").write_text(json.dumps(document))
+    frame = load_table(tmp_path / "t.json").sample_metadata
+    assert frame["n"].tolist()[0] == "1"
+    assert frame["n"].isna().tolist() == [False, True, True]
+    assert list(frame.columns) == ["n", "m"]
+
+
+class TestArtifact:
+    @pytest.mark.parametrize("kind", ["hdf5", "json"])
+    def test_agrees_with_the_file_inside(self, tmp_path, kind):
+        content = described(tmp_path / "t.biom", kind).read_bytes()
+        path = write_artifact(tmp_path / "t.qza", "FeatureTable[Frequency]", {"feature-table.biom": content})
+        table, reference = load_table(path), load_table(tmp_path / "t.biom")
+        assert (table.sample_ids, table.feature_ids, table.kind) == (SAMPLES, FEATURES, "counts")
+        assert abs(table.counts - reference.counts).sum() == 0
+        pd.testing.assert_frame_equal(table.sample_metadata, reference.sample_metadata)
+
+    def test_kinds(self, tmp_path):
+        content = write(tmp_path / "t.biom", "hdf5", DENSE > 0).read_bytes()
+        for type_, kind in (("PresenceAbsence", "presence"), ("RelativeFrequency", "relative")):
+            path = write_artifact(tmp_path / "t.qza", f"FeatureTable[{type_}]", {"feature-table.biom": content})
+            assert load_table(path).kind == kind
+
+    def test_refused(self, tmp_path):
+        path = write_artifact(tmp_path / "t.qza", "FeatureTable[Composition]", {"feature-table.biom": b""})
+        refused(path, "FeatureTable[Composition]", "FeatureTable[Frequency]")
+        refused(write_artifact(path, "DistanceMatrix", {"distance-matrix.tsv": b""}), "--unifrac-matrix")
+        refused(write_artifact(path, "FeatureTable[Frequency]", {"feature-table.tsv": b""}), "'feature-table.biom'")
+        refused(write_artifact(path, "FeatureTable[Frequency]", {"feature-table.biom": b""}), "is empty")
+
+    @BROKEN
+    @given(data=st.data())
+    def test_mutated_hdf5_within_gives_a_table_or_a_data_error(self, tmp_path, data):
+        content = bytearray(described(tmp_path / "t.biom", "hdf5").read_bytes())
+        for _ in range(data.draw(st.integers(1, 4))):
+            content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+        path = write_artifact(tmp_path / "t.qza", "FeatureTable[Frequency]", {"feature-table.biom": bytes(content)})
+        try:
+            message = "" if (load_table(path).counts.data > 0).all() else "\n"
+        except DataError as error:
+            message = str(error)
+        assert "\n" not in message
+
+    def test_text_reference_that_makes_libhdf5_loop_is_refused(self, tmp_path):
+        with h5py.File(tmp_path / "t.biom", "w") as file:
+            file["observation/ids"] = [b"f"]
+            file["sample/ids"] = [b"s"]
+            offset = file["sample/ids"].id.get_offset()
+        content = bytearray((tmp_path / "t.biom").read_bytes())
+        content[offset + 3] = 0xF1
+        path = write_artifact(tmp_path / "t.qza", "FeatureTable[Frequency]", {"feature-table.biom": bytes(content)})
+        refused(path, "'sample/ids' is damaged")
+
+    @pytest.mark.parametrize(
+        ("file", "shape"), [("udca_qza/table", (952, 4910)), ("hashed_ids/ecam-table-maturity", (875, 3117))]
+    )
+    def test_real(self, file, shape):
+        table = load_table(real_data(f"{file}.qza"))
+        assert table.shape == shape
+        assert table.kind == "counts"
+        assert all(re.fullmatch("[0-9a-f]{32}", name) for name in table.feature_ids)
+
+
+class TestRelativeFrequencies:
+    @pytest.mark.parametrize("total", [1, 100])
+    def test_are_told_by_their_sums(self, tmp_path, total):
+        dense = np.array([[0.2, 0, 1 / 3], [0.8, 0, 2 / 3]]) * total
+        table = load_table(write(tmp_path / "t", "tsv", dense.round(4), ["f", "g"]))
+        assert table.kind == "relative"
+        assert table.select_samples([0]).kind == "relative"
+        with pytest.raises(DataError, match=r"t: --rarefy-depth .* relative frequencies \([0-9.]+ of feature 'f'\)"):
+            check_whole_counts(table, tmp_path / "t")
+
+    def test_other_numbers_are_not(self, tmp_path):
+        table = load_table(write(tmp_path / "t", "tsv"))
+        assert table.kind == "counts"
+        with pytest.raises(DataError, match=r"holds 1.5; give raw counts, or leave --depth out"):
+            check_whole_counts(table, tmp_path / "t", "--depth")
+        whole = load_table(write(tmp_path / "t", "tsv", [[1, 0, 1]], ["f"]))
+        assert whole.kind == "counts"
+        check_whole_counts(whole, tmp_path / "t")
+
+    def test_presence_has_no_reads_to_draw(self):
+        table = FeatureTable(sparse.csr_array(np.eye(2)), list("ab"), list("xy"), "presence")
+        with pytest.raises(DataError, match="presence"):
+            check_whole_counts(table, Path("t"))
+
+
+class TestMerge:
+    @settings(max_examples=40)
+    @given(
+        st.lists(
+            st.dictionaries(st.tuples(st.sampled_from("abcd"), st.sampled_from("wxyz")), st.integers(1, 9)),
+            min_size=1,
+            max_size=3,
+        )
+    )
+    def test_sums_per_sample_and_feature(self, parts):
+        tables, expected = [], {}
+        for number, part in enumerate(parts):
+            samples = sorted({"e", *(sample for sample, _ in part)}, reverse=number % 2 == 1)
+            features = sorted({"v", *(feature for _, feature in part)}, reverse=number % 2 == 0)
+            dense = np.array([[float(part.get((s, f), 0)) for f in features] for s in samples])
+            tables.append(FeatureTable(sparse.csr_array(dense), samples, features))
+            for place, count in part.items():
+                expected[place] = expected.get(place, 0) + count
+        merged = merge_tables(tables)
+        assert merged.sample_ids == list(dict.fromkeys(name for table in tables for name in table.sample_ids))
+        assert merged.feature_ids == list(dict.fromkeys(name for table in tables for name in table.feature_ids))
+        coo = merged.counts.tocoo()
+        rows, columns = coo.coords
+        names = [(merged.sample_ids[r], merged.feature_ids[c]) for r, c in zip(rows, columns, strict=True)]
+        assert dict(zip(names, coo.data.tolist(), strict=True)) == expected
+        assert len(names) == len(expected)
+        assert merged.counts.has_sorted_indices
+
+    def test_sample_metadata(self):
+        def table(ids: list[str], **columns: list[object]) -> FeatureTable:
+            frame = pd.DataFrame(columns, index=pd.Index(ids, name="sample_id"), dtype=object) if columns else None
+            return FeatureTable(sparse.csr_array(np.ones((len(ids), 1))), ids, ["f"], "counts", frame)
+
+        first = table(["a", "b"], age=["1", np.nan], run=["x", "x"])
+        second = table(["b", "c"], run=["y", "y"], sex=["f", "m"], age=["2", "3"])
+        merged = merge_tables([first, table(["d"]), second]).sample_metadata
+        assert list(merged.index) == ["a", "b", "d", "c"]
+        assert merged.fillna("?").to_dict("list") == {
+            "age": ["1", "2", "?", "3"],
+            "run": ["x", "?", "?", "y"],
+            "sex": ["?", "f", "?", "m"],
+        }
+        assert merge_tables([table(["a"]), table(["b"])]).sample_metadata is None
+
+    def test_what_cannot_be_summed(self):
+        def table(name: str, kind: str) -> FeatureTable:
+            return FeatureTable(sparse.csr_array([[1.0]]), [name], ["f"], kind)
+
+        assert merge_tables([table("a", "relative"), table("b", "relative")]).kind == "relative"
+        with pytest.raises(DataError, match=r"'a' is in two tables of relative frequencies"):
+            merge_tables([table("a", "relative"), table("a", "relative")])
+        with pytest.raises(DataError, match="counts, presence"):
+            merge_tables([table("a", "counts"), table("b", "presence")])
+
+
+def test_ids_that_differ_by_white_space(tmp_path):
+    path = tmp_path / "t.tsv"
+    path.write_text("#OTU ID\ta\tb\ta \nf\t1\t2\t3\n")
+    refused(path, "'a' and 'a '", "white space")
+    path.write_text("#OTU ID\ta\t b\nf \t1\t2\n")
+    table = load_table(path)
+    assert (table.sample_ids, table.feature_ids) == (["a", "b"], ["f"])
+    refused(write(path, "hdf5", samples=["s", " s", "t"]), "' s'", "white space")
+    refused(write(path, "json", samples=["s", " s", "t"]), "' s'", "white space")
+
+
+def test_links_within_a_file_are_not_followed(tmp_path):
+    path = write(tmp_path / "t.biom", "hdf5")
+    with h5py.File(path, "a") as file:
+        file["out"] = h5py.ExternalLink("/dev/zero", "data")
+        del file["sample/matrix/data"]
+        file["sample/matrix/data"] = h5py.SoftLink("/out")
+    refused(path, "points to another file")
+
+
+def test_a_compressed_text_needs_no_more_memory_than_it_holds(tmp_path):
+    path = write(tmp_path / "t", "tsv")
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    tracemalloc.start()
+    load_table(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**25
+    tracemalloc.stop()

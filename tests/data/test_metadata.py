@@ -57,7 +57,10 @@ def test_comma_separated_and_quoted(tmp_path):
         ("subject\tage\ns1\t3\n", "first column is 'subject'.*sample_id"),
         ("\tage\ns1\t3\n", "no sample ID column"),
         ("sample_id\tage\n", "no samples"),
-        ("sample_id\tage\ns1\t3\ns1\t4\n", "1 duplicate sample ID.*'s1'"),
+        (
+            "sample_id\tage\ns1\t3\ns1\t4\n",
+            r"duplicate sample ID 's1' .*\('3' and '4' in column 'age'\)",
+        ),
         ("sample_id\tage\tage\ns1\t3\t4\n", "duplicate column name.*'age'"),
         ("sample_id\tage\ts\ns1\t3\tx\ty\n", "line 2 has 4 cells where the header has 3"),
         ("sample_id\tage\ns1\t3\t4\n", "line 2 has 3 cells"),
@@ -170,3 +173,86 @@ def test_short_rows_end_in_empty_cells(tmp_path):
     frame = load_metadata(path)
     assert frame.loc["s1", "age"] == "3"
     assert frame["sex"].isna().tolist() == [True, False]
+
+
+class TestRepeatedRows:
+    def test_equal_ones_are_passed_over_and_counted(self, tmp_path):
+        path = tmp_path / "m.tsv"
+        path.write_text("sample_id\tage\tsex\ns1\t3\t\ns2\t4\tf\ns1\t3\n")
+        notes: list[str] = []
+        frame = load_metadata(path, notes)
+        assert list(frame.index) == ["s1", "s2"]
+        assert notes == [f"{path}: 1 row(s) repeat another one cell by cell and were passed over"]
+        assert load_metadata(path).equals(frame)
+
+    def test_differing_ones_are_refused(self, tmp_path):
+        with pytest.raises(DataError, match=r"'s1' with differing rows \('3' and '' in column 'age'\); keep one"):
+            load(tmp_path, "sample_id\tage\ns1\t3\ns1\t\n")
+
+    def test_white_space(self, tmp_path):
+        with pytest.raises(DataError, match="'s1' and 's1 ' differ by white space alone"):
+            load(tmp_path, "sample_id\tage\ns1\t3\ns1 \t3\n")
+
+
+class TestDeclaredTypes:
+    def test_numeric(self, tmp_path):
+        content = "id\tage\tsex\tcode\n#q2:types\tnumeric\tCategorical\t\ns1\t3\t1\tx\ns2\tNA\t2\t\ns3\t\t\t\n"
+        frame = load(tmp_path, content)
+        assert list(frame.index) == ["s1", "s2", "s3"]
+        with pytest.raises(
+            DataError, match=r"'age' has 1 value\(s\) that are not numbers: 'old', but #q2:types declares"
+        ):
+            load(tmp_path, content.replace("\t3\t", "\told\t"))
+        with pytest.raises(DataError, match=r"'sex' has 1 infinite value.*'inf', but #q2:types"):
+            load(tmp_path, content.replace("Categorical", "numeric").replace("\t2\t", "\tinf\t"))
+
+    def test_unknown(self, tmp_path):
+        with pytest.raises(DataError, match="'age' as 'ordinal'; write numeric, categorical"):
+            load(tmp_path, "id\tage\n#q2:types\tordinal\ns1\t3\n")
+        with pytest.raises(DataError, match="line 2 has 3 cells"):
+            load(tmp_path, "id\tage\n#q2:types\tnumeric\tnumeric\ns1\t3\n")
+
+
+class TestSeveralFiles:
+    def files(self, tmp_path: Path, *contents: str) -> list[Path]:
+        paths = [tmp_path / f"{number}.tsv" for number in range(len(contents))]
+        for path, content in zip(paths, contents, strict=True):
+            path.write_text(content)
+        return paths
+
+    def test_are_joined(self, tmp_path):
+        paths = self.files(
+            tmp_path,
+            "id\tage\tsex\nb\t3\t\na\t\tm\n",
+            "#SampleID\tsex\tdose\nc\tf\t1\nb\tf\t2\n",
+            "id\tage\na\t3.50\nb\t3.0\n",
+        )
+        frame = load_metadata(paths)
+        assert frame.index.name == "sample_id"
+        assert list(frame.index) == ["b", "a", "c"]
+        assert frame.fillna("?").to_dict("list") == {
+            "age": ["3", "3.50", "?"],
+            "sex": ["f", "m", "f"],
+            "dose": ["2", "?", "1"],
+        }
+        assert load_metadata(paths[:1]).equals(load_metadata(paths[0]))
+
+    def test_must_agree(self, tmp_path):
+        paths = self.files(tmp_path, "id\tage\na\t3\nb\t4\n", "id\tage\nb\t5\n")
+        with pytest.raises(DataError, match=r"'5' of sample 'b' in column 'age'.*'4'") as caught:
+            load_metadata(paths)
+        assert str(caught.value).startswith(f"{paths[1]}: ")
+        assert f"where {paths[0]} says" in str(caught.value)
+
+    def test_ids_that_nearly_match_are_noted(self, tmp_path):
+        notes: list[str] = []
+        frame = load_metadata(self.files(tmp_path, "id\tage\nA\t3\n", "id\tsex\na\tf\n"), notes)
+        assert list(frame.index) == ["A", "a"]
+        assert "upper and lower case ('a' and 'A')" in notes[0]
+
+
+def test_encodings(tmp_path):
+    frame = load(tmp_path, "\ufeffid\tplace\r\né1\tZürich\r\n")
+    assert frame.loc["é1", "place"] == "Zürich"
+    with pytest.raises(DataError, match=r"byte 0xfc on line 2\).*iconv -f LATIN1"):
+        load(tmp_path, "id\tplace\ns1\tZürich\n".encode("latin-1"))

@@ -11,8 +11,15 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from aam.data.biom_loader import FeatureTable, load_table
-from aam.data.sequences import is_dna, load_fasta, merge_duplicate_sequences, resolve_sequences
+from aam.data.sequences import (
+    count_ambiguous,
+    is_dna,
+    load_sequences,
+    merge_duplicate_sequences,
+    resolve_sequences,
+)
 from aam.errors import DataError
+from tests.data.artifacts import write_artifact
 from tests.real_data import real_data
 
 DNA = "TACGGAGGATCCGAGCGTTATCCGG"
@@ -22,13 +29,42 @@ ON_DISK = settings(
 )
 
 
-def test_load_fasta(tmp_path):
+def test_fasta(tmp_path):
     path = tmp_path / "seqs"
     content = b">a first one\r\nACGT\r\nacgu\r\n\r\n>b\r\nNNRY\r\n"
     path.write_bytes(content)
-    assert load_fasta(path) == {"a": "ACGTACGT", "b": "NNRY"}
+    assert load_sequences(path) == {"a": "ACGTACGT", "b": "NNRY"}
     path.write_bytes(gzip.compress(content))
-    assert load_fasta(path) == {"a": "ACGTACGT", "b": "NNRY"}
+    assert load_sequences(path) == {"a": "ACGTACGT", "b": "NNRY"}
+
+
+def test_artifact(tmp_path):
+    path = tmp_path / "a"
+    fasta = {"dna-sequences.fasta": b">a\nACgu\n"}
+    assert load_sequences(write_artifact(path, "FeatureData[Sequence]", fasta)) == {"a": "ACGT"}
+    rna = write_artifact(path, "FeatureData[RNASequence]", {"rna-sequences.fasta": b">a\nACGU\n"})
+    assert load_sequences(rna) == {"a": "ACGT"}
+    with pytest.raises(DataError, match="before alignment"):
+        load_sequences(write_artifact(path, "FeatureData[AlignedSequence]", fasta))
+    with pytest.raises(DataError, match=r"FeatureTable\[Frequency\] where a set of representative sequences .*--table"):
+        load_sequences(write_artifact(path, "FeatureTable[Frequency]", fasta))
+    with pytest.raises(DataError, match="not FASTA"):
+        load_sequences(write_artifact(path, "FeatureData[Sequence]", {"dna-sequences.fasta": b"ACGT"}))
+
+
+def test_count_ambiguous():
+    assert count_ambiguous(["ACGT", "acgu", "ACGN", "RYRY", "acgtn", ""]) == 3
+
+
+def test_real_artifact():
+    sequences = load_sequences(real_data("udca_qza/rep-seqs.qza"))
+    features = load_table(real_data("udca_qza/table.qza")).feature_ids
+    resolved = resolve_sequences(features, sequences, TABLE)
+    assert len(resolved) == 4910
+    assert [hashlib.md5(sequence.encode()).hexdigest() for sequence in resolved] == features
+    assert count_ambiguous(resolved) == 0
+    with pytest.raises(DataError, match="--sequences"):
+        resolve_sequences(features, None, TABLE)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +83,7 @@ def test_fasta_errors(tmp_path, content, words):
     path = tmp_path / "seqs.fasta"
     path.write_text(content)
     with pytest.raises(DataError, match=words) as caught:
-        load_fasta(path)
+        load_sequences(path)
     assert str(path) in str(caught.value)
 
 
@@ -66,7 +102,7 @@ def test_fasta_round_trip(tmp_path, sequences, width):
     for name, sequence in sequences.items():
         lines += [f">{name} x", *(sequence[i : i + width] for i in range(0, len(sequence), width))]
     path.write_text("\n".join(lines))
-    assert load_fasta(path) == sequences
+    assert load_sequences(path) == sequences
 
 
 @ON_DISK
@@ -75,7 +111,7 @@ def test_any_bytes_give_sequences_or_a_data_error(tmp_path, content):
     path = tmp_path / "seqs.fasta"
     path.write_bytes(content)
     try:
-        assert all(load_fasta(path).values())
+        assert all(load_sequences(path).values())
     except DataError as error:
         message = str(error)
     else:
