@@ -9,7 +9,7 @@ from pathlib import Path
 
 from scipy import sparse
 
-from aam.data.biom_loader import FeatureTable, load_table
+from aam.data.biom_loader import FeatureTable, check_whole_counts, load_table
 from aam.data.distances import (
     PHYLOGENETIC,
     DistanceResult,
@@ -22,7 +22,7 @@ from aam.data.distances import (
     write_result,
 )
 from aam.data.newick import Tree
-from aam.data.sequences import is_dna, load_fasta, merge_duplicate_sequences, resolve_sequences
+from aam.data.sequences import is_dna, load_sequences, merge_duplicate_sequences, resolve_sequences
 from aam.data.tree_pruner import pruned_tree, write_tree
 from aam.errors import DataError
 
@@ -94,13 +94,14 @@ def distances(
     notes: list[str] = []
     features = load_table(table)
     samples = features.shape[0]
-    fasta = None if sequences is None else load_fasta(sequences)
+    fasta = None if sequences is None else load_sequences(sequences)
     resolved = _resolved(features, fasta, table)
     if resolved is not None:
         features, resolved, merged = merge_duplicate_sequences(features, resolved)
         if merged:
             notes.append(f"{merged} features with the sequence of another were merged with it")
     if rarefy_depth is not None:
+        check_whole_counts(features, table)
         features, shallow = rarefied(features, rarefy_depth, seed, names=resolved)
         if shallow:
             notes.append(f"{_listed(shallow)} with fewer than {rarefy_depth} reads left out")
@@ -140,9 +141,8 @@ def _match(
 ) -> tuple[FeatureTable, Tree]:
     """Prune the tree, and name features as it does: by ID, by sequence, or as ``--sequences`` names that sequence."""
     observed = observed_asvs(table)
-    table = FeatureTable(
-        sparse.csr_array(table.counts[:, observed]), table.sample_ids, [table.feature_ids[i] for i in observed]
-    )
+    counts = sparse.csr_array(table.counts[:, observed])
+    table = replace(table, counts=counts, feature_ids=[table.feature_ids[i] for i in observed])
     namings = {"feature ID": table.feature_ids}
     if resolved is not None:
         own = [resolved[i] for i in observed]

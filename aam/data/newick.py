@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aam.data.files import read_head, read_text, reading, require_file, shown
+from aam.data.files import read_head, reading, require_file, shown
+from aam.data.qza import read_newick_text
 from aam.errors import DataError
 
 __all__ = ["Tree", "parents", "read_newick", "write_newick"]
@@ -147,7 +148,8 @@ def read_newick(source: str | bytes | Path) -> Tree:
     Parameters
     ----------
     source : str, bytes or Path
-        A file; or the tree itself, as bytes or as text that begins with ``(`` or ends with ``;``.
+        A file, gzipped or not, or a QIIME 2 artifact; or the tree itself, as bytes or as text that begins with ``(`` or
+        ends with ``;``.
 
     Returns
     -------
@@ -225,8 +227,8 @@ def _quote(label: str) -> str:
 def _read(path: Path) -> bytearray:
     path = require_file(path, "tree")
     head = read_head(path)
-    if head.startswith((b"\x1f\x8b", b"PK\x03\x04")):
-        return bytearray(read_text(path, "tree").encode())
+    if head.startswith((b"\x1f\x8b", b"PK")):  # packed: read whole, as they come
+        return bytearray(read_newick_text(path).encode())
     with reading(path, "a tree"), path.open("rb") as file:
         raw = bytearray(path.stat().st_size)
         del raw[file.readinto(raw) :]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -366,8 +367,23 @@ def test_rarefied_tables_are_those_of_a_run() -> None:
     np.testing.assert_array_equal(found.counts.toarray()[:, order], expected)
     with pytest.raises(DataError, match="no sample has --rarefy-depth 999 reads"):
         rarefied(table, 999, seed=0)
-    with pytest.raises(DataError, match="draws whole reads, but the table holds"):
-        rarefied(FeatureTable(csr_array(dense / 2), table.sample_ids, names), 5, seed=0)
+
+
+def test_values_that_are_no_counts() -> None:
+    presence = replace(TABLE, kind="presence")
+    for metric in ("weighted_unifrac", "generalized_unifrac", "bray_curtis", "aitchison"):
+        with pytest.raises(DataError, match=f"{metric} needs counts, and the table holds presence"):
+            compute(metric, presence, TREE)
+    assert compute("unifrac", presence, TREE, engine="skbio").ids == IDS
+    shares = TABLE.counts / TABLE.counts.sum(axis=1)[:, None]
+    relative = replace(TABLE, counts=csr_array(shares), kind="relative")
+    with pytest.raises(DataError, match="aitchison adds a read to every count, and the table holds relative"):
+        compute("aitchison", relative)
+    for tree in (TREE, TREE.replace(";", ":7;")):
+        expected = compute("weighted_unifrac", TABLE, tree, engine="skbio")
+        found = compute("weighted_unifrac", relative, tree, engine="skbio")
+        assert (expected.engine, found.engine) == ("scikit-bio", "NumPy")
+        np.testing.assert_allclose(found.values, expected.values, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", ["d.h5", "d.tsv", "d.npy"])
