@@ -302,21 +302,22 @@ def _blank_comments(raw: bytearray) -> None:
     """Overwrite ``[comments]``, nested ones too, with spaces."""
     text = np.frombuffer(raw, dtype=np.uint8)
     inside = False  # a quoted label
-    opened: list[int] = []
+    depth = begin = 0
     marks = np.flatnonzero((text == ord("[")) | (text == ord("]")) | (text == _QUOTE))
     for position, mark in zip(marks.tolist(), text[marks].tobytes(), strict=True):
         if mark == _QUOTE:
-            inside ^= not opened
+            inside ^= depth == 0
         elif inside:
             continue
         elif mark == ord("["):
-            opened.append(position)
-        elif opened:
-            begin = opened.pop()
-            if not opened:
+            begin = begin if depth else position
+            depth += 1
+        elif depth:
+            depth -= 1
+            if depth == 0:
                 text[begin : position + 1] = _BLANKS[0]
-    if opened:
-        raise _NewickError("'[' that is never closed", opened[0])
+    if depth:
+        raise _NewickError("'[' that is never closed", begin)
 
 
 def _marks(raw: bytearray, text: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[Any]]:
