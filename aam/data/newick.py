@@ -188,8 +188,8 @@ def read_newick(source: str | bytes | Path) -> Tree:
         raise DataError(f"{name}: a tip has no name (at byte {where}); name every tip")
     repeated = tree.repeated_tips()
     if repeated:
-        more = f", … ({len(repeated)} in all)" if len(repeated) > 3 else ""
-        raise DataError(f"{name}: several tips have one name ({', '.join(repeated[:3])}{more}); make the names unique")
+        some = ", ".join(map(shown, repeated[:3])) + (f", … ({len(repeated)} in all)" if len(repeated) > 3 else "")
+        raise DataError(f"{name}: several tips have one name ({some}); make the names unique")
     return tree
 
 
@@ -253,7 +253,7 @@ def _parse(raw: bytearray) -> Tree:
     kind = text[at]  # (K,)
     ends = np.flatnonzero(kind == _END)
     if not len(ends):
-        raise _NewickError("no ';' at its end: it is cut short or of another kind", len(text) - _PADDING)
+        raise _NewickError("no ';' at its end, so it was cut short or is something else,", len(text) - _PADDING)
     if ends[0] != len(at) - 1:
         raise _NewickError("more follows its ';': there must be one tree", at[ends[0]])
     gap = np.empty_like(at)  # where the text before each mark begins

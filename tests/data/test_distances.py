@@ -93,7 +93,7 @@ def test_order_and_extra_tips_do_not_matter() -> None:
         ("((A:1,C:1):1,(T:1,N_1:1):1);", r"1 of the table's 5 ASVs are not among its tips \('G'\)"),
         ("(((A,C),G),(T,N_1));", "no length"),
         ("(((A:1,C:1):1,G:-1):1,(T:1,N_1:1):1);", "length -1"),
-        ("(((A:1,C:1):1,A:1):1,(T:1,N_1:1):1);", r"one name \(A\)"),
+        ("(((A:1,C:1):1,A:1):1,(T:1,N_1:1):1);", r"one name \('A'\)"),
         ("(((A:1,C:1):1,G:1", "not a Newick tree"),
         ("(((A:x,C:1):1,G:1):1,(T:1,N_1:1):1);", "not a Newick tree"),
         ("nowhere.nwk", "nowhere.nwk: no such file"),
@@ -330,8 +330,11 @@ def test_an_ssu_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scri
 def test_an_interrupt_stops_ssu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_on_path(tmp_path, f"cd {tmp_path}; echo $$ > part; mv part pid; exec sleep 60", monkeypatch)
     code = (
-        "from tests.data.test_distances import TABLE, TREE, compute\n"
-        "try: compute('unifrac', TABLE, TREE)\nexcept KeyboardInterrupt: print('stopped')"
+        "import numpy as np; from scipy.sparse import csr_array\n"
+        "from aam.data.biom_loader import FeatureTable; from aam.data.distances import compute\n"
+        "table = FeatureTable(csr_array(np.eye(2)), ['s', 't'], ['A', 'B'])\n"
+        "try: compute('unifrac', table, '(A:1,B:1);')\n"
+        "except KeyboardInterrupt: print('stopped')"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
