@@ -9,7 +9,7 @@ from pathlib import Path
 
 from scipy import sparse
 
-from aam.data.biom_loader import FeatureTable, load_table
+from aam.data.biom_loader import FeatureTable, check_whole_counts, load_table
 from aam.data.distances import (
     PHYLOGENETIC,
     DistanceResult,
@@ -101,6 +101,7 @@ def distances(
         if merged:
             notes.append(f"{merged} features with the sequence of another were merged with it")
     if rarefy_depth is not None:
+        check_whole_counts(features, table)
         features, shallow = rarefied(features, rarefy_depth, seed, names=resolved)
         if shallow:
             notes.append(f"{_listed(shallow)} with fewer than {rarefy_depth} reads left out")
@@ -140,9 +141,8 @@ def _match(
 ) -> tuple[FeatureTable, Tree]:
     """Prune the tree, and name features as it does: by ID, by sequence, or as ``--sequences`` names that sequence."""
     observed = observed_asvs(table)
-    table = FeatureTable(
-        sparse.csr_array(table.counts[:, observed]), table.sample_ids, [table.feature_ids[i] for i in observed]
-    )
+    counts = sparse.csr_array(table.counts[:, observed])
+    table = replace(table, counts=counts, feature_ids=[table.feature_ids[i] for i in observed])
     namings = {"feature ID": table.feature_ids}
     if resolved is not None:
         own = [resolved[i] for i in observed]

@@ -15,7 +15,16 @@ PATH: Any = click.Path(path_type=Path)
 
 @click.command("distances")
 @click.option("--table", type=PATH, required=True, help="Feature table.")
-@click.option("--metric", "--base-target", "metric", type=click.Choice(METRICS), default="unifrac", show_default=True)
+@click.option(
+    "--metric",
+    "--base-target",
+    "--unifrac-metric",
+    "metric",
+    type=click.Choice(METRICS),
+    default="unifrac",
+    show_default=True,
+    help="What to compute.",
+)
 @click.option("--tree", type=PATH, help="Rooted Newick tree with branch lengths, for UniFrac and Faith's PD.")
 @click.option("--sequences", type=PATH, help="FASTA, where table and tree do not name ASVs alike.")
 @click.option("--output", type=PATH, required=True, help="File to write: .h5, .tsv, .npz or .npy; faith_pd: .tsv.")

@@ -70,6 +70,7 @@ _SSU = {  # the methods in single precision are off by more than 1e-6
     "generalized_unifrac": "generalized_fp64",
 }
 PHYLOGENETIC = frozenset({*_SSU, "faith_pd"})  # metrics that need a tree
+_OF_PRESENCE = frozenset({"unifrac", "jaccard", "faith_pd"})  # metrics that do not look at abundance
 _STRIP = 512
 
 
@@ -144,8 +145,8 @@ def compute(
     ------
     DataError
         If the tree is missing, cannot be read, is not rooted or lacks lengths or ASVs; if fewer than two samples have
-        reads; if the program that was asked for is missing, fails, or cannot compute the metric; or if a distance is
-        undefined.
+        reads, or the table's values are not what the metric needs; if the program that was asked for is missing,
+        fails, or cannot compute the metric; or if a distance is undefined.
     """
     assert metric in get_args(Metric), metric
     if metric == "generalized_unifrac" and not 0 <= alpha <= 1:
@@ -155,6 +156,16 @@ def compute(
         raise DataError(f"ssu has no {metric}; use --engine skbio")
     if engine == "ssu" and not is_installed(ssu):
         raise DataError(f"{ssu} is not on the PATH; install it with {HOW_TO_INSTALL}, or use --engine skbio")
+    if table.kind == "presence" and metric not in _OF_PRESENCE:
+        raise DataError(
+            f"{metric} needs counts, and the table holds presence and absence; give the table that it was made from, "
+            f"or use --metric {' or '.join(sorted(_OF_PRESENCE))}"
+        )
+    if table.kind == "relative" and metric == "aitchison":
+        raise DataError(
+            "aitchison adds a read to every count, and the table holds relative frequencies; give the table of counts "
+            "that it was made from"
+        )
     if metric not in PHYLOGENETIC:
         table, empty = _with_reads(table, metric)
         matrix = {"bray_curtis": _bray_curtis, "jaccard": _jaccard, "aitchison": _aitchison}[metric](table.counts)
@@ -173,9 +184,8 @@ def compute(
         lost = table.counts.sum() - table.counts[:, observed].sum()
         share = f"{lost:.0f} of {table.counts.sum():.0f} reads"
         notes.append(f"{len(absent)} ASVs that the tree lacks were left out, and with them {share}")
-    table = FeatureTable(
-        csr_array(table.counts[:, observed]), table.sample_ids, [table.feature_ids[i] for i in observed]
-    )
+    counts = csr_array(table.counts[:, observed])
+    table = replace(table, counts=counts, feature_ids=[table.feature_ids[i] for i in observed])
     table, empty = _with_reads(table, metric)
     if pruned.tree.length[-1] > 0:
         own = f"{pruned.tree.length[-1]:g}"
@@ -186,6 +196,8 @@ def compute(
         values, used = _by_ssu(metric, table, pruned.tree, tips, alpha, threads), ssu
     elif metric == "generalized_unifrac":
         values, used = _generalized(table.counts, pruned.tree, tips, alpha), "NumPy"
+    elif metric == "weighted_unifrac" and (table.counts.data % 1).any():  # scikit-bio would take the whole part
+        values, used = _generalized(table.counts, pruned.tree, tips, 1.0), "NumPy"
     else:
         values, used = _by_scikit_bio(metric, table, pruned.tree), "scikit-bio"
     values = _finished(values, table, metric)
@@ -205,6 +217,7 @@ def rarefied(
     Parameters
     ----------
     table : FeatureTable of shape (N, A)
+        Of whole counts.
     depth : int
         Reads to draw.
     seed : int
@@ -221,14 +234,8 @@ def rarefied(
     Raises
     ------
     DataError
-        If the table does not hold counts, or no sample has as many reads.
+        If no sample has as many reads.
     """
-    broken = table.counts.data % 1 != 0
-    if broken.any():
-        raise DataError(
-            f"--rarefy-depth draws whole reads, but the table holds {table.counts.data[broken][0]:g}; "
-            "give raw counts, or leave --rarefy-depth out"
-        )
     deep = np.asarray(table.counts.sum(axis=1) >= depth)
     if not deep.any():
         most = table.counts.sum(axis=1).max()
@@ -410,22 +417,26 @@ def _with_reads(table: FeatureTable, metric: Metric) -> tuple[FeatureTable, list
 
 
 def _finished(values: NDArray[Any], table: FeatureTable, metric: Metric) -> NDArray[Any]:
-    """Refuse values that are undefined, and remove rounding: 0 on the diagonal, exact symmetry."""
-    if values.ndim == 2:
-        np.fill_diagonal(values, 0)
-    wrong = np.argwhere(~np.isfinite(values))
-    if len(wrong):
-        names = " and ".join(shown(table.sample_ids[i]) for i in wrong[0])
-        raise DataError(f"{metric} of {names} is undefined ({len(wrong)} such values); check the tree's branch lengths")
+    """Refuse values that are undefined, and remove rounding: 0 on the diagonal, exact symmetry, nothing negative."""
     if values.ndim == 1:
-        return values.astype(np.float64)
-    values = values.astype(np.float32)
+        _require_finite(values, 0, table, metric)
+        return values
+    values = values.astype(np.float32, copy=False)
+    np.fill_diagonal(values, 0)
     for start in range(0, len(values), _STRIP):
         rows, columns = values[start : start + _STRIP, start:], values[start:, start : start + _STRIP].T
-        mean = (rows + columns) / 2
+        mean = np.maximum((rows + columns) / 2, 0)
+        _require_finite(mean, start, table, metric)
         values[start : start + _STRIP, start:] = mean
         values[start:, start : start + _STRIP] = mean.T
     return values
+
+
+def _require_finite(values: NDArray[Any], start: int, table: FeatureTable, metric: Metric) -> None:
+    wrong = np.argwhere(~np.isfinite(values))
+    if len(wrong):
+        names = " and ".join(shown(table.sample_ids[start + i]) for i in wrong[0])
+        raise DataError(f"{metric} of {names} is undefined; check the tree's branch lengths")
 
 
 def _by_ssu(
@@ -437,7 +448,7 @@ def _by_ssu(
     return ssu_distances(table.counts, tree, tips, arguments, threads)
 
 
-def _by_scikit_bio(metric: Metric, table: FeatureTable, tree: Tree) -> NDArray[np.float64]:
+def _by_scikit_bio(metric: Metric, table: FeatureTable, tree: Tree) -> NDArray[Any]:
     import psutil
 
     samples, asvs = table.shape
@@ -456,13 +467,13 @@ def _by_scikit_bio(metric: Metric, table: FeatureTable, tree: Tree) -> NDArray[n
     if metric == "weighted_unifrac":
         dense = table.counts.toarray()
         found = beta_diversity("weighted_unifrac", dense, ids, taxa=taxa, tree=root, normalized=True)
-        return np.array(found.data)
+        return np.array(found.data, dtype=np.float32)
     present = (
         (table.counts > 0).astype(np.int64).toarray()
     )  # scikit-bio wants integers; which ones does not matter here
     if metric == "faith_pd":
         return np.asarray(alpha_diversity("faith_pd", present, ids, taxa=taxa, tree=root).to_numpy())
-    return np.array(beta_diversity("unweighted_unifrac", present, ids, taxa=taxa, tree=root).data)
+    return np.array(beta_diversity("unweighted_unifrac", present, ids, taxa=taxa, tree=root).data, dtype=np.float32)
 
 
 def _jaccard(counts: csr_array) -> NDArray[np.float32]:

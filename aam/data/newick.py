@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aam.data.files import read_head, read_text, reading, require_file, shown
+from aam.data.files import read_head, reading, require_file, shown
+from aam.data.qza import read_newick_text
 from aam.errors import DataError
 
 __all__ = ["Tree", "parents", "read_newick", "write_newick"]
@@ -147,7 +148,8 @@ def read_newick(source: str | bytes | Path) -> Tree:
     Parameters
     ----------
     source : str, bytes or Path
-        A file; or the tree itself, as bytes or as text that begins with ``(`` or ends with ``;``.
+        A file, gzipped or not, or a QIIME 2 artifact; or the tree itself, as bytes or as text that begins with ``(`` or
+        ends with ``;``.
 
     Returns
     -------
@@ -186,8 +188,8 @@ def read_newick(source: str | bytes | Path) -> Tree:
         raise DataError(f"{name}: a tip has no name (at byte {where}); name every tip")
     repeated = tree.repeated_tips()
     if repeated:
-        more = f", … ({len(repeated)} in all)" if len(repeated) > 3 else ""
-        raise DataError(f"{name}: several tips have one name ({', '.join(repeated[:3])}{more}); make the names unique")
+        some = ", ".join(map(shown, repeated[:3])) + (f", … ({len(repeated)} in all)" if len(repeated) > 3 else "")
+        raise DataError(f"{name}: several tips have one name ({some}); make the names unique")
     return tree
 
 
@@ -225,8 +227,8 @@ def _quote(label: str) -> str:
 def _read(path: Path) -> bytearray:
     path = require_file(path, "tree")
     head = read_head(path)
-    if head.startswith((b"\x1f\x8b", b"PK\x03\x04")):
-        return bytearray(read_text(path, "tree").encode())
+    if head.startswith((b"\x1f\x8b", b"PK")):  # packed: read whole, as they come
+        return bytearray(read_newick_text(path).encode())
     with reading(path, "a tree"), path.open("rb") as file:
         raw = bytearray(path.stat().st_size)
         del raw[file.readinto(raw) :]
@@ -251,7 +253,7 @@ def _parse(raw: bytearray) -> Tree:
     kind = text[at]  # (K,)
     ends = np.flatnonzero(kind == _END)
     if not len(ends):
-        raise _NewickError("no ';' at its end: it is cut short or of another kind", len(text) - _PADDING)
+        raise _NewickError("no ';' at its end, so it was cut short or is something else,", len(text) - _PADDING)
     if ends[0] != len(at) - 1:
         raise _NewickError("more follows its ';': there must be one tree", at[ends[0]])
     gap = np.empty_like(at)  # where the text before each mark begins
@@ -300,21 +302,22 @@ def _blank_comments(raw: bytearray) -> None:
     """Overwrite ``[comments]``, nested ones too, with spaces."""
     text = np.frombuffer(raw, dtype=np.uint8)
     inside = False  # a quoted label
-    opened: list[int] = []
+    depth = begin = 0
     marks = np.flatnonzero((text == ord("[")) | (text == ord("]")) | (text == _QUOTE))
     for position, mark in zip(marks.tolist(), text[marks].tobytes(), strict=True):
         if mark == _QUOTE:
-            inside ^= not opened
+            inside ^= depth == 0
         elif inside:
             continue
         elif mark == ord("["):
-            opened.append(position)
-        elif opened:
-            begin = opened.pop()
-            if not opened:
+            begin = begin if depth else position
+            depth += 1
+        elif depth:
+            depth -= 1
+            if depth == 0:
                 text[begin : position + 1] = _BLANKS[0]
-    if opened:
-        raise _NewickError("'[' that is never closed", opened[0])
+    if depth:
+        raise _NewickError("'[' that is never closed", begin)
 
 
 def _marks(raw: bytearray, text: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -27,7 +27,7 @@ from aam.errors import DataError
 
 __all__ = ["HOW_TO_INSTALL", "is_installed", "ssu_distances", "ssu_faith_pd"]
 
-HOW_TO_INSTALL = "`conda install -c bioconda unifrac-binaries` or `apt-get install unifrac-tools`"
+HOW_TO_INSTALL = "`conda install -c bioconda unifrac` or `apt-get install unifrac-tools`"
 
 
 def is_installed(program: str) -> bool:

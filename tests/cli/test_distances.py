@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -14,6 +16,7 @@ from aam.data.distances import Metric, compute
 from aam.data.newick import read_newick
 from aam.data.unifrac_loader import load_distances
 from tests.end_to_end.program import StudyFiles, aam, assert_one_line_error, simulate, succeed, write_table
+from tests.real_data import real_data
 
 ENGINE = "ssu" if shutil.which("ssu") else "scikit-bio"
 
@@ -121,6 +124,25 @@ def test_pruned_tree_is_saved(files: StudyFiles, tmp_path: Path) -> None:
     assert "ASVs that the tree lacks were left out" in outcome.err
 
 
+def test_artifacts(tmp_path: Path) -> None:
+    study = real_data("udca_qza")
+    tree = read_newick(study / "rooted-tree.qza")
+    table = load_table(study / "table.qza")
+    assert set(table.feature_ids) <= set(tree.labels(tree.tips))
+    output = tmp_path / "faith.tsv"
+    call = ["distances", "--table", study / "table.qza", "--tree", study / "rooted-tree.qza", "--output", output]
+    outcome = succeed(*call, "--metric", "faith_pd", "--sequences", study / "rep-seqs.qza")
+    assert "faith_pd of 948 samples" in outcome.out
+    assert "without reads left out" in outcome.err
+    with zipfile.ZipFile(study / "rooted-tree.qza") as archive:
+        (member,) = [name for name in archive.namelist() if name.endswith("/data/tree.nwk")]
+        (tmp_path / "tree.nwk").write_bytes(archive.read(member))
+    expected = compute("faith_pd", table, tmp_path / "tree.nwk", engine="skbio")
+    lines = [line.split("\t") for line in output.read_text().splitlines()[1:]]
+    assert [name for name, _ in lines] == expected.ids
+    np.testing.assert_allclose([float(value) for _, value in lines], expected.values, rtol=1e-6)
+
+
 def test_refusals(files: StudyFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree = files.folder / "tree.nwk"
     output = tmp_path / "d.h5"
@@ -133,6 +155,11 @@ def test_refusals(files: StudyFiles, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert_one_line_error(aam(*call, "--tree", tree, "--metric", "generalized_unifrac", "--alpha", 2), 1, "alpha is 2")
     assert_one_line_error(aam(*call, "--tree", tree, "--metric", "unknown"), 2, "unknown")
     assert_one_line_error(aam(*call, "--metric", "jaccard", "--save-pruned-tree", "x"), 1, "reads no tree")
+    table = load_table(files.table)
+    halves = write_table(tmp_path / "halves.biom", replace(table, counts=table.counts / 2))
+    call[2] = halves
+    assert_one_line_error(aam(*call, "--metric", "jaccard", "--rarefy-depth", 5), 1, halves, "draws whole reads")
+    call[2] = files.table
     monkeypatch.setenv("PATH", str(tmp_path))
     assert_one_line_error(aam(*call, "--tree", tree, "--engine", "ssu"), 1, "conda install", "apt-get install")
     assert not output.exists()

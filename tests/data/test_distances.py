@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -93,7 +94,7 @@ def test_order_and_extra_tips_do_not_matter() -> None:
         ("((A:1,C:1):1,(T:1,N_1:1):1);", r"1 of the table's 5 ASVs are not among its tips \('G'\)"),
         ("(((A,C),G),(T,N_1));", "no length"),
         ("(((A:1,C:1):1,G:-1):1,(T:1,N_1:1):1);", "length -1"),
-        ("(((A:1,C:1):1,A:1):1,(T:1,N_1:1):1);", r"one name \(A\)"),
+        ("(((A:1,C:1):1,A:1):1,(T:1,N_1:1):1);", r"one name \('A'\)"),
         ("(((A:1,C:1):1,G:1", "not a Newick tree"),
         ("(((A:x,C:1):1,G:1):1,(T:1,N_1:1):1);", "not a Newick tree"),
         ("nowhere.nwk", "nowhere.nwk: no such file"),
@@ -330,8 +331,11 @@ def test_an_ssu_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scri
 def test_an_interrupt_stops_ssu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_on_path(tmp_path, f"cd {tmp_path}; echo $$ > part; mv part pid; exec sleep 60", monkeypatch)
     code = (
-        "from tests.data.test_distances import TABLE, TREE, compute\n"
-        "try: compute('unifrac', TABLE, TREE)\nexcept KeyboardInterrupt: print('stopped')"
+        "import numpy as np; from scipy.sparse import csr_array\n"
+        "from aam.data.biom_loader import FeatureTable; from aam.data.distances import compute\n"
+        "table = FeatureTable(csr_array(np.eye(2)), ['s', 't'], ['A', 'B'])\n"
+        "try: compute('unifrac', table, '(A:1,B:1);')\n"
+        "except KeyboardInterrupt: print('stopped')"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
@@ -367,8 +371,23 @@ def test_rarefied_tables_are_those_of_a_run() -> None:
     np.testing.assert_array_equal(found.counts.toarray()[:, order], expected)
     with pytest.raises(DataError, match="no sample has --rarefy-depth 999 reads"):
         rarefied(table, 999, seed=0)
-    with pytest.raises(DataError, match="draws whole reads, but the table holds"):
-        rarefied(FeatureTable(csr_array(dense / 2), table.sample_ids, names), 5, seed=0)
+
+
+def test_values_that_are_no_counts() -> None:
+    presence = replace(TABLE, kind="presence")
+    for metric in ("weighted_unifrac", "generalized_unifrac", "bray_curtis", "aitchison"):
+        with pytest.raises(DataError, match=f"{metric} needs counts, and the table holds presence"):
+            compute(metric, presence, TREE)
+    assert compute("unifrac", presence, TREE, engine="skbio").ids == IDS
+    shares = TABLE.counts / TABLE.counts.sum(axis=1)[:, None]
+    relative = replace(TABLE, counts=csr_array(shares), kind="relative")
+    with pytest.raises(DataError, match="aitchison adds a read to every count, and the table holds relative"):
+        compute("aitchison", relative)
+    for tree in (TREE, TREE.replace(";", ":7;")):
+        expected = compute("weighted_unifrac", TABLE, tree, engine="skbio")
+        found = compute("weighted_unifrac", relative, tree, engine="skbio")
+        assert (expected.engine, found.engine) == ("scikit-bio", "NumPy")
+        np.testing.assert_allclose(found.values, expected.values, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", ["d.h5", "d.tsv", "d.npy"])

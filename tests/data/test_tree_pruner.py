@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,28 @@ def test_a_deep_tree_is_pruned() -> None:
     text = "(" * depth + "t0:1" + "".join(f",t{i}:1):1" for i in range(1, depth + 1)) + ";"
     tree = prune(read_newick(text), ["t5", "t99999", "t70000"]).tree
     assert write_newick(tree) == "(((t5:69996.0,t70000:1.0):29999.0,t99999:1.0):1.0):1.0;\n"
+
+
+def test_a_large_tree_takes_little_time_and_memory(tmp_path: Path) -> None:
+    bases = np.random.default_rng(0).choice(list("ACGT"), (100_000, 100))
+    names = ["".join(row) for row in bases]
+    row = [f"{name}:0.0123456" for name in names]
+    while len(row) > 1:
+        row = [f"({','.join(row[i : i + 2])}):0.0123456" for i in range(0, len(row), 2)]
+    (tmp_path / "tree.nwk").write_text(row[0] + ";")
+    (tmp_path / "names").write_text("\n".join(names[::50]))
+    code = (
+        "import resource; from pathlib import Path; from aam.data.tree_pruner import pruned_tree\n"
+        "def used(): return resource.getrusage(resource.RUSAGE_SELF)\n"
+        "names = Path('names').read_text().split(); before = used()\n"
+        "tree = pruned_tree(Path('tree.nwk'), names).tree; after = used()\n"
+        "print(len(tree.tips), after.ru_utime - before.ru_utime, (after.ru_maxrss - before.ru_maxrss) / 1024)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    tips, seconds, megabytes = map(float, done.stdout.split())
+    assert tips == 2000
+    assert seconds < 3  # a tenth of a million tips, which are to take less than 10 s and 1 GB
+    assert megabytes < 150
 
 
 def test_cache(tmp_path: Path) -> None:
