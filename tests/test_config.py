@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from aam.cli.main import cli
 from aam.cli.options import SECTIONS, config_options, run_config
 from aam.config import Command, DataConfig, RunConfig, Section, TrainConfig
+from aam.models.base_targets import base_target_names
 
 COMMANDS: tuple[Command, ...] = get_args(Command)
 PRETRAIN = ["--table", "t.biom", "--unifrac-matrix", "u.h5", "--output-dir", "run"]
@@ -110,8 +111,13 @@ class TestHelp:
                 assert not after.startswith("["), name
 
     def test_the_other_spelling_of_the_base_target(self) -> None:
-        config = configure("pretrain", *PRETRAIN, "--unifrac-metric", "unifrac")
-        assert config.task.base_target == "unifrac"
+        config = configure("pretrain", *PRETRAIN, "--unifrac-metric", "weighted_unifrac")
+        assert config.task.base_target == "weighted_unifrac"
+
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_lists_the_base_targets(self, command: Command) -> None:
+        text = "".join(CliRunner().invoke(cli, [command, "--help"]).output.split())
+        assert f"[{'|'.join(base_target_names())}]" in text
 
 
 class TestFile:
@@ -236,6 +242,9 @@ class TestWrongCombinations:
             (["--batch-size", "0", "--token-limit", "0"], ["--batch-size 0", "--token-limit 0"]),
             (["--epochs", "many"], ["'many'"]),
             (["--distance-head", "cosine"], ["'cosine'", "clade", "euclidean"]),
+            (["--base-target", "unifrag"], ["'unifrag'", "unifrac", "combined"]),
+            (["--base-target", "aitchison", "--distance-head", "clade"], ["aitchison", "--distance-head euclidean"]),
+            (["--unifrac-alpha", "1.5"], ["--unifrac-alpha 1.5"]),
             (["--colour", "red"], ["--colour"]),
         ],
     )

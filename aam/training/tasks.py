@@ -6,6 +6,7 @@ parts of a composition, ``C`` outputs.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from aam.data.batch import Batch
 from aam.data.draws import generator
 from aam.data.labels import Labels, Pairs
 from aam.data.targets import ClassTarget, NumericTarget
+from aam.errors import DataError
 from aam.models.base_targets import BaseTarget
 from aam.models.sample_sequence_encoder import log_abundance
 from aam.models.sequence_encoder import EncodedSamples, SampleSummary, SequenceEncoder
@@ -42,6 +44,7 @@ __all__ = ["Evaluation", "LabelledTarget", "PretrainTask", "Reading", "Task", "T
 
 _MOST_SAMPLES_IN_PAIRS = 5000
 _MOST_SAMPLES_OF_A_SCALE = 2000
+_ROUNDING = 1e-3  # of labels, beyond their bounds
 
 
 @dataclass(frozen=True)
@@ -55,15 +58,33 @@ class LabelledTarget:
 
     @classmethod
     def of(cls, target: BaseTarget, labels: Labels, train: NDArray[np.int64], seed: int = 0) -> LabelledTarget:
-        """Measured on the training rows, of pairs on at most 2,000 of them; a scale of 1 where nothing varies."""
+        """Measured on the training rows, of pairs on at most 2,000 of them; a scale of 1 where nothing varies.
+
+        Raises
+        ------
+        DataError
+            If a label is out of the target's bounds.
+        """
         values = _training_pairs(labels, train, seed) if isinstance(labels, Pairs) else labels.batch(train)
         known = values[~np.isnan(values if values.ndim == 1 else values.sum(axis=1))].astype(np.float64)
+        _require_bounds(target, known)
         mean = np.asarray(known.mean(axis=0) if len(known) else np.zeros(known.shape[1:]))
         best = torch.from_numpy(np.broadcast_to(mean, known.shape).copy())
         if target.kind == "composition":
             best = best.log().clamp(min=-1e3)  # of parts that no training sample has
         scale = float(BASE_LOSSES[target.loss](best, torch.from_numpy(known), 1.0))
         return cls(target, labels, scale if scale > 1e-20 else 1.0, mean)
+
+
+def _require_bounds(target: BaseTarget, known: NDArray[np.float64]) -> None:
+    low = -math.inf if target.lower is None else target.lower
+    high = math.inf if target.upper is None else target.upper
+    outside = known[(known < low - _ROUNDING) | (known > high + _ROUNDING)]
+    if len(outside):
+        raise DataError(
+            f"--base-target {target.name} is within {low:g} and {high:g}, and a label is {outside[0]:g}; "
+            "normalise them (unnormalised weighted UniFrac has no upper bound), or name another target"
+        )
 
 
 def _training_pairs(labels: Pairs, train: NDArray[np.int64], seed: int) -> NDArray[np.float32]:

@@ -291,6 +291,19 @@ def test_which_heads_read_a_target(target, head, expected, unequal_study: TinySt
     assert (encoded.abundance is not None) == (target.clades == "abundance" and "clade" in expected)
 
 
+@pytest.mark.parametrize("target", ALL, ids=repr)
+def test_half_precision_stops_before_what_is_read(target, unequal_study: TinyStudy):
+    encoder = encoder_with(target).eval()
+    batch = unequal_study.dataset()[(0, (0, 1, 2, 3))]
+    with torch.no_grad():
+        expected = encoder.read(target, encoder(batch).summary)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = encoder.read(target, encoder(batch).summary)
+    for head, values in found.items():
+        assert values.dtype == torch.float32
+        torch.testing.assert_close(values, expected[head], rtol=0.1, atol=0.1)
+
+
 def test_the_clades_are_shared_and_all_else_is_a_targets_own():
     together = encoder_with(UniFrac(), WeightedUniFrac(), FaithPD()).state_dict()
     assert {name.split(".")[0] for name in together.keys() - encoder_with(UniFrac()).state_dict().keys()} == {
