@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import time
+import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from scipy import sparse
 
+from aam import __version__
 from aam.data.biom_loader import FeatureTable, check_whole_counts, load_table
+from aam.data.cache import Cache
 from aam.data.distances import (
     PHYLOGENETIC,
     DistanceResult,
@@ -21,6 +26,7 @@ from aam.data.distances import (
     rarefied,
     write_result,
 )
+from aam.data.files import file_sha256, require_file
 from aam.data.newick import Tree
 from aam.data.sequences import is_dna, load_sequences, merge_duplicate_sequences, resolve_sequences
 from aam.data.tree_pruner import pruned_tree, write_tree
@@ -36,6 +42,8 @@ class Computed:
     result: DistanceResult
     seconds: float
     notes: list[str]
+    complete: bool  # whether every sample of the table is among the result's
+    asvs: int | None  # of the pruned tree
 
 
 def distances(
@@ -52,6 +60,7 @@ def distances(
     seed: int = 0,
     drop_missing: bool = False,
     cache: Path | None = None,
+    cache_size: float = 10.0,
     save_pruned_tree: Path | None = None,
     overwrite: bool = False,
 ) -> Computed:
@@ -75,7 +84,11 @@ def distances(
         Where to write the tree pruned to the table's ASVs.
     overwrite : bool
         Replace files that exist.
-    alpha, engine, threads, drop_missing, cache
+    cache : Path, optional
+        Directory that keeps pruned trees and results for the next call on the same files.
+    cache_size : float
+        Its largest size in GB.
+    alpha, engine, threads, drop_missing
         See `aam.data.distances.compute`.
 
     Raises
@@ -91,34 +104,108 @@ def distances(
         raise DataError(f"{metric} needs a tree; give --tree")
     if save_pruned_tree is not None and metric not in PHYLOGENETIC:
         raise DataError(f"{metric} reads no tree; leave --save-pruned-tree {save_pruned_tree} out")
+    wanted = _Wanted(metric, table, sequences, tree, alpha, engine, threads, rarefy_depth, seed, drop_missing)
+    kept = None if cache is None else Cache(cache, cache_size)
+    if kept is None or save_pruned_tree is not None:
+        done = _computed(wanted, kept)
+    else:
+        done = _from_cache(wanted, kept)
+    write_result(output, done.result, complete=done.complete)
+    if save_pruned_tree is not None:
+        assert done.result.tree is not None
+        write_tree(save_pruned_tree, done.result.tree)
+    if kept is not None:
+        kept.shrink()
+    return done
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What a result depends on."""
+
+    metric: Metric
+    table: Path
+    sequences: Path | None
+    tree: Path | None
+    alpha: float
+    engine: Engine
+    threads: int | None
+    rarefy_depth: int | None
+    seed: int
+    drop_missing: bool
+
+    def key(self) -> bytes:
+        """A digest of all of it, of files by their content."""
+        parts: list[object] = [__version__]
+        for name, value in asdict(self).items():
+            if name != "threads":
+                parts.append(file_sha256(require_file(value, name)) if isinstance(value, Path) else value)
+        return json.dumps(parts).encode()
+
+
+def _from_cache(wanted: _Wanted, cache: Cache) -> Computed:
+    """The result of an earlier call on the same files, or computed and kept."""
+    began = time.perf_counter()
+    made: list[Computed] = []
+
+    def make(path: Path) -> None:
+        done = _computed(wanted, cache)
+        made.append(done)
+        beside = {"engine": done.result.engine, "notes": done.notes, "complete": done.complete, "asvs": done.asvs}
+        with path.open("wb") as file:
+            np.savez(
+                file, ids=np.array(done.result.ids), values=done.result.values, beside=np.array(json.dumps(beside))
+            )
+
+    path = cache.file("distances", wanted.key(), make)
+    if made:
+        return made[0]
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            beside = json.loads(str(stored["beside"]))
+            result = DistanceResult(wanted.metric, stored["ids"].tolist(), stored["values"], beside["engine"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        path.unlink(missing_ok=True)
+        return _from_cache(wanted, cache)
+    notes = [*beside["notes"], "the distances were reused from the cache"]
+    return Computed(result, time.perf_counter() - began, notes, beside["complete"], beside["asvs"])
+
+
+def _computed(wanted: _Wanted, cache: Cache | None) -> Computed:
     notes: list[str] = []
-    features = load_table(table)
+    features = load_table(wanted.table)
     samples = features.shape[0]
-    fasta = None if sequences is None else load_sequences(sequences)
-    resolved = _resolved(features, fasta, table)
+    fasta = None if wanted.sequences is None else load_sequences(wanted.sequences)
+    resolved = _resolved(features, fasta, wanted.table)
     if resolved is not None:
         features, resolved, merged = merge_duplicate_sequences(features, resolved)
         if merged:
             notes.append(f"{merged} features with the sequence of another were merged with it")
-    if rarefy_depth is not None:
-        check_whole_counts(features, table)
-        features, shallow = rarefied(features, rarefy_depth, seed, names=resolved)
+    if wanted.rarefy_depth is not None:
+        check_whole_counts(features, wanted.table)
+        features, shallow = rarefied(features, wanted.rarefy_depth, wanted.seed, names=resolved)
         if shallow:
-            notes.append(f"{_listed(shallow)} with fewer than {rarefy_depth} reads left out")
+            notes.append(f"{_listed(shallow)} with fewer than {wanted.rarefy_depth} reads left out")
     began = time.perf_counter()
     pruned: Tree | None = None
-    if metric in PHYLOGENETIC:
-        assert tree is not None
-        features, pruned = _match(features, resolved, fasta, tree, cache, drop_missing, notes)
-    result = compute(metric, features, pruned, engine=engine, threads=threads, alpha=alpha, drop_missing=drop_missing)
+    if wanted.metric in PHYLOGENETIC:
+        assert wanted.tree is not None
+        directory = None if cache is None else cache.directory
+        features, pruned = _match(features, resolved, fasta, wanted.tree, directory, wanted.drop_missing, notes)
+    result = compute(
+        wanted.metric,
+        features,
+        pruned,
+        engine=wanted.engine,
+        threads=wanted.threads,
+        alpha=wanted.alpha,
+        drop_missing=wanted.drop_missing,
+    )
     seconds = time.perf_counter() - began
     if result.left_out:
         notes.append(f"{_listed(result.left_out)} without reads left out")
-    write_result(output, result, complete=len(result.ids) == samples)
-    if save_pruned_tree is not None:
-        assert result.tree is not None
-        write_tree(save_pruned_tree, result.tree)
-    return Computed(result, seconds, notes + result.notes)
+    asvs = None if result.tree is None else len(result.tree.tips)
+    return Computed(result, seconds, notes + result.notes, len(result.ids) == samples, asvs)
 
 
 def _resolved(table: FeatureTable, fasta: dict[str, str] | None, path: Path) -> list[str] | None:

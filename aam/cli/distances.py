@@ -40,7 +40,10 @@ PATH: Any = click.Path(path_type=Path)
 @click.option("--rarefy-depth", type=click.IntRange(1), help="Draw this many reads of each sample first.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of that draw.")
 @click.option("--drop-missing", is_flag=True, help="Leave out ASVs that the tree lacks.")
-@click.option("--cache-dir", "cache", type=PATH, help="Directory that keeps pruned trees for the next time.")
+@click.option("--cache-dir", "cache", type=PATH, help="Directory that keeps pruned trees and results.")
+@click.option(
+    "--cache-size", default=10.0, show_default=True, help="Its largest size in GB; the oldest use goes first."
+)
 @click.option("--save-pruned-tree", type=PATH, help="File to write the tree to, pruned to the table's ASVs.")
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
 def command(**options: Any) -> None:
@@ -53,7 +56,7 @@ def command(**options: Any) -> None:
     done = distances(**options)
     for note in done.notes:
         click.echo(f"Note: {note}", err=True)
-    asvs = "" if done.result.tree is None else f" with a tree of {len(done.result.tree.tips)} ASVs"
+    asvs = "" if done.asvs is None else f" with a tree of {done.asvs} ASVs"
     click.echo(
         f"{options['output']}: {done.result.metric} of {len(done.result.ids)} samples{asvs}, "
         f"by {done.result.engine} in {done.seconds:.1f} s"

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from aam.errors import DataError
 
-__all__ = ["Cache"]
+__all__ = ["SUFFIX", "Cache"]
 
 logger = logging.getLogger("aam")
 
-_SUFFIX = ".aamcache"
+SUFFIX = ".aamcache"
 
 
 def _mapped(path: Path) -> NDArray[Any]:
@@ -71,7 +71,7 @@ class Cache:
         make : callable
             Writes the entry to the path that it is given.
         """
-        path = self.directory / f"{kind}-{hashlib.sha256(kind.encode() + bytes(1) + key).hexdigest()}{_SUFFIX}"
+        path = self.directory / f"{kind}-{hashlib.sha256(kind.encode() + bytes(1) + key).hexdigest()}{SUFFIX}"
         if path.is_file():
             path.touch()  # used last now
             logger.info("reused from %s: %s", self.directory, kind)
@@ -84,7 +84,7 @@ class Cache:
             unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)
-        self._shrink(path)
+        self.shrink(path)
         return path
 
     def array_file(self, kind: str, key: bytes, make: Callable[[Path], None]) -> NDArray[Any]:
@@ -105,10 +105,10 @@ class Cache:
 
         return self.array_file(kind, key, write)
 
-    def _shrink(self, kept: Path) -> None:
-        """Remove what was used longest ago until the rest fits; the entry just made stays."""
+    def shrink(self, kept: Path | None = None) -> None:
+        """Remove what was used longest ago until the rest fits; an entry just made stays."""
         entries = []
-        for path in self.directory.glob(f"*{_SUFFIX}"):
+        for path in self.directory.glob(f"*{SUFFIX}"):
             try:
                 found = path.stat()
             except FileNotFoundError:  # another process was faster

@@ -235,18 +235,20 @@ def read_files(
         for number, path in enumerate(files.paths):
             of_it = read if len(files.paths) == 1 else read[number : number + 1]
             ids = dict.fromkeys(sample for table in of_it if table is not None for sample in table.sample_ids)
-            matrix = attempt(_load_labels, path, files, list(ids), references) if None not in of_it else None
+            matrix = attempt(_load_labels, name, path, files, list(ids), references) if None not in of_it else None
             found[name].append(matrix)
     return StudyFiles(tables, metadata, found, notes)
 
 
-def _load_labels(path: Path, files: LabelFiles, table_ids: list[str], references: list[str] | None) -> LabelFile:
+def _load_labels(
+    name: str, path: Path, files: LabelFiles, table_ids: list[str], references: list[str] | None
+) -> LabelFile:
     loader = UniFracLoader(path, table_ids, upper=files.upper, reference_ids=references, metric_name=files.title)
     found = loader.load_matrix()
     if isinstance(found, SampleValues) != (files.kind == "value"):
         holds = "one value a sample" if isinstance(found, SampleValues) else "distances between samples"
         wants = "one value a sample" if files.kind == "value" else "distances"
-        raise DataError(f"{path}: holds {holds}, and {files.title} is {wants}; choose another --base-target")
+        raise DataError(f"{path}: holds {holds}, and --base-target {name} is {wants}; make them agree")
     return found
 
 

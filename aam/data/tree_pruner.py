@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from aam.data.cache import SUFFIX
 from aam.data.files import file_sha256, require_file, shown
 from aam.data.newick import Tree, parents, read_newick, write_newick
 from aam.errors import DataError, in_file
@@ -111,7 +112,8 @@ def pruned_tree(
     places = _places(path, namings, cache)
     for naming, (names, place) in enumerate(zip(namings, places, strict=True)):
         kept = _read_kept(place)
-        if kept is not None:
+        if kept is not None and place is not None:
+            place.touch()  # used last now
             missing = [name for name, node in zip(names, kept.find(names).tolist(), strict=True) if node < 0]
             with in_file(path):
                 _check_missing(missing, len(names), drop_missing)
@@ -134,7 +136,7 @@ def _places(path: Path, namings: Sequence[Sequence[str]], cache: Path | None) ->
         return [None] * len(namings)
     file = file_sha256(require_file(path, "tree"))
     digests = (hashlib.sha256("\n".join([file, *sorted(names)]).encode()).hexdigest() for names in namings)
-    return [cache / f"tree-{digest}.nwk" for digest in digests]
+    return [cache / f"tree-{digest}{SUFFIX}" for digest in digests]
 
 
 def require_rooted(tree: Tree) -> None:

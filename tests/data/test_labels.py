@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from aam.data.counts import MemoryCounts
 from aam.data.labels import OTHER, CompositionLabels, PairLabels, Pairs, ValueLabels, taxon_labels
 
 ROWS = np.array([3, 0, 2])
@@ -34,7 +35,7 @@ def test_shares_of_taxa(data):
     )
     counts[:, 0] += 1
     train = np.array(sorted(data.draw(st.sets(st.integers(0, len(counts) - 1), min_size=1))))
-    found = taxon_labels(sparse.csr_array(counts.astype(float)), taxa, train)
+    found = taxon_labels(MemoryCounts(sparse.csr_array(counts.astype(float))), taxa, train)
 
     seen = {taxon for taxon, reads in zip(taxa, counts[train].sum(axis=0), strict=True) if reads} - {OTHER}
     assert found.names == (*sorted(seen), OTHER)
