@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from aam.data.files import open_hdf5, reading, shown
 from aam.errors import DataError
 
-__all__ = ["LazyMatrix", "MappedMatrix", "hdf5_matrix", "lazy_hdf5"]
+__all__ = ["LazyMatrix", "MappedMatrix", "MeanMatrix", "hdf5_matrix", "lazy_hdf5"]
 
 _WHAT = "distance matrix"
 _PAGE = 4096
@@ -251,6 +251,25 @@ class ChunkedMatrix(LazyMatrix):
                 top, left = row.min(), column.min()
                 part = dataset[top : row.max() + 1, left : column.max() + 1]
                 found[group] = part[row - top, column - left]
+        return found
+
+
+class MeanMatrix(LazyMatrix):
+    """The mean of matrices of one shape.
+
+    Parameters
+    ----------
+    path
+        Their file.
+    matrices : list of LazyMatrix
+    """
+
+    def __init__(self, path: Path, matrices: list[LazyMatrix]) -> None:
+        super().__init__(path, matrices[0].shape)
+        self.matrices = matrices
+
+    def entries(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = np.mean([matrix.entries(rows, columns) for matrix in self.matrices], axis=0)
         return found
 
 
