@@ -37,7 +37,8 @@ from aam.data.files import (
     strip_ids,
     zip_first_name,
 )
-from aam.data.lazy_matrix import LazyMatrix, MappedMatrix, MeanMatrix, hdf5_matrix, lazy_hdf5
+from aam.data.hdf5_layout import hdf5_layout
+from aam.data.lazy_matrix import LazyMatrix, MappedMatrix, MeanMatrix, lazy_hdf5
 from aam.data.qza import read_artifact
 from aam.errors import DataError
 
@@ -263,10 +264,10 @@ def _read_hdf5(path: Path, memory_limit: int) -> MatrixFile:
 
         row_ids, column_ids = vector(_ID_NAMES), vector(_REFERENCE_NAMES)
         # ssu numbers the matrices of several rarefactions of one table.
-        numbered = itertools.takewhile(
-            lambda name: has_hdf5(file, name, path), (f"matrix:{number}" for number in itertools.count())
-        )
-        names = list(numbered) or ["matrix"]
+        with reading(path, f"an HDF5 {_WHAT}"):
+            there = set(file)
+        candidates = (f"matrix:{number}" for number in itertools.count())
+        names = list(itertools.takewhile(there.__contains__, candidates)) or ["matrix"]
         matrices = [_matrix_hdf5(file, name, path, memory_limit // len(names)) for name in names]
     if len({matrix.shape for matrix in matrices}) > 1:
         raise DataError(
@@ -281,11 +282,11 @@ def _read_hdf5(path: Path, memory_limit: int) -> MatrixFile:
 
 
 def _matrix_hdf5(file: h5py.File, name: str, path: Path, memory_limit: int) -> NDArray[np.float32] | LazyMatrix:
-    dataset = hdf5_matrix(file, name, path)
-    if not _in_memory(dataset.shape, memory_limit):
-        return lazy_hdf5(file, name, path)
-    if dataset.is_virtual:
-        return lazy_hdf5(file, name, path).whole()
+    layout = hdf5_layout(file, name, path)
+    small = _in_memory(layout.shape, memory_limit)
+    if layout.parts is not None or not small:
+        matrix = lazy_hdf5(file, name, path, layout)
+        return matrix.whole() if small else matrix
     return read_hdf5(file, name, path, what=_WHAT, kinds="iuf", ndim=2, dtype=np.float32)
 
 
