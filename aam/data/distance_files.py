@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import itertools
 import re
 import zipfile
 import zlib
@@ -36,7 +37,8 @@ from aam.data.files import (
     strip_ids,
     zip_first_name,
 )
-from aam.data.lazy_matrix import LazyMatrix, MappedMatrix, hdf5_matrix, lazy_hdf5
+from aam.data.hdf5_layout import hdf5_layout
+from aam.data.lazy_matrix import LazyMatrix, MappedMatrix, MeanMatrix, lazy_hdf5
 from aam.data.qza import read_artifact
 from aam.errors import DataError
 
@@ -255,31 +257,45 @@ def _is_hdf5(path: Path, head: bytes) -> bool:
 
 def _read_hdf5(path: Path, memory_limit: int) -> MatrixFile:
     with open_hdf5(path, _WHAT) as file:
-        if has_hdf5(file, "matrix:1", path):
-            raise DataError(f"{path}: holds several matrices (matrix:0, matrix:1, …); write one matrix to the file")
-        name = "matrix:0" if has_hdf5(file, "matrix:0", path) else "matrix"
 
         def vector(names: tuple[str, ...]) -> list[str] | None:
             found = next((other for other in names if has_hdf5(file, other, path)), None)
             return None if found is None else read_hdf5_ids(file, found, path, what=_WHAT)
 
         row_ids, column_ids = vector(_ID_NAMES), vector(_REFERENCE_NAMES)
-        matrix: NDArray[np.float32] | LazyMatrix
-        dataset = hdf5_matrix(file, name, path)
-        small = _in_memory(dataset.shape, memory_limit)
-        if small and not dataset.is_virtual:
-            matrix = read_hdf5(file, name, path, what=_WHAT, kinds="iuf", ndim=2, dtype=np.float32)
-        else:
-            matrix = lazy_hdf5(file, name, path)
-            matrix = matrix.whole() if small else matrix
-    return MatrixFile(row_ids, column_ids, matrix)
+        # ssu numbers the matrices of several rarefactions of one table.
+        with reading(path, f"an HDF5 {_WHAT}"):
+            there = set(file)
+        candidates = (f"matrix:{number}" for number in itertools.count())
+        names = list(itertools.takewhile(there.__contains__, candidates)) or ["matrix"]
+        matrices = [_matrix_hdf5(file, name, path, memory_limit // len(names)) for name in names]
+    if len({matrix.shape for matrix in matrices}) > 1:
+        raise DataError(
+            f"{path}: holds matrices of several sizes (matrix:0, matrix:1, …); write one matrix to the file"
+        )
+    if len(matrices) == 1:
+        return MatrixFile(row_ids, column_ids, matrices[0])
+    lazy = [matrix for matrix in matrices if isinstance(matrix, LazyMatrix)]
+    if lazy:
+        return MatrixFile(row_ids, column_ids, MeanMatrix(path, lazy))
+    return MatrixFile(row_ids, column_ids, np.mean(np.array(matrices), axis=0))
+
+
+def _matrix_hdf5(file: h5py.File, name: str, path: Path, memory_limit: int) -> NDArray[np.float32] | LazyMatrix:
+    layout = hdf5_layout(file, name, path)
+    small = _in_memory(layout.shape, memory_limit)
+    if layout.parts is not None or not small:
+        matrix = lazy_hdf5(file, name, path, layout)
+        return matrix.whole() if small else matrix
+    return read_hdf5(file, name, path, what=_WHAT, kinds="iuf", ndim=2, dtype=np.float32)
 
 
 def _read_qza(path: Path) -> MatrixFile | ValuesFile:
     artifact = read_artifact(path, tuple(_ARTIFACTS), _WHAT)
     with artifact.open(_ARTIFACTS[artifact.type]) as stream:
         found = _read_text(stream, path)
-    if isinstance(found, ValuesFile) is not (artifact.type != "DistanceMatrix"):
+    single = isinstance(found, ValuesFile) and found.name not in found.ids  # and no matrix of one sample
+    if single is (artifact.type == "DistanceMatrix"):
         raise DataError(f"{path}: is of type {artifact.type} but its data are of another kind; export it again")
     return found
 

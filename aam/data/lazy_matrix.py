@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aam.data.files import open_hdf5, reading, shown
+from aam.data.hdf5_layout import HDF5Layout, HDF5Part, hdf5_layout
 from aam.errors import DataError
 
-__all__ = ["LazyMatrix", "MappedMatrix", "hdf5_matrix", "lazy_hdf5"]
+__all__ = ["LazyMatrix", "MappedMatrix", "MeanMatrix", "lazy_hdf5"]
 
 _WHAT = "distance matrix"
 _PAGE = 4096
@@ -254,6 +255,25 @@ class ChunkedMatrix(LazyMatrix):
         return found
 
 
+class MeanMatrix(LazyMatrix):
+    """The mean of matrices of one shape.
+
+    Parameters
+    ----------
+    path
+        Their file.
+    matrices : list of LazyMatrix
+    """
+
+    def __init__(self, path: Path, matrices: list[LazyMatrix]) -> None:
+        super().__init__(path, matrices[0].shape)
+        self.matrices = matrices
+
+    def entries(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = np.mean([matrix.entries(rows, columns) for matrix in self.matrices], axis=0)
+        return found
+
+
 class VirtualMatrix(LazyMatrix):
     """A virtual HDF5 data set: a grid of rectangles, each of which lies in another data set.
 
@@ -334,7 +354,7 @@ def _groups(numbers: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
     yield from np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1) if len(order) else []
 
 
-def lazy_hdf5(file: h5py.File, name: str, path: Path) -> LazyMatrix:
+def lazy_hdf5(file: h5py.File, name: str, path: Path, layout: HDF5Layout) -> LazyMatrix:
     """A matrix of an open HDF5 file, to be read when the file is closed again.
 
     Contiguous data sets are mapped. Chunked ones are read by chunk. Virtual ones may take their parts from the same
@@ -347,120 +367,55 @@ def lazy_hdf5(file: h5py.File, name: str, path: Path) -> LazyMatrix:
         Of the data set.
     path
         The file.
+    layout : HDF5Layout
+        Of the data set.
 
     Raises
     ------
     DataError
-        If it is missing, no matrix of numbers, truncated, points to files elsewhere, or is packed in such a way that
+        If it is truncated, points to files elsewhere, or is packed in such a way that
         single entries cannot be read.
     """
-    return _lazy(file, name, path, {})
+    return _lazy(file, name, path, layout, {})
 
 
-def hdf5_matrix(file: h5py.File, name: str, path: Path, ndim: tuple[int, ...] = (2,)) -> h5py.Dataset:
-    """A data set of numbers, found without following a link to another file.
-
-    Raises
-    ------
-    DataError
-        If there is none of this name, or it is no matrix of numbers.
-    """
-    with reading(path, f"an HDF5 {_WHAT}"):
-        node: Any = file
-        for part in name.strip("/").split("/"):
-            link = node.get(part, getlink=True) if isinstance(node, h5py.Group) else None
-            if link is None:
-                raise DataError(
-                    f"{path}: is an HDF5 file without {name!r}, so not a {_WHAT}; check which file is meant"
-                )
-            if not isinstance(link, h5py.HardLink):
-                raise DataError(f"{path}: {name!r} points to another file or place; export the {_WHAT} into one file")
-            node = node[part]
-        if not isinstance(node, h5py.Dataset) or not node.shape or len(node.shape) not in ndim:
-            raise DataError(f"{path}: {name!r} is not an array of {ndim[-1]} dimension(s); export the {_WHAT} again")
-        if node.dtype.kind not in "iuf":
-            raise DataError(f"{path}: {name!r} has type {node.dtype}; export the {_WHAT} again")
-        if node.external:
-            raise DataError(f"{path}: {name!r} points to another file; export the {_WHAT} into one file")
-    return node
-
-
-class _Part(NamedTuple):
-    """A rectangle of a virtual data set as HDF5 describes it."""
-
-    corner: tuple[int, int]
-    size: tuple[int, int]
-    file_name: str
-    name: str
-    start: tuple[int, int]
-
-
-class _Layout(NamedTuple):
-    """How a data set is stored."""
-
-    shape: tuple[int, int]
-    dtype: np.dtype[Any]
-    chunk: tuple[int, int]
-    offset: int | None  # None if it is not in one piece
-    parts: list[_Part] | None  # None if it is not virtual
-
-
-def _layout(dataset: h5py.Dataset, path: Path) -> _Layout:
-    with reading(path, f"an HDF5 {_WHAT}"):
-        *rows, columns = dataset.shape
-        shape = (rows[0] if rows else 1, columns)
-        parts = None
-        if dataset.is_virtual:
-            parts = []
-            for source in dataset.virtual_sources():
-                corner, size = _rectangle(source.vspace, shape)
-                start, there = _rectangle(source.src_space, size)
-                if size != there:
-                    raise ValueError("its parts are not rectangles")
-                parts.append(_Part(corner, size, source.file_name, source.dset_name, start))
-        *chunk_rows, chunk_columns = dataset.chunks or (1, columns)
-        offset = None
-        native = dataset.id.get_type().equal(h5py.h5t.py_create(dataset.dtype))
-        if native and not (dataset.chunks or parts) and dataset.id.get_storage_size() == dataset.nbytes:
-            offset = dataset.id.get_offset()
-        return _Layout(shape, dataset.dtype, (chunk_rows[0] if chunk_rows else 1, chunk_columns), offset, parts)
-
-
-def _lazy(file: h5py.File, name: str, path: Path, known: dict[tuple[Path, str], LazyMatrix] | None) -> LazyMatrix:
+def _lazy(
+    file: h5py.File, name: str, path: Path, layout: HDF5Layout, known: dict[tuple[Path, str], LazyMatrix] | None
+) -> LazyMatrix:
     """`known` collects the sources of a virtual data set; None if this is one, which may not be virtual itself."""
-    dataset = hdf5_matrix(file, name, path, (2,) if known is not None else (1, 2))
-    layout = _layout(dataset, path)
     if layout.parts is not None:
         if known is None:
             raise DataError(f"{path}: {name!r} is virtual, of parts that are virtual; write the matrix into one file")
         return VirtualMatrix(path, layout.shape, [_tile(part, file, path, known) for part in layout.parts])
     if layout.offset is not None:
         mapped = MappedMatrix(path, layout.shape, layout.dtype, layout.offset)
-        if _agrees(mapped, dataset):
+        if _agrees(mapped, file, name, layout.ndim):
             return mapped
     if layout.chunk[0] * layout.chunk[1] * layout.dtype.itemsize > _MAX_CHUNK_BYTES:
         raise DataError(
             f"{path}: {name!r} is stored in chunks of {layout.chunk[0]} × {layout.chunk[1]}, each of which would have "
             f"to be unpacked for a single distance; write it in one piece: `h5repack -l {name}:CONTI old.h5 new.h5`"
         )
-    if dataset.ndim == 1:
+    if layout.ndim == 1:
         raise DataError(f"{path}: {name!r} is a part of a virtual matrix, and chunked; write the matrix into one file")
     return ChunkedMatrix(path, name, layout.shape, layout.chunk)
 
 
-def _agrees(mapped: MappedMatrix, dataset: h5py.Dataset) -> bool:
+def _agrees(mapped: MappedMatrix, file: h5py.File, name: str, ndim: int) -> bool:
     """Whether the bytes in the file are what HDF5 makes of them, as they are unless their address is shifted."""
     rows, columns = (np.unique(np.linspace(0, side - 1, 4).astype(np.int64)) for side in mapped.shape)
+    places = [(row, column)[-ndim:] for row in rows.tolist() for column in columns.tolist()]
     with reading(mapped.path, f"an HDF5 {_WHAT}"), np.errstate(over="ignore"):
-        places = [(row, column)[-dataset.ndim :] for row in rows.tolist() for column in columns.tolist()]
-        expected = np.array([dataset[place] for place in places]).astype(np.float32)
+        expected = np.array([file[name][place] for place in places]).astype(np.float32)
     return np.array_equal(mapped.block(rows, columns).ravel(), expected, equal_nan=True)
 
 
-def _tile(part: _Part, file: h5py.File, path: Path, known: dict[tuple[Path, str], LazyMatrix]) -> Tile:
-    folder = path.parent.resolve()
+def _tile(part: HDF5Part, file: h5py.File, path: Path, known: dict[tuple[Path, str], LazyMatrix]) -> Tile:
     place = path if part.file_name == "." else path.parent / part.file_name
-    if place != path and (place.parent.resolve() != folder or place.resolve().parent != folder):
+    with reading(path, f"a virtual {_WHAT}"):
+        folder, present = path.parent.resolve(), place.is_file()
+        beside = place == path or place.parent.resolve() == place.resolve().parent == folder
+    if not beside:
         raise DataError(
             f"{path}: is virtual and points to {shown(part.file_name)}, in another folder; put the files beside each "
             "other, or write the matrix into one file"
@@ -468,26 +423,13 @@ def _tile(part: _Part, file: h5py.File, path: Path, known: dict[tuple[Path, str]
     key = (place, part.name)
     if key not in known:
         if place == path:
-            known[key] = _lazy(file, part.name, place, None)
-        elif not place.is_file():
+            known[key] = _lazy(file, part.name, place, hdf5_layout(file, part.name, place, (1, 2)), None)
+        elif not present:
             raise DataError(f"{path}: is virtual and lacks {shown(part.file_name)}; put the files beside each other")
         else:
             with open_hdf5(place, _WHAT) as other:
-                known[key] = _lazy(other, part.name, place, None)
+                known[key] = _lazy(other, part.name, place, hdf5_layout(other, part.name, place, (1, 2)), None)
     source = known[key]
     if any(a + b > side for a, b, side in zip(part.start, part.size, source.shape, strict=True)):
         raise DataError(f"{path}: is virtual and takes more from {shown(part.file_name)} than is there; write it again")
     return Tile(part.corner, part.size, source, part.start)
-
-
-def _rectangle(space: Any, whole: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Corner and size of a selection of one or two dimensions that is a rectangle; `whole` is the size of all."""
-    if space.get_select_type() == h5py.h5s.SEL_ALL:  # which does not say how much that is
-        return (0, 0), whole
-    first, last = space.get_select_bounds()
-    corner = [int(at) for at in first]
-    size = [int(b) - int(a) + 1 for a, b in zip(first, last, strict=True)]
-    if len(corner) not in (1, 2) or space.get_select_npoints() != int(np.prod(size)):
-        raise ValueError("its parts are not rectangles")
-    (top, left), (height, width) = [0, *corner][-2:], [1, *size][-2:]
-    return (top, left), (height, width)

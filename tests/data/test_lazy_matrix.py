@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from aam.data import lazy_matrix
+from aam.data.hdf5_layout import hdf5_layout
 from aam.data.lazy_matrix import ChunkedMatrix, LazyMatrix, MappedMatrix, VirtualMatrix, lazy_hdf5
 from aam.data.unifrac_loader import UniFracLoader
 from aam.errors import DataError
@@ -24,7 +25,7 @@ KINDS = ["raw", "raw columns", "contiguous", "chunked", "virtual"]
 
 def open_matrix(path: Path, name: str = "matrix") -> LazyMatrix:
     with h5py.File(path) as file:
-        return lazy_hdf5(file, name, path)
+        return lazy_hdf5(file, name, path, hdf5_layout(file, name, path))
 
 
 def make(folder: Path, kind: str, values=VALUES) -> LazyMatrix:

@@ -23,11 +23,11 @@ from aam.data.unifrac_loader import (
     load_reference_ids,
 )
 from aam.errors import DataError
+from tests.data.artifacts import write_artifact
 from tests.real_data import real_data
 
 IDS = ["a", "b", "c"]
 VALUES = np.array([[0, 0.25, 0.5], [0.25, 0, 1], [0.5, 1, 0]])
-UUID = "01234567-89ab-4cde-8f01-23456789abcd"
 KINDS = ["npy", "npz", "npz-packed", "hdf5", "hdf5-packed", "tsv", "tsv.gz", "csv", "lsmat", "qza"]
 NAMELESS = {"npy"}
 ON_DISK = {"npy", "npz", "hdf5", "hdf5-packed"}  # kinds that are read from their file when they are large
@@ -36,14 +36,6 @@ ON_DISK = {"npy", "npz", "hdf5", "hdf5-packed"}  # kinds that are read from thei
 def text_table(values, ids, columns, delimiter="\t", corner="") -> str:
     rows = [delimiter.join([name, *map(repr, row)]) for name, row in zip(ids, values.tolist(), strict=False)]
     return "\n".join([delimiter.join([corner, *columns]), *rows]) + "\n"
-
-
-def artifact(path: Path, semantic_type: str, name: str, content: bytes) -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(f"{UUID}/VERSION", "QIIME 2\narchive: 5\nframework: 2021.4.0\n")
-        archive.writestr(f"{UUID}/metadata.yaml", f"uuid: {UUID}\ntype: {semantic_type}\nformat: null\n")
-        archive.writestr(f"{UUID}/data/{name}", content)
-    return path
 
 
 def write(path: Path, kind: str, values=VALUES, ids=IDS, references=None) -> Path:
@@ -72,7 +64,7 @@ def write(path: Path, kind: str, values=VALUES, ids=IDS, references=None) -> Pat
     elif kind == "csv":
         pd.DataFrame(values, ids, columns).to_csv(path, na_rep="nan")
     elif kind == "qza":
-        artifact(path, "DistanceMatrix", "distance-matrix.tsv", text_table(values, ids, columns).encode())
+        write_artifact(path, "DistanceMatrix", {"distance-matrix.tsv": text_table(values, ids, columns).encode()})
     elif kind == "tsv.gz":
         path.write_bytes(gzip.compress(text_table(values, ids, columns).encode()))
     else:
@@ -148,9 +140,15 @@ def test_layouts_of_hdf5(tmp_path):
         file["matrix:0"] = VALUES
         file["pcoa_samples"] = np.zeros((3, 2))
     assert load_distances(path, IDS).ids == IDS
+    with h5py.File(path, "a") as file:  # of several rarefactions
+        file["matrix:1"] = VALUES / 2
+        file["matrix:2"] = VALUES / 4
+    for limit in (0, 2**20):
+        matrix = UniFracLoader(path, IDS, memory_limit=limit).load_matrix()
+        np.testing.assert_allclose(matrix.block([0, 1, 2]), VALUES * 7 / 12, rtol=1e-6)
     with h5py.File(path, "a") as file:
-        file["matrix:1"] = VALUES
-    refused(path, "several matrices")
+        file["matrix:3"] = VALUES[:2, :2]
+    refused(path, "several sizes")
     with h5py.File(path, "w") as file:  # no IDs: the order of the table
         file["matrix"] = VALUES
     assert load_distances(path, IDS).ids == IDS
@@ -339,9 +337,9 @@ def test_not_a_matrix(tmp_path):
         file["order"] = IDS
         file.create_dataset("matrix", (3, 3), "f4", external=[("other.raw", 0, 36)])
     refused(path, "points to another file")
-    artifact(path, "FeatureData[Taxonomy]", "taxonomy.tsv", b"x")
+    write_artifact(path, "FeatureData[Taxonomy]", {"taxonomy.tsv": b"x"})
     refused(path, "FeatureData[Taxonomy]", "DistanceMatrix")
-    artifact(path, "DistanceMatrix", "distance-matrix.tsv", b"\tfaith_pd\na\t1\n")
+    write_artifact(path, "DistanceMatrix", {"distance-matrix.tsv": b"\tfaith_pd\na\t1\n"})
     refused(path, "another kind")
 
 
@@ -475,10 +473,10 @@ def test_values_of_samples(tmp_path, header):
     path = tmp_path / "v.tsv"
     mark = "," if "," in header else "\t"
     path.write_text(header + f"\nb{mark}11.51899992553371\na{mark}0.5\n")
-    for source in (
-        path,
-        artifact(tmp_path / "v.qza", "SampleData[AlphaDiversity]", "alpha-diversity.tsv", path.read_bytes()),
-    ):
+    packed = write_artifact(
+        tmp_path / "v.qza", "SampleData[AlphaDiversity]", {"alpha-diversity.tsv": path.read_bytes()}
+    )
+    for source in (path, packed):
         loader = UniFracLoader(source, IDS, upper=None)
         values = loader.load_matrix()
         assert isinstance(values, SampleValues)
@@ -487,12 +485,10 @@ def test_values_of_samples(tmp_path, header):
         assert values.values.dtype == np.float64
         np.testing.assert_array_equal(values.values, [11.51899992553371, 0.5])
         np.testing.assert_array_equal(loader.extract_batch_values(["a", "b", "a"]), [0.5, 11.51899992553371, 0.5])
-        for extract in (
-            lambda loader=loader: loader.extract_batch_distances(["a"]),
-            lambda loader=loader: loader.extract_batch_stripe_distances(["a"], ["b"]),
-        ):
-            with pytest.raises(DataError, match="one value a sample"):
-                extract()
+        with pytest.raises(DataError, match="one value a sample"):
+            loader.extract_batch_distances(["a"])
+        with pytest.raises(DataError, match="one value a sample"):
+            loader.extract_batch_stripe_distances(["a"], ["b"])
     with pytest.raises(DataError, match="holds distances"):
         UniFracLoader(write(tmp_path / "m", "tsv"), IDS).extract_batch_values(["a"])
 
