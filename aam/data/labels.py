@@ -68,12 +68,13 @@ class ValueLabels:
 class CompositionLabels:
     """Shares of each sample that sum to 1."""
 
-    values: NDArray[np.float32]  # (N, T)
+    values: NDArray[np.float32] | sparse.csr_array  # (N, T)
     names: tuple[str, ...]  # T
 
     def batch(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Shares (n, T)."""
-        return self.values[rows]
+        values = self.values[rows]
+        return values if isinstance(values, np.ndarray) else values.toarray()
 
 
 def taxon_labels(counts: sparse.csr_array, taxa: Sequence[str], train: NDArray[np.int64]) -> CompositionLabels:
@@ -91,7 +92,7 @@ def taxon_labels(counts: sparse.csr_array, taxa: Sequence[str], train: NDArray[n
     Returns
     -------
     CompositionLabels
-        Taxa in the order of their names, `OTHER` last.
+        Sparse; taxa in the order of their names, `OTHER` last.
     """
     names = np.array(taxa, dtype=object)
     seen = np.asarray(counts[train].sum(axis=0)).ravel() > 0  # (A,)
@@ -100,5 +101,6 @@ def taxon_labels(counts: sparse.csr_array, taxa: Sequence[str], train: NDArray[n
     columns = np.array([place.get(name, len(known)) for name in names], dtype=np.int64)
     one_each = (np.ones(len(names)), (np.arange(len(names)), columns))
     in_taxa = sparse.csr_array(one_each, shape=(len(names), len(known) + 1))  # (A, T)
-    reads = (counts @ in_taxa).toarray()  # (N, T)
-    return CompositionLabels((reads / reads.sum(axis=1, keepdims=True)).astype(np.float32), (*known, OTHER))
+    reads = sparse.csr_array(counts @ in_taxa)  # (N, T)
+    shares = sparse.csr_array(sparse.diags_array(1 / reads.sum(axis=1)) @ reads).astype(np.float32)
+    return CompositionLabels(shares, (*known, OTHER))
