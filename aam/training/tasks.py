@@ -330,11 +330,14 @@ class Task:
         """Every reading of some base targets in a batch: its name, predicted and actual values, and the target.
 
         Of distances among the batch's own samples every pair once; of those to its references all, but none to itself.
+        A batch may come without labels of which it knows nothing.
         """
         own, of_references = slice(len(batch)), slice(len(batch), None)
         samples = summary.rows(own)
         references = summary.rows(of_references) if batch.references else None
         for labelled in targets:
+            if labelled.target.name not in batch.labels:
+                continue
             actual = batch.labels[labelled.target.name][own]
             pairs = labelled.target.kind == "pairwise"
             if pairs and batch.references:
