@@ -40,7 +40,8 @@ class Batch:
     counts: Tensor  # (B, S) float32: reads; 0 at padding
     depth: Tensor  # (B,) float32: reads of the sample, those beyond the token limit included
     labels: dict[str, Tensor] = field(default_factory=dict)
-    # by base target, float32, NaN where unknown: (B, B) of pairs, (B,) of values, (B, T) of compositions
+    # by base target, float32, NaN where unknown: (B, B) of pairs, (B,) of values, (B, T) of compositions; may lack one
+    # of which nothing is known here
     references: int = 0  # R: the last samples are only referred to, and labels of pairs are (B - R, R)
     target: Tensor | None = None  # (B,) float32 (transformed) or int64 (class)
     masked_nucleotides: MaskedNucleotides | None = None

@@ -12,8 +12,9 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
-from aam.data.counts import Counts, in_blocks, present_asvs
+from aam.data.counts import Counts, SampleRows, in_blocks, present_asvs
 from aam.data.unifrac_loader import DistanceMatrix, StripeMatrix
 
 __all__ = [
@@ -138,12 +139,13 @@ class ValueLabels:
 class CompositionLabels:
     """Shares of each sample that sum to 1."""
 
-    values: NDArray[np.float32]  # (N, T)
+    values: NDArray[np.float32] | sparse.csr_array  # (N, T)
     names: tuple[str, ...]  # T
 
     def batch(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Shares (n, T)."""
-        return self.values[rows]
+        values = self.values[rows]
+        return values if isinstance(values, np.ndarray) else values.toarray()
 
 
 def taxon_labels(counts: Counts, taxa: Sequence[str], train: NDArray[np.int64]) -> CompositionLabels:
@@ -161,7 +163,7 @@ def taxon_labels(counts: Counts, taxa: Sequence[str], train: NDArray[np.int64]) 
     Returns
     -------
     CompositionLabels
-        Taxa in the order of their names, `OTHER` last.
+        Sparse; taxa in the order of their names, `OTHER` last.
     """
     names = np.array(taxa, dtype=object)
     known = sorted(set(names[present_asvs(counts, train)]) - {OTHER})
@@ -169,8 +171,8 @@ def taxon_labels(counts: Counts, taxa: Sequence[str], train: NDArray[np.int64]) 
     taxon = np.array([place.get(name, len(known)) for name in names], dtype=np.int64)  # (A,)
     blocks = []
     for rows in in_blocks(counts, np.arange(counts.shape[0])):
-        shape = (len(rows.indptr) - 1, len(known) + 1)
-        of_sample = rows.samples * shape[1] + taxon[rows.asvs]
-        reads = np.bincount(of_sample, weights=rows.counts, minlength=shape[0] * shape[1]).reshape(shape)
-        blocks.append((reads / reads.sum(axis=1, keepdims=True)).astype(np.float32))
-    return CompositionLabels(np.concatenate(blocks), (*known, OTHER))
+        samples = len(rows.indptr) - 1
+        shares = SampleRows.summed(rows.samples, taxon[rows.asvs], rows.counts / rows.depth()[rows.samples], samples)
+        entries = (shares.counts.astype(np.float32), shares.asvs, shares.indptr)
+        blocks.append(sparse.csr_array(entries, shape=(samples, len(known) + 1)))
+    return CompositionLabels(sparse.csr_array(sparse.vstack(blocks)), (*known, OTHER))

@@ -58,14 +58,18 @@ class LabelledTarget:
 
     @classmethod
     def of(cls, target: BaseTarget, labels: Labels, train: NDArray[np.int64], seed: int = 0) -> LabelledTarget:
-        """Measured on the training rows, of pairs on at most 2,000 of them; a scale of 1 where nothing varies.
+        """Measured on the training rows, but for values on at most 2,000 of them; a scale of 1 where nothing varies.
 
         Raises
         ------
         DataError
             If a label is out of the target's bounds.
         """
-        values = _training_pairs(labels, train, seed) if isinstance(labels, Pairs) else labels.batch(train)
+        some = train
+        if len(train) > _MOST_SAMPLES_OF_A_SCALE and target.kind != "value":
+            draws = generator("samples that scales are measured on", seed, 0)
+            some = np.sort(draws.choice(train, _MOST_SAMPLES_OF_A_SCALE, replace=False))
+        values = _pairs_of(labels, some, train) if isinstance(labels, Pairs) else labels.batch(some)
         known = values[~np.isnan(values if values.ndim == 1 else values.sum(axis=1))].astype(np.float64)
         _require_bounds(target, known)
         mean = np.asarray(known.mean(axis=0) if len(known) else np.zeros(known.shape[1:]))
@@ -87,15 +91,12 @@ def _require_bounds(target: BaseTarget, known: NDArray[np.float64]) -> None:
         )
 
 
-def _training_pairs(labels: Pairs, train: NDArray[np.int64], seed: int) -> NDArray[np.float32]:
-    """Distances of pairs of training samples, each once; with references, to those that are training samples."""
-    columns = None if labels.references is None else labels.references[np.isin(labels.references, train)]
-    if len(train) > _MOST_SAMPLES_OF_A_SCALE:
-        draws = generator("samples that scales are measured on", seed, 0)
-        train = np.sort(draws.choice(train, _MOST_SAMPLES_OF_A_SCALE, replace=False))
-    if columns is None:
-        return pair_values(labels.block(train, train))
-    return labels.block(train, columns)[train[:, None] != columns[None, :]]
+def _pairs_of(labels: Pairs, some: NDArray[np.int64], train: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Distances of pairs of some samples, each once; or of these to the references among the training samples."""
+    if labels.references is None:
+        return pair_values(labels.block(some, some))
+    columns = labels.references[np.isin(labels.references, train)]
+    return labels.block(some, columns)[some[:, None] != columns[None, :]]
 
 
 @dataclass(frozen=True)
@@ -329,11 +330,14 @@ class Task:
         """Every reading of some base targets in a batch: its name, predicted and actual values, and the target.
 
         Of distances among the batch's own samples every pair once; of those to its references all, but none to itself.
+        A batch may come without labels of which it knows nothing.
         """
         own, of_references = slice(len(batch)), slice(len(batch), None)
         samples = summary.rows(own)
         references = summary.rows(of_references) if batch.references else None
         for labelled in targets:
+            if labelled.target.name not in batch.labels:
+                continue
             actual = batch.labels[labelled.target.name][own]
             pairs = labelled.target.kind == "pairwise"
             if pairs and batch.references:

@@ -39,8 +39,9 @@ def test_shares_of_taxa(data):
 
     seen = {taxon for taxon, reads in zip(taxa, counts[train].sum(axis=0), strict=True) if reads} - {OTHER}
     assert found.names == (*sorted(seen), OTHER)
-    assert found.values.dtype == np.float32
-    for row, sample in zip(found.values, counts, strict=True):
+    shares = found.batch(np.arange(len(counts)))
+    assert shares.dtype == np.float32
+    for row, sample in zip(shares, counts, strict=True):
         reads: Counter[str] = Counter()
         for taxon, count in zip(taxa, sample.tolist(), strict=True):
             reads[taxon if taxon in seen else OTHER] += count

@@ -11,6 +11,9 @@ import pytest
 import torch
 from scipy.spatial.distance import pdist, squareform
 
+from aam.data.batch import padded_layout
+from aam.data.dataset import DatasetOptions
+from aam.data.tokenizer import PAD, tokenize
 from aam.models import distances
 from aam.models.base_targets import (
     Aitchison,
@@ -217,6 +220,23 @@ def test_tips_as_clades_give_bray_curtis_and_jaccard(tree):
 @by_name
 def test_stripes_are_blocks_of_pairs(target, tree):
     np.testing.assert_allclose(tree.read(target, slice(1, 3)), tree.read(target)[:, 1:3], atol=1e-12)
+
+
+@pytest.mark.parametrize("limit", [50, 2])
+def test_abundance_is_the_sum_over_a_samples_reads_in_any_layout(limit, unequal_study: TinyStudy):
+    encoder = encoder_with(WeightedUniFrac()).double()
+    batch = unequal_study.dataset(DatasetOptions(token_limit=limit))[(0, (3, 0, 4))]
+    head, found = encoder.clade_head, encoder(batch).abundance
+    for row, sample in enumerate((3, 0, 4)):
+        expected = torch.zeros(6, dtype=torch.float64)
+        ranked = sorted(unequal_study.samples[sample].items(), key=lambda item: (-item[1], item[0]))
+        for sequence, count in ranked[:limit]:
+            tokens = torch.from_numpy(tokenize([sequence], MAX_BP))
+            embedding = encoder.asv_encoder(tokens, bool((tokens == PAD).any()))[0]
+            member = torch.sigmoid(4 * (head.membership.weight @ embedding + head.membership.bias))
+            expected += count / sum(unequal_study.samples[sample].values()) * member
+        torch.testing.assert_close(found[row], expected, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(encoder(padded_layout(batch)).abundance, found)
 
 
 def test_what_a_token_limit_leaves_out_is_in_no_clade(tree):
