@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from aam.config import DataConfig, ModelConfig
+from aam.data.leaks import leak_warnings
 from aam.data.metadata import require_column
-from aam.data.splits import make_splits
 from aam.data.study import Study, StudyFiles, align, read_files
+from aam.data.study_splits import fold_study, split_study
 from aam.data.targets import ClassTarget, NumericTarget, require_repeated_classes
 from aam.errors import DataError, in_file
 
@@ -49,15 +50,16 @@ def check(data: DataConfig, *, classifier: bool = False, max_bp: int = ModelConf
     target = None
     if study is not None and study.target is not None and data.metadata_column is not None:
         target = _attempt(problems, _target, study.target, data, classifier)
+    leaks = None
     if study is not None and (target is not None or study.target is None):
-        _attempt(problems, _split, study, data)
+        leaks = _attempt(problems, _split, study, data, classifier)
     return {
         "samples": _samples(files, study),
         "asvs": _asvs(files, study),
         "distances": _distances(files),
         "target": target,
         "problems": problems,
-        "warnings": [] if study is None else study.warnings,
+        "warnings": [] if study is None else [*study.warnings, *(leaks or [])],
     }
 
 
@@ -76,26 +78,32 @@ def _align(files: StudyFiles, data: DataConfig, step: Callable[..., Study], prob
     study = _attempt([], step, files, data)
     if study is not None:
         return study
-    columns = ("metadata_column", "group_column")
+    columns = ("metadata_column", "group_column", "split_column")
     usable = data
     for column in columns:
         alone = data.model_copy(update={other: None for other in columns if other != column})
         if _attempt(problems, step, files, alone) is None:
             usable = usable.model_copy(update={column: None})
+    if usable.group_column is None:
+        usable = usable.model_copy(update={"leave_out": (), "leave_one_group_out": False})
     return _attempt(problems, step, files, usable)
 
 
-def _split(study: Study, data: DataConfig) -> None:
-    with in_file(data.metadata):
-        make_splits(
-            study.sample_ids,
-            groups=study.groups,
-            labels=study.target if data.stratify else None,
-            val_size=data.val_size,
-            test_size=data.test_size,
-            seed=0,
-            group_name=data.group_column or "group",
-        )
+def _split(study: Study, data: DataConfig, classifier: bool) -> list[str]:
+    """Warnings about the split, or about the first fold."""
+    if data.cross_validated:
+        split = fold_study(study, data, classifier=classifier, seed=0).splits[0]
+    else:
+        split = split_study(study, data, seed=0).parts
+    return leak_warnings(
+        study.sample_ids,
+        study.table,
+        split,
+        groups=study.groups,
+        group_column=data.group_column,
+        metadata=study.metadata,
+        target=data.metadata_column,
+    )
 
 
 def _samples(files: StudyFiles, study: Study | None) -> dict[str, Any] | None:

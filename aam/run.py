@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -25,9 +26,11 @@ from aam.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from aam.data.batch import Batch
 from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
 from aam.data.draws import generator
+from aam.data.leaks import leak_warnings
 from aam.data.metadata import load_metadata
-from aam.data.splits import make_splits, read_splits, write_splits
+from aam.data.splits import read_splits, write_splits
 from aam.data.study import Study, load_study
+from aam.data.study_splits import split_study
 from aam.data.targets import ClassTarget, NumericTarget, require_logarithms, require_repeated_classes
 from aam.errors import DataError, in_file
 from aam.models.asv_encoder import REFERENCE_ASVS
@@ -57,6 +60,7 @@ __all__ = ["RunDirectory", "RunResult", "choose_device", "loader", "run"]
 logger = logging.getLogger("aam")
 
 SPLIT_OPTIONS = {"val_size", "test_size", "group_column", "stratify"}
+SPLIT_SOURCES = {"split_column", "splits", "leave_out"}
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ def run(config: RunConfig) -> RunResult:
     if config.task.classifier and study.target is not None and config.data.metadata_column is not None:
         with in_file(config.data.metadata):
             require_repeated_classes(config.data.metadata_column, study.target)
-    split, leaked = _split(config, study, takes_over)
+    split, leaked, notes = _split(config, study, takes_over)
     task = _build_task(config, study, split, pretrained).to(device)
 
     resumed = _load_resumed(config, directory) if config.train.resume else None
@@ -105,6 +109,10 @@ def run(config: RunConfig) -> RunResult:
         directory.create(overwrite=config.train.overwrite)
     with directory.logging():
         _log_study(config, study, split, device)
+        for note in notes:
+            logger.info(note)
+        for warning in _leaks(config, study, split):
+            logger.warning(warning)
         write_json(directory / "config.json", config.model_dump(mode="json"))
         write_splits(directory / "splits.tsv", study.sample_ids, split)
         header = _provenance(study, task)
@@ -182,6 +190,7 @@ class RunDirectory:
         "metrics.json",
         "val_predictions.tsv",
         "test_predictions.tsv",
+        "oof_predictions.tsv",
         MODEL_NAME,
         "last.ckpt",
         "aam.log",
@@ -220,6 +229,17 @@ class RunDirectory:
                 (self.path / name).unlink(missing_ok=True)
             for name in self.FOLDERS:
                 shutil.rmtree(self.path / name, ignore_errors=True)
+            for fold in self.folds():
+                RunDirectory(fold).create(overwrite=True)
+                if not any(fold.iterdir()):
+                    fold.rmdir()
+
+    def folds(self) -> list[Path]:
+        """The directories of the folds of a run that has some, in their order."""
+        if not self.path.is_dir():
+            return []
+        found = [path for path in self.path.iterdir() if re.fullmatch(r"fold_\d{1,9}", path.name) and path.is_dir()]
+        return sorted(found, key=lambda path: int(path.name.removeprefix("fold_")))
 
     @contextmanager
     def logging(self) -> Iterator[None]:
@@ -274,7 +294,8 @@ def _pretrained_architecture(config: RunConfig, pretrained: ModelFile) -> ModelC
 
 def _own_split_options(data: DataConfig, before: DataConfig) -> set[str]:
     """Options of the split that were given and are not the pre-trained run's (a stored configuration gives all)."""
-    return {name for name in data.model_fields_set & SPLIT_OPTIONS if getattr(data, name) != getattr(before, name)}
+    asked = data.model_fields_set & SPLIT_OPTIONS | {name for name in SPLIT_SOURCES if getattr(data, name)}
+    return {name for name in asked if getattr(data, name) != getattr(before, name)}
 
 
 def _pretrained_split_options(data: DataConfig, before: DataConfig) -> DataConfig:
@@ -296,10 +317,11 @@ def _encoder_weights(pretrained: ModelFile) -> dict[str, torch.Tensor]:
 # -------------------------------------------------------------------------------------------------------------- split
 
 
-def _split(config: RunConfig, study: Study, takes_over: bool) -> tuple[NDArray[Any], list[str]]:
-    """The split of every sample, and the held-out samples that a pre-trained encoder has learnt from."""
+def _split(config: RunConfig, study: Study, takes_over: bool) -> tuple[NDArray[Any], list[str], list[str]]:
+    """The split of every sample, the held-out ones that a pre-trained encoder has learnt from, and what to tell."""
     data = config.data
     before: dict[str, str] = {}
+    notes: list[str] = []
     if config.train.pretrained_encoder is not None:
         folder = model_path(config.train.pretrained_encoder).parent
         if (folder / "splits.tsv").is_file():
@@ -312,16 +334,7 @@ def _split(config: RunConfig, study: Study, takes_over: bool) -> tuple[NDArray[A
     if before and takes_over and set(before) & set(study.sample_ids):
         split = _taken_over(config, study, before)
     else:
-        with in_file(data.metadata if data.stratify or study.groups is not None else None):
-            split = make_splits(
-                study.sample_ids,
-                groups=study.groups,
-                labels=study.target if data.stratify else None,
-                val_size=data.val_size,
-                test_size=data.test_size,
-                seed=config.train.seed,
-                group_name=data.group_column or "group",
-            )
+        split, notes = split_study(study, data, config.train.seed)
     leaked = [
         name
         for name, part in zip(study.sample_ids, split, strict=True)
@@ -332,7 +345,7 @@ def _split(config: RunConfig, study: Study, takes_over: bool) -> tuple[NDArray[A
             f"{len(leaked)} held-out samples, {leaked[0]!r} first, are among those that the pre-trained encoder "
             "learnt from; leave out the options of the split to take its own over, or give --allow-pretrained-leak"
         )
-    return split, leaked
+    return split, leaked, notes
 
 
 def _taken_over(config: RunConfig, study: Study, before: dict[str, str]) -> NDArray[Any]:
@@ -359,6 +372,18 @@ def _taken_over(config: RunConfig, study: Study, before: dict[str, str]) -> NDAr
                 "give --val-size for a split of their own"
             )
     return split
+
+
+def _leaks(config: RunConfig, study: Study, split: NDArray[Any]) -> list[str]:
+    return leak_warnings(
+        study.sample_ids,
+        study.table,
+        split,
+        groups=study.groups,
+        group_column=config.data.group_column,
+        metadata=study.metadata,
+        target=config.data.metadata_column,
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- task
@@ -528,17 +553,26 @@ def _build_trainer(
 def _load_resumed(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     """The checkpoint of the run to be continued, if its configuration is this one's where it matters."""
     saved = load_checkpoint(directory / "last.ckpt")
+    require_same_config(config, saved["config"], directory.path)
+    return saved
+
+
+def require_same_config(config: RunConfig, stored: Mapping[str, Any], directory: Path) -> None:
+    """Refuse to continue a run whose stored configuration differs where it matters.
+
+    Raises
+    ------
+    DataError
+    """
     free = {"output_dir", "epochs", "patience", "device", "threads", "num_workers", "resume", "overwrite"}
-    now = config.model_dump(mode="json")
-    for section in ("data", "model", "task", "optim", "train"):
-        for name, value in now[section].items():
-            before = saved["config"].get(section, {}).get(name, value)
+    for section, options in config.model_dump(mode="json").items():
+        if section == "command":
+            continue
+        for name, value in options.items():
+            before = stored.get(section, {}).get(name, value)
             if before != value and name not in free:
                 option = "--" + name.replace("_", "-")
-                raise DataError(
-                    f"{directory.path}: was begun with {option} {before}, and {option} {value} is asked for"
-                )
-    return saved
+                raise DataError(f"{directory}: was begun with {option} {before}, and {option} {value} is asked for")
 
 
 # ------------------------------------------------------------------------------------------------------------- ending
@@ -657,3 +691,5 @@ def _log_study(config: RunConfig, study: Study, split: NDArray[Any], device: tor
     sizes_text = ", ".join(f"{size} {part}" for part, size in zip(parts, sizes, strict=True))
     grouped = f", grouped by {config.data.group_column}" if config.data.group_column else ""
     logger.info("split: %s%s", sizes_text, grouped)
+    if (split == "cal").any():
+        logger.info("the samples marked cal are neither learnt from nor judged: they are kept for calibration")

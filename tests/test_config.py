@@ -104,7 +104,7 @@ class TestHelp:
             assert described != text, name
             if field.is_required():
                 assert after.startswith("[required]"), name
-            elif field.default is not None and field.default is not False:
+            elif field.default is not None and field.default is not False and field.default != ():
                 assert after.startswith(f"[default:{field.default}]"), name
             else:
                 assert not after.startswith("["), name

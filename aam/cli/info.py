@@ -47,7 +47,7 @@ def command(run: Path, as_json: bool) -> None:
         f"format {header['format_version']}, written {created} by AAM {version} with PyTorch {torch} "
         f"from {samples} samples and {asvs} ASVs"
     )
-    for section in ("data", "model", "task", "optim", "train"):
+    for section in ("data", "model", "task", "optim", "train", "augmentation"):
         settings = "  ".join(f"{k}={v}" for k, v in _part(header["config"], section).items() if v is not None)
         click.echo(f"\n{section}: {settings}")
     click.echo("\ninputs (sha256):")

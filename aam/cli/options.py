@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-SECTIONS = ("data", "model", "task", "optim", "train")
+SECTIONS = ("data", "model", "task", "optim", "train", "augmentation")
 
 
 def _fields(command: Command) -> Iterator[tuple[str, str, FieldInfo]]:
@@ -110,6 +110,8 @@ def _click_option(name: str, field: FieldInfo) -> Callable[[Function], Function]
         click_type = click.Choice(list(get_args(kind)))
     elif kind is Path:
         click_type, metavar = click.Path(path_type=Path), "PATH"
+    elif get_origin(kind) is tuple:
+        return click.option(*spellings, name, type=get_args(kind)[0], multiple=True, help=help_text)
     return click.option(*spellings, name, type=click_type, default=None, help=help_text, metavar=metavar)
 
 
@@ -123,7 +125,7 @@ def _without_none(annotation: Any) -> Any:
 def _default_text(field: FieldInfo) -> str:
     if field.is_required():
         return "  [required]"
-    if field.default is None or field.default is False:
+    if field.default is None or field.default is False or field.default == ():
         return ""
     return f"  [default: {'on' if field.default is True else field.default}]"
 

@@ -20,6 +20,7 @@ from aam.data.biom_loader import FeatureTable, load_table
 from aam.data.files import file_sha256
 from aam.data.metadata import class_target, load_metadata, numeric_target, repeated_columns, require_column
 from aam.data.sequences import load_fasta, merge_duplicate_sequences, resolve_sequences
+from aam.data.splits import read_folds, read_splits
 from aam.data.tokenizer import tokenize
 from aam.data.unifrac_loader import DistanceMatrix, load_distances
 from aam.errors import DataError
@@ -205,6 +206,12 @@ def align(
         if data.group_column is not None:
             require_column(files.metadata, data.group_column, data.metadata)
             leave_out(class_target(metadata[data.group_column]).isna().to_numpy(), f"no value of {data.group_column}")
+        if data.split_column is not None:
+            require_column(files.metadata, data.split_column, data.metadata)
+            leave_out(class_target(metadata[data.split_column]).isna().to_numpy(), f"no value of {data.split_column}")
+    if data.splits is not None:
+        named = (read_splits if data.folds is None else read_folds)(data.splits)
+        leave_out(~np.isin(ids, np.array(list(named), dtype=object)), f"not in {data.splits}")
     if not used.any():
         raise DataError(f"{data.table}: no sample is left: {_reasons(left_out)}")
 
