@@ -55,7 +55,7 @@ from aam.training.trainer import Trainer
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["RunDirectory", "RunResult", "choose_device", "loader", "run"]
+__all__ = ["RunDirectory", "RunResult", "choose_device", "loader", "require_same_config", "run", "write_json"]
 
 logger = logging.getLogger("aam")
 

@@ -14,7 +14,9 @@ __all__ = ["command"]
 
 
 @click.command("predict")
-@click.option("--model", type=click.Path(path_type=Path), required=True, help="Run directory of `aam train`.")
+@click.option(
+    "--model", type=click.Path(path_type=Path), required=True, help="Run directory of `aam train`; folds are averaged."
+)
 @click.option("--table", type=click.Path(path_type=Path), required=True, help="Feature table of the samples.")
 @click.option("--sequences", type=click.Path(path_type=Path), help="FASTA, where feature IDs are not DNA themselves.")
 @click.option(
