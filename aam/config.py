@@ -161,6 +161,11 @@ class AugmentationConfig(Section):
         return self
 
     @property
+    def draws_reads(self) -> bool:
+        """Whether counts have to be whole."""
+        return self.augment_rarefy is not None or self.mix_samples > 0
+
+    @property
     def rarefy_depths(self) -> tuple[int, int] | None:
         """The least and the greatest depth of ``--augment-rarefy``."""
         low, colon, high = (self.augment_rarefy or "").partition(":")

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from aam import __version__
 from aam.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from aam.data.augmentation import Augmentation, require_whole_counts
 from aam.data.batch import Batch
 from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
 from aam.data.draws import generator
@@ -101,6 +102,8 @@ def run(config: RunConfig) -> RunResult:
     if config.task.classifier and study.target is not None and config.data.metadata_column is not None:
         with in_file(config.data.metadata):
             require_repeated_classes(config.data.metadata_column, study.target)
+    if config.augmentation.draws_reads:
+        require_whole_counts(study.table.data, config.data.table)
     split, leaked, notes = _split(config, study, takes_over)
     task = _build_task(config, study, split, pretrained).to(device)
 
@@ -500,7 +503,12 @@ def _datasets(config: RunConfig, study: Study, split: NDArray[Any], task: Task) 
     if isinstance(task, TrainTask):
         assert study.target is not None
         encoded = task.target.encode(study.target)
-    datasets = {"train": SampleDataset.of_study(study, options, encoded)}
+    train = study.rows_of(split, "train")
+    classes = None
+    if isinstance(task, TrainTask) and isinstance(task.target, ClassTarget):
+        classes = task.target.encode(task.actual)
+    augmentation = Augmentation.of(config.augmentation, config.train.seed, train, classes)
+    datasets = {"train": SampleDataset.of_study(study, options, encoded, augmentation=augmentation)}
     for part in ("val", "test"):
         rows = study.rows_of(split, part)
         if len(rows):

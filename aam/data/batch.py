@@ -42,6 +42,7 @@ class Batch:
     target: Tensor | None = None  # (B,) float32 (transformed) or int64 (class)
     masked_nucleotides: MaskedNucleotides | None = None
     hidden_counts: Tensor | None = None  # (B, S) bool: abundances to restore
+    mixed: Tensor | None = None  # (B,) bool: mixed with another sample, so that the distances are not its own
 
     def __len__(self) -> int:
         return len(self.sample_index)

@@ -17,6 +17,7 @@ from scipy import sparse
 from torch.utils.data import Dataset, Sampler
 
 from aam.config import DataConfig
+from aam.data.augmentation import Augmentation, draw_reads, substitute_bases
 from aam.data.batch import Batch, MaskedNucleotides, SampleRows, arrange
 from aam.data.draws import generator, stable_keys, uniform
 from aam.data.study import Study
@@ -107,6 +108,8 @@ class SampleDataset(Dataset[Batch]):
     restore_once : ndarray, optional
         Rows of held-out samples. An ASV is then restored with the first of these that has it and no other, so that
         nucleotide accuracy over them does not depend on how they are batched.
+    augmentation : Augmentation, optional
+        Of training samples.
     """
 
     def __init__(
@@ -120,6 +123,7 @@ class SampleDataset(Dataset[Batch]):
         distances: NDArray[np.float32] | None = None,
         target: NDArray[np.float32] | NDArray[np.int64] | None = None,
         restore_once: NDArray[np.int64] | None = None,
+        augmentation: Augmentation | None = None,
     ) -> None:
         self.table = table
         self.tokens = tokens
@@ -129,6 +133,7 @@ class SampleDataset(Dataset[Batch]):
         self.options = options
         self.distances = distances
         self.target = target
+        self.augmentation = augmentation
         self.first_holder: NDArray[np.int64] | None = None
         if restore_once is not None:
             rows = self.drawn(restore_once, epoch=0)[0]  # without what rarefaction and the token limit leave out
@@ -143,6 +148,7 @@ class SampleDataset(Dataset[Batch]):
         options: DatasetOptions,
         target: NDArray[np.float32] | NDArray[np.int64] | None = None,
         restore_once: NDArray[np.int64] | None = None,
+        augmentation: Augmentation | None = None,
     ) -> Self:
         """The samples of a study, with its distances where it has them."""
         return cls(
@@ -155,6 +161,7 @@ class SampleDataset(Dataset[Batch]):
             study.distances,
             target,
             restore_once,
+            augmentation,
         )
 
     def __getitem__(self, key: BatchKey) -> Batch:
@@ -171,11 +178,17 @@ class SampleDataset(Dataset[Batch]):
             extra["masked_nucleotides"] = self._masked_nucleotides(distinct, sample_index, epoch)
         if self.options.count_mask_ratio > 0:
             extra["hidden_counts"] = self._hidden_counts(batch, distinct, sample_index, epoch)
+        if self.augmentation is not None:
+            extra |= self._augmented(self.augmentation, batch, distinct, sample_index, epoch)
         return replace(batch, **extra)  # type: ignore[arg-type]
 
     def drawn(self, sample_index: NDArray[np.int64], epoch: int) -> tuple[SampleRows, NDArray[np.float64]]:
         """The ASVs that are read of samples, and the samples' reads before the token limit."""
-        rows = self._rarefied(self._rows(sample_index), sample_index, epoch)
+        if self.augmentation is None:
+            rows = self._rarefied(self._rows(sample_index), sample_index, epoch)
+        else:
+            keys, depth = (self.sample_keys, self.asv_keys), self.options.rarefy_depth
+            rows = self.augmentation.rows(self._rows, sample_index, *keys, epoch, depth)
         return self._limited(rows, sample_index, epoch), rows.depth()
 
     def _rows(self, sample_index: NDArray[np.int64]) -> SampleRows:
@@ -186,13 +199,8 @@ class SampleDataset(Dataset[Batch]):
         depth = self.options.rarefy_depth
         if depth is None:
             return rows
-        counts = np.zeros_like(rows.counts)
-        for b, key in enumerate(self.sample_keys[sample_index]):
-            here = slice(rows.indptr[b], rows.indptr[b + 1])
-            draws = generator("rarefaction", self.options.seed, epoch, key)
-            reads = rows.counts[here].astype(np.int64)
-            counts[here] = draws.multivariate_hypergeometric(reads, depth, method="marginals")
-        return SampleRows(rows.indptr, rows.asvs, counts).keep(counts > 0)
+        keys = self.sample_keys[sample_index]
+        return draw_reads(rows, np.full(len(keys), depth), keys, "rarefaction", self.options.seed, epoch)
 
     def _limited(self, rows: SampleRows, sample_index: NDArray[np.int64], epoch: int) -> SampleRows:
         """The ``token_limit`` first ASVs of each sample, by the rule of ``asv_sampling``."""
@@ -240,6 +248,27 @@ class SampleDataset(Dataset[Batch]):
             "abundances to restore", self.options.seed, epoch, self.sample_keys[sample_index][:, None], asv_keys
         )
         return torch.from_numpy(draws < self.options.count_mask_ratio) & (batch.counts > 0)
+
+    def _augmented(
+        self,
+        augmentation: Augmentation,
+        batch: Batch,
+        distinct: NDArray[np.int64],
+        sample_index: NDArray[np.int64],
+        epoch: int,
+    ) -> dict[str, object]:
+        """What augmentation changes of a batch whose samples are drawn."""
+        keys = self.sample_keys[sample_index]
+        changed: dict[str, object] = {}
+        if augmentation.mix_samples > 0:
+            changed["mixed"] = torch.from_numpy(augmentation.partners(sample_index, keys, epoch).mixed)
+            if self.target is not None:
+                changed["target"] = torch.from_numpy(augmentation.target(self.target, sample_index, keys, epoch))
+        if augmentation.base_noise > 0:
+            tokens, asv_keys = batch.tokens.numpy(), self.asv_keys[distinct]
+            noisy = substitute_bases(tokens, asv_keys, augmentation.base_noise, augmentation.seed, epoch)
+            changed["tokens"] = torch.from_numpy(noisy)
+        return changed
 
 
 def mask_nucleotides(

@@ -36,7 +36,7 @@ def weighted(parts: Mapping[str, Tensor], weights: Mapping[str, float]) -> LossO
     return LossOutput(total, dict(parts))
 
 
-def pairwise_loss(predicted: Tensor, actual: Tensor, variance: float) -> Tensor:
+def pairwise_loss(predicted: Tensor, actual: Tensor, variance: float, mixed: Tensor | None = None) -> Tensor:
     """Mean squared error over all pairs, in units of the distances' variance, so that it reads as ``1 - R²``.
 
     Parameters
@@ -45,6 +45,8 @@ def pairwise_loss(predicted: Tensor, actual: Tensor, variance: float) -> Tensor:
         Symmetric; the diagonal is left out and every pair counts once.
     variance : float
         Of the distances in the training split, so that the loss means the same for every study and metric.
+    mixed : Tensor (B,) of bool, optional
+        Samples whose distances are not known; their pairs are left out.
 
     Returns
     -------
@@ -54,7 +56,11 @@ def pairwise_loss(predicted: Tensor, actual: Tensor, variance: float) -> Tensor:
     rows, columns = torch.triu_indices(len(actual), len(actual), offset=1, device=actual.device)
     if not len(rows):
         return predicted.sum() * 0
-    return F.mse_loss(predicted[rows, columns], actual[rows, columns]) / variance
+    if mixed is None:
+        return F.mse_loss(predicted[rows, columns], actual[rows, columns]) / variance
+    known = ~(mixed[rows] | mixed[columns])
+    errors = (predicted[rows, columns] - actual[rows, columns]) ** 2 * known
+    return errors.sum() / known.sum().clamp(min=1) / variance
 
 
 def nucleotide_loss(logits: Tensor, true_tokens: Tensor) -> Tensor:

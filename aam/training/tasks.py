@@ -136,7 +136,7 @@ class Task:
         parts: dict[str, Tensor] = {}
         if self.distances is not None and self.config.unifrac_weight > 0:
             assert batch.distances is not None
-            parts |= self._distance_losses(encoded.embedding, encoded.presence, batch.distances)
+            parts |= self._distance_losses(encoded.embedding, encoded.presence, batch.distances, batch.mixed)
         parts |= {name: mean for name, (mean, _) in self._other_losses(batch, encoded, output).items()}
         if not parts:  # nothing was drawn to be restored in this batch
             return LossOutput(encoded.embedding.sum() * 0, {})
@@ -195,11 +195,13 @@ class Task:
     def _target_metrics(self, sample_index: NDArray[np.int64], output: NDArray[np.float32] | None) -> dict[str, float]:
         return {}
 
-    def _distance_losses(self, embedding: Tensor, presence: Tensor | None, actual: Tensor) -> dict[str, Tensor]:
+    def _distance_losses(
+        self, embedding: Tensor, presence: Tensor | None, actual: Tensor, mixed: Tensor | None
+    ) -> dict[str, Tensor]:
         assert self.distances is not None
         return {
             "unifrac_loss" if head == self.leading_head else f"unifrac_{head}_loss": pairwise_loss(
-                predicted, actual, self.distances.variance
+                predicted, actual, self.distances.variance, mixed
             )
             for head, predicted in self.encoder.distances(embedding, presence, embedding, presence).items()
         }
