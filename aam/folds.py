@@ -23,6 +23,7 @@ from aam.data.study_splits import StudyFolds, fold_study
 from aam.data.targets import require_repeated_classes
 from aam.errors import DataError, in_file
 from aam.run import RunDirectory, require_same_config, run, write_json
+from aam.training.checkpoint import MODEL_NAME
 from aam.training.metrics import classification_metrics, regression_metrics
 
 __all__ = ["FoldsResult", "asks_for_folds", "finished_folds", "fold_summary", "run_folds"]
@@ -46,6 +47,7 @@ class _Plan:
 
     sample_ids: list[str]
     folds: StudyFolds
+    encoders: list[Path]  # of each fold, where the run goes on from one with folds
     actual: NDArray[Any] | None  # (N,)
     guess: NDArray[Any] | None  # (N,) or (N, C): the best constant of the training part that a sample is held out from
     classes: tuple[str, ...]  # none for a number
@@ -53,7 +55,7 @@ class _Plan:
 
 def asks_for_folds(config: RunConfig) -> bool:
     """Whether a configuration is one of several runs: by its options, or as it goes on from an encoder that was."""
-    return config.data.cross_validated or _encoder_folds(config) > 0
+    return config.data.cross_validated or bool(_encoder_folds(config))
 
 
 def run_folds(config: RunConfig) -> FoldsResult:
@@ -75,7 +77,7 @@ def run_folds(config: RunConfig) -> FoldsResult:
     """
     directory = RunDirectory(config.train.output_dir)
     if config.train.resume:
-        require_same_config(config, _read_json(directory / "config.json"), directory.path)
+        require_same_config(config, _stored_config(directory), directory.path)
     else:
         directory.require_free(resume=False, overwrite=config.train.overwrite)
     plan = _plan(config)
@@ -105,17 +107,17 @@ def finished_folds(path: Path) -> list[Path]:
         If some of them are still to be trained.
     """
     directory = RunDirectory(path)
-    folds = directory.folds()
-    if not folds or not (directory / "splits.tsv").is_file():
+    if not directory.folds() or not (directory / "splits.tsv").is_file() or (directory / MODEL_NAME).is_file():
         return []
     if not (directory / "metrics.json").is_file():
         raise DataError(f"{path}: not all of its folds are trained; continue it with --resume")
-    return folds
+    number = max(read_folds(directory / "splits.tsv").values()) + 1
+    return [directory / f"fold_{fold}" for fold in range(number)]
 
 
-def _encoder_folds(config: RunConfig) -> int:
+def _encoder_folds(config: RunConfig) -> list[Path]:
     encoder = config.train.pretrained_encoder
-    return 0 if encoder is None else len(finished_folds(encoder))
+    return [] if encoder is None else finished_folds(encoder)
 
 
 # --------------------------------------------------------------------------------------------------------------- plan
@@ -126,22 +128,23 @@ def _plan(config: RunConfig) -> _Plan:
     if config.task.classifier and study.target is not None and config.data.metadata_column is not None:
         with in_file(config.data.metadata):
             require_repeated_classes(config.data.metadata_column, study.target)
-    if _encoder_folds(config):
-        folds = _folds_of_encoder(config, study)
+    encoders = _encoder_folds(config)
+    if encoders:
+        folds = _folds_of_encoder(config, study, encoders)
     else:
         folds = fold_study(study, config.data, classifier=config.task.classifier, seed=config.train.seed)
         _refuse_leaks(config, study)
     if study.target is None:
-        return _Plan(study.sample_ids, folds, None, None, ())
+        return _Plan(study.sample_ids, folds, encoders, None, None, ())
     guess, classes = _guess(study.target, folds, config.task.classifier)
-    return _Plan(study.sample_ids, folds, study.target, guess, classes)
+    return _Plan(study.sample_ids, folds, encoders, study.target, guess, classes)
 
 
-def _folds_of_encoder(config: RunConfig, study: Study) -> StudyFolds:
+def _folds_of_encoder(config: RunConfig, study: Study, encoders: list[Path]) -> StudyFolds:
     """The folds of the pre-trained encoder's run. A sample that it did not have is learnt from in every fold."""
     encoder = config.train.pretrained_encoder
     assert encoder is not None
-    number = _encoder_folds(config)
+    number = len(encoders)
     for name in ("splits", "split_column", "leave_out", "test_size"):
         value = getattr(config.data, name)
         if value:
@@ -167,7 +170,7 @@ def _folds_of_encoder(config: RunConfig, study: Study) -> StudyFolds:
             new[0],
         )
     splits = []
-    for path in finished_folds(encoder):
+    for path in encoders:
         before = read_splits(path / "splits.tsv")
         parts = np.array([before.get(name, "train") for name in study.sample_ids], dtype="<U5")
         absent = {"train", "val", "test"} - set(parts.tolist())
@@ -214,10 +217,10 @@ def _guess(actual: NDArray[Any], folds: StudyFolds, classifier: bool) -> tuple[N
 def _run_fold(config: RunConfig, plan: _Plan, above: RunDirectory, fold: int) -> dict[str, Any]:
     """The metrics of a fold: of the run as it is, continued or begun."""
     directory = RunDirectory(above / f"fold_{fold}")
-    own = _fold_config(config, directory, fold)
+    own = _fold_config(config, directory, plan.encoders[fold] if plan.encoders else None)
     if config.train.resume and _is_finished(own, directory):
         logger.info("finished before: %s", directory.path)
-        return _read_json(directory / "metrics.json")
+        return _stored_metrics(directory)
     resume = config.train.resume and (directory / "last.ckpt").is_file()
     if not resume:
         directory.create(overwrite=True)  # what a fold that was interrupted in its first epoch has left
@@ -226,13 +229,12 @@ def _run_fold(config: RunConfig, plan: _Plan, above: RunDirectory, fold: int) ->
     return run(own.model_copy(update={"train": train})).metrics
 
 
-def _fold_config(config: RunConfig, directory: RunDirectory, fold: int) -> RunConfig:
+def _fold_config(config: RunConfig, directory: RunDirectory, encoder: Path | None) -> RunConfig:
     """A run of its own: the split is the one that stands in its directory."""
     data: dict[str, Any] = {"splits": directory / "splits.tsv", "folds": None, "leave_one_group_out": False}
     train: dict[str, Any] = {"output_dir": directory.path}
-    if _encoder_folds(config):
-        assert config.train.pretrained_encoder is not None
-        train["pretrained_encoder"] = config.train.pretrained_encoder / f"fold_{fold}"
+    if encoder is not None:
+        train["pretrained_encoder"] = encoder
     return config.model_copy(
         update={"data": config.data.model_copy(update=data), "train": config.train.model_copy(update=train)}
     )
@@ -242,8 +244,24 @@ def _is_finished(config: RunConfig, directory: RunDirectory) -> bool:
     """Whether a fold has come to its end and is not to be trained for longer now."""
     if not (directory / "metrics.json").is_file():
         return False
-    before = _read_json(directory / "config.json").get("train", {})
+    before = _stored_config(directory)["train"]
     return all(before.get(name) == getattr(config.train, name) for name in ("epochs", "patience"))
+
+
+def _stored_config(directory: RunDirectory) -> dict[str, dict[str, Any]]:
+    content = _read_json(directory / "config.json")
+    sections = {name: part for name, part in content.items() if name != "command"}
+    if "train" not in sections or not all(isinstance(part, dict) for part in sections.values()):
+        raise DataError(f"{directory / 'config.json'}: is damaged; start again with --overwrite")
+    return sections
+
+
+def _stored_metrics(directory: RunDirectory) -> dict[str, Any]:
+    content = _read_json(directory / "metrics.json")
+    tested = content.get("test", {})
+    if not isinstance(tested, dict) or not all(isinstance(value, float | int) for value in tested.values()):
+        raise DataError(f"{directory / 'metrics.json'}: is damaged; remove {directory.path} to train this fold again")
+    return content
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -267,7 +285,7 @@ def _finish(
     """Pool the predictions of held-out samples and write what a person reads."""
     metrics: dict[str, Any] = {"folds": fold_summary(results)}
     if config.command == "train":
-        table = _pooled_predictions(directory, len(results))
+        table = _pooled_predictions(directory, plan)
         table.to_csv(directory / PREDICTIONS, sep="\t", index=False)
         place = {name: i for i, name in enumerate(plan.sample_ids)}
         rows = np.array([place[name] for name in table["sample_id"]])
@@ -311,12 +329,21 @@ def fold_summary(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _pooled_predictions(directory: RunDirectory, number: int) -> pd.DataFrame:
+def _pooled_predictions(directory: RunDirectory, plan: _Plan) -> pd.DataFrame:
     """The predictions of all folds, cells as they are written there, in the order of the sample IDs."""
+    numbers = [f"prob_{name}" for name in plan.classes] or ["actual", "predicted"]
     tables = []
-    for fold in range(number):
+    for fold, parts in enumerate(plan.folds.splits):
         path = directory / f"fold_{fold}" / "test_predictions.tsv"
-        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+        held_out = [name for name, part in zip(plan.sample_ids, parts, strict=True) if part == "test"]
+        try:
+            table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+            if sorted(table["sample_id"]) != held_out or not np.isfinite(table[numbers].astype(float)).all(axis=None):
+                raise ValueError
+        except (OSError, ValueError, KeyError):  # of a fold that was trained before and has been changed since
+            raise DataError(
+                f"{path}: does not hold the fold's predictions; remove {path.parent} and --resume"
+            ) from None
         table.insert(1, "fold", fold)
         tables.append(table)
     return pd.concat(tables, ignore_index=True).sort_values("sample_id", kind="stable", ignore_index=True)

@@ -573,11 +573,13 @@ def require_same_config(config: RunConfig, stored: Mapping[str, Any], directory:
     DataError
     """
     free = {"output_dir", "epochs", "patience", "device", "threads", "num_workers", "resume", "overwrite"}
-    for section, options in config.model_dump(mode="json").items():
-        if section == "command":
-            continue
-        for name, value in options.items():
+    now = config.model_dump(mode="json")
+    moved = {str(Path(part["train"]["output_dir"]) / "splits.tsv") for part in (now, stored) if "train" in part}
+    for section in now.keys() - {"command"}:
+        for name, value in now[section].items():
             before = stored.get(section, {}).get(name, value)
+            if name == "splits" and {before, value} <= moved:
+                continue  # a fold's own, in a directory that has another name now
             if before != value and name not in free:
                 option = "--" + name.replace("_", "-")
                 raise DataError(f"{directory}: was begun with {option} {before}, and {option} {value} is asked for")

@@ -20,9 +20,9 @@ def command(run: Path, as_json: bool) -> None:
     """Say what RUN, a run directory or model file, is: task, settings, provenance, inputs, metrics."""
     from aam.data.targets import ClassTarget
     from aam.errors import DataError
-    from aam.training.checkpoint import model_path, read_header, read_target
+    from aam.training.checkpoint import MODEL_NAME, model_path, read_header, read_target
 
-    if (run / "fold_0").is_dir():
+    if (run / "fold_0").is_dir() and not (run / MODEL_NAME).is_file():
         _print_folds(run, as_json)
         return
     path = model_path(run)
