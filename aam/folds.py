@@ -16,14 +16,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from aam.config import RunConfig
+from aam.config import DataConfig, RunConfig
 from aam.data.splits import read_folds, read_splits, write_splits
 from aam.data.study import Study, load_study
-from aam.data.study_splits import StudyFolds, fold_study
+from aam.data.study_splits import StudyFolds, as_before, fold_study
 from aam.data.targets import require_repeated_classes
 from aam.errors import DataError, in_file
-from aam.run import RunDirectory, require_same_config, run, write_json
-from aam.training.checkpoint import MODEL_NAME
+from aam.run import RunDirectory, pretrained_split_options, require_same_config, run, write_json
+from aam.training.checkpoint import MODEL_NAME, load_model_file, model_path
 from aam.training.metrics import classification_metrics, regression_metrics
 
 __all__ = ["FoldsResult", "asks_for_folds", "finished_folds", "fold_summary", "run_folds"]
@@ -75,12 +75,16 @@ def run_folds(config: RunConfig) -> FoldsResult:
     DataError
         If the inputs or the folds cannot be used.
     """
+    encoders = _encoder_folds(config)
+    if encoders:
+        before = load_model_file(model_path(encoders[0])).config.data
+        config = config.model_copy(update={"data": _group_of_encoder(config.data, before)})
     directory = RunDirectory(config.train.output_dir)
     if config.train.resume:
         require_same_config(config, _stored_config(directory), directory.path)
     else:
         directory.require_free(resume=False, overwrite=config.train.overwrite)
-    plan = _plan(config)
+    plan = _plan(config, encoders)
     if not config.train.resume:
         directory.create(overwrite=config.train.overwrite)
     number = len(plan.folds.splits)
@@ -123,12 +127,11 @@ def _encoder_folds(config: RunConfig) -> list[Path]:
 # --------------------------------------------------------------------------------------------------------------- plan
 
 
-def _plan(config: RunConfig) -> _Plan:
+def _plan(config: RunConfig, encoders: list[Path]) -> _Plan:
     study = load_study(config.data, max_bp=config.model.max_bp, classifier=config.task.classifier, checksums=False)
     if config.task.classifier and study.target is not None and config.data.metadata_column is not None:
         with in_file(config.data.metadata):
             require_repeated_classes(config.data.metadata_column, study.target)
-    encoders = _encoder_folds(config)
     if encoders:
         folds = _folds_of_encoder(config, study, encoders)
     else:
@@ -141,7 +144,7 @@ def _plan(config: RunConfig) -> _Plan:
 
 
 def _folds_of_encoder(config: RunConfig, study: Study, encoders: list[Path]) -> StudyFolds:
-    """The folds of the pre-trained encoder's run. A sample that it did not have is learnt from in every fold."""
+    """The folds of the encoder's run. A sample that it did not have goes with its group, else into training."""
     encoder = config.train.pretrained_encoder
     assert encoder is not None
     number = len(encoders)
@@ -160,7 +163,7 @@ def _folds_of_encoder(config: RunConfig, study: Study, encoders: list[Path]) -> 
         option = "--folds" if config.data.folds else "--leave-one-group-out, that is"
         raise DataError(f"{encoder}: has {number} folds, and {option} {asked} is asked for; leave it out to take these")
     stored = read_folds(encoder / "splits.tsv")
-    of_sample = np.array([stored.get(name, -1) for name in study.sample_ids], dtype=np.int64)
+    of_sample = np.array(as_before(study, stored, -1), dtype=np.int64)
     new = [name for name, fold in zip(study.sample_ids, of_sample, strict=True) if fold < 0]
     if new:
         logger.info(
@@ -171,13 +174,18 @@ def _folds_of_encoder(config: RunConfig, study: Study, encoders: list[Path]) -> 
         )
     splits = []
     for path in encoders:
-        before = read_splits(path / "splits.tsv")
-        parts = np.array([before.get(name, "train") for name in study.sample_ids], dtype="<U5")
+        parts = np.array(as_before(study, read_splits(path / "splits.tsv"), "train"), dtype="<U5")
         absent = {"train", "val", "test"} - set(parts.tolist())
         if absent:
             raise DataError(f"{path}: none of these samples is in its {min(absent)} split; pre-train on them, too")
         splits.append(parts)
     return StudyFolds(of_sample, splits)
+
+
+def _group_of_encoder(data: DataConfig, before: DataConfig) -> DataConfig:
+    """The encoder's group column comes along with its folds, where these metadata have it."""
+    group = pretrained_split_options(data, before).group_column if data.group_column is None else data.group_column
+    return data.model_copy(update={"group_column": group})
 
 
 def _refuse_leaks(config: RunConfig, study: Study) -> None:

@@ -31,7 +31,7 @@ from aam.data.leaks import leak_warnings
 from aam.data.metadata import load_metadata
 from aam.data.splits import read_splits, write_splits
 from aam.data.study import Study, load_study
-from aam.data.study_splits import split_study
+from aam.data.study_splits import as_before, split_study
 from aam.data.targets import ClassTarget, NumericTarget, require_logarithms, require_repeated_classes
 from aam.errors import DataError, in_file
 from aam.models.asv_encoder import REFERENCE_ASVS
@@ -56,7 +56,16 @@ from aam.training.trainer import Trainer
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["RunDirectory", "RunResult", "choose_device", "loader", "require_same_config", "run", "write_json"]
+__all__ = [
+    "RunDirectory",
+    "RunResult",
+    "choose_device",
+    "loader",
+    "pretrained_split_options",
+    "require_same_config",
+    "run",
+    "write_json",
+]
 
 logger = logging.getLogger("aam")
 
@@ -89,6 +98,7 @@ def run(config: RunConfig) -> RunResult:
     DataError
         If the inputs cannot be used; the run directory is then left as it was.
     """
+    assert not config.data.cross_validated, "several runs are asked for: call aam.folds.run_folds"
     directory = RunDirectory(config.train.output_dir)
     directory.require_free(resume=config.train.resume, overwrite=config.train.overwrite)
     device = choose_device(config.train)
@@ -97,7 +107,7 @@ def run(config: RunConfig) -> RunResult:
     if pretrained is not None:
         config = config.model_copy(update={"model": _pretrained_architecture(config, pretrained)})
         if takes_over:
-            config = config.model_copy(update={"data": _pretrained_split_options(config.data, pretrained.config.data)})
+            config = config.model_copy(update={"data": pretrained_split_options(config.data, pretrained.config.data)})
     study = load_study(config.data, max_bp=config.model.max_bp, classifier=config.task.classifier)
     if config.task.classifier and study.target is not None and config.data.metadata_column is not None:
         with in_file(config.data.metadata):
@@ -301,7 +311,7 @@ def _own_split_options(data: DataConfig, before: DataConfig) -> set[str]:
     return {name for name in asked if getattr(data, name) != getattr(before, name)}
 
 
-def _pretrained_split_options(data: DataConfig, before: DataConfig) -> DataConfig:
+def pretrained_split_options(data: DataConfig, before: DataConfig) -> DataConfig:
     """The options of the split come along with it; the group column only where these metadata have it."""
     update: dict[str, Any] = {"val_size": before.val_size, "test_size": before.test_size}
     group = before.group_column
@@ -353,16 +363,7 @@ def _split(config: RunConfig, study: Study, takes_over: bool) -> tuple[NDArray[A
 
 def _taken_over(config: RunConfig, study: Study, before: dict[str, str]) -> NDArray[Any]:
     """The split of the pre-trained run. A sample that it did not have goes with its group, else into training."""
-    of_group: dict[Any, str] = {}
-    if study.groups is not None:
-        of_group = {
-            group: before[name] for name, group in zip(study.sample_ids, study.groups, strict=True) if name in before
-        }
-    groups = study.groups if study.groups is not None else [None] * len(study)
-    split = np.array(
-        [before.get(name, of_group.get(group, "train")) for name, group in zip(study.sample_ids, groups, strict=True)],
-        dtype="<U5",
-    )
+    split = np.array(as_before(study, before, "train"), dtype="<U5")
     new = sum(name not in before for name in study.sample_ids)
     logger.info(
         "split taken over from the pre-trained encoder%s",

@@ -5,8 +5,9 @@ Shapes: ``N`` samples, ``K`` folds.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,9 @@ from aam.data.splits import (
 from aam.data.study import Study
 from aam.errors import DataError, in_file
 
-__all__ = ["StudyFolds", "StudySplit", "fold_study", "split_study"]
+__all__ = ["StudyFolds", "StudySplit", "as_before", "fold_study", "split_study"]
+
+Value = TypeVar("Value")
 
 
 class StudySplit(NamedTuple):
@@ -141,6 +144,23 @@ def fold_study(study: Study, data: DataConfig, *, classifier: bool, seed: int) -
             raise DataError(f"fold {fold}: {error}") from None
         splits.append(parts)
     return StudyFolds(of_sample, splits)
+
+
+def as_before(study: Study, before: Mapping[str, Value], default: Value) -> list[Value]:
+    """What an earlier run says of each sample; of one that it did not have, what it says of its group, else a default.
+
+    Parameters
+    ----------
+    study : Study
+    before : mapping
+        By sample ID.
+    default
+    """
+    if study.groups is None:
+        return [before.get(name, default) for name in study.sample_ids]
+    pairs = list(zip(study.sample_ids, study.groups, strict=True))
+    of_group = {group: before[name] for name, group in pairs if name in before}
+    return [before.get(name, of_group.get(group, default)) for name, group in pairs]
 
 
 def _source(study: Study, data: DataConfig) -> Path | None:

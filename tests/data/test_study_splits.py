@@ -12,7 +12,7 @@ from aam.config import DataConfig
 from aam.data.biom_loader import FeatureTable
 from aam.data.splits import make_folds, make_splits, write_splits
 from aam.data.study import Study, StudyFiles, align
-from aam.data.study_splits import fold_study, split_study
+from aam.data.study_splits import as_before, fold_study, split_study
 from aam.errors import DataError
 from tests.conftest import MAX_BP, TinyStudy
 
@@ -151,3 +151,13 @@ def test_too_many_folds():
     found, data = study(group_column="subject", folds=9)
     with pytest.raises(DataError, match=r"metadata\.tsv: column 'subject' has 8 group\(s\) for 9"):
         fold_study(found, data, classifier=False, seed=0)
+
+
+def test_samples_that_an_earlier_run_did_not_have():
+    before = {"sample 0": "test", "sample 1": "val", "elsewhere": "test"}
+    alone, _ = study()
+    assert by_name(alone, np.array(as_before(alone, before, "train")))["sample 8"] == "train"
+    grouped, _ = study(group_column="subject")
+    found = by_name(grouped, np.array(as_before(grouped, before, "train")))
+    groups = {"s0": "test", "s1": "val"}
+    assert found == {name: groups.get(FRAME["subject"][name], "train") for name in found}

@@ -274,6 +274,7 @@ class TestEncoders:
         for name in ("splits.tsv", *(f"{fold}/splits.tsv" for fold in FOLDS)):
             assert (run / name).read_bytes() == (encoders / name).read_bytes()
         assert len(read_predictions(run / "oof_predictions.tsv")) == 24
+        assert json.loads((run / "config.json").read_text())["data"]["group_column"] == "subject_id"
 
     @pytest.mark.parametrize("options", [["--folds", 4], ["--test-size", 0.2]])
     def test_other_folds_are_refused(
