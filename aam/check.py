@@ -91,6 +91,9 @@ def _align(files: StudyFiles, data: DataConfig, step: Callable[..., Study], prob
 
 def _split(study: Study, data: DataConfig, classifier: bool) -> list[str]:
     """Warnings about the split, or about the first fold."""
+    of_groups = bool(data.leave_out) or data.leave_one_group_out
+    if (of_groups and study.groups is None) or _lacks(study, data.split_column):
+        return []  # which is a problem of its own
     if data.cross_validated:
         split = fold_study(study, data, classifier=classifier, seed=0).splits[0]
     else:
@@ -104,6 +107,10 @@ def _split(study: Study, data: DataConfig, classifier: bool) -> list[str]:
         metadata=study.metadata,
         target=data.metadata_column,
     )
+
+
+def _lacks(study: Study, column: str | None) -> bool:
+    return column is not None and (study.metadata is None or column not in study.metadata.columns)
 
 
 def _samples(files: StudyFiles, study: Study | None) -> dict[str, Any] | None:

@@ -253,7 +253,12 @@ def make_folds(
 
     ids = np.asarray(sample_ids, dtype=object)
     order = np.argsort(ids, kind="stable")
-    codes = None if groups is None else _group_codes(np.asarray(groups)[order], ids[order], folds or 2, group_name)
+    codes = None if groups is None else _group_codes(np.asarray(groups)[order], ids[order], 2, group_name)
+    if codes is not None and folds is not None and codes.max() + 1 < folds:
+        raise DataError(
+            f"--folds {folds}: column {group_name!r} has {codes.max() + 1} groups; use at most so many folds, or "
+            "--leave-one-group-out"
+        )
     result = np.empty(len(ids), dtype=np.int64)
     if folds is None:
         assert codes is not None, "one fold a group needs groups"

@@ -218,7 +218,7 @@ def test_every_sample_is_held_out_once_with_its_group(names, folds, seed):
 def test_fold_errors():
     with pytest.raises(DataError, match="--folds 61: there are 60 samples"):
         make_folds(IDS, folds=61, seed=0)
-    with pytest.raises(DataError, match=r"'subject' has 12 group\(s\) for 13"):
+    with pytest.raises(DataError, match="--folds 13: column 'subject' has 12 groups"):
         make_folds(IDS, folds=13, groups=GROUPS, seed=0, group_name="subject")
     with pytest.raises(DataError, match=r"into 20 folds .* use fewer"):
         make_folds(IDS[:40], folds=20, labels=np.array(list("abcd") * 10, dtype=object), seed=0)

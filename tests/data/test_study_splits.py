@@ -149,7 +149,7 @@ def test_a_class_that_a_fold_lacks():
 
 def test_too_many_folds():
     found, data = study(group_column="subject", folds=9)
-    with pytest.raises(DataError, match=r"metadata\.tsv: column 'subject' has 8 group\(s\) for 9"):
+    with pytest.raises(DataError, match=r"metadata\.tsv: --folds 9: column 'subject' has 8 groups"):
         fold_study(found, data, classifier=False, seed=0)
 
 

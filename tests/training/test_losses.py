@@ -76,3 +76,14 @@ def test_weighted():
     parts = {"a": torch.tensor(2.0), "b": torch.tensor(3.0)}
     found = weighted(parts, {"a": 0.5, "b": 10, "c": 7})
     assert found.total.item() == 31 and found.parts == parts
+
+
+def test_pairs_with_mixed_samples_are_left_out():
+    rng = torch.Generator().manual_seed(0)
+    predicted, actual = torch.rand(6, 6, generator=rng), torch.rand(6, 6, generator=rng)
+    mixed = torch.tensor([False, True, False, False, True, False])
+    kept = torch.tensor([0, 2, 3, 5])
+    alone = pairwise_loss(predicted[kept][:, kept], actual[kept][:, kept], 0.5)
+    assert torch.allclose(pairwise_loss(predicted, actual, 0.5, mixed), alone)
+    assert torch.allclose(pairwise_loss(predicted, actual, 0.5, ~mixed | True), torch.zeros(()))
+    assert torch.allclose(pairwise_loss(predicted, actual, 0.5, mixed & False), pairwise_loss(predicted, actual, 0.5))
