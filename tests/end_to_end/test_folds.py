@@ -342,30 +342,39 @@ class TestSplits:
         assert json.loads(grouped.out)["warnings"] == []
 
 
+VARIED = ("--augment-rarefy", "50:250", "--asv-dropout", 0.1, "--count-noise", 0.2, "--mix-samples", 0.4)
+
+
+def vary(study: StudyFiles, run: Path) -> list[object]:
+    inputs = ["--unifrac-matrix", study.matrix, "--metadata-column", "age", "--dropout", 0]
+    return [*study.train, *inputs, *VARIED, "--base-noise", 0.02, "--batch-size", 5, "--output-dir", run]
+
+
+@pytest.fixture(scope="module")
+def augmented(study: StudyFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "augmented"
+    succeed(*vary(study, path))
+    return path
+
+
 class TestAugmentation:
-    OPTIONS = ("--augment-rarefy", "50:250", "--asv-dropout", 0.1, "--count-noise", 0.2, "--mix-samples", 0.4)
-
-    def arguments(self, study: StudyFiles, run: Path) -> list[object]:
-        inputs = ["--unifrac-matrix", study.matrix, "--metadata-column", "age", "--dropout", 0]
-        return [*study.train, *inputs, *self.OPTIONS, "--base-noise", 0.02, "--batch-size", 5, "--output-dir", run]
-
-    def test_it_trains_the_same_for_any_order_of_the_files(self, study: StudyFiles, tmp_path: Path) -> None:
-        succeed(*self.arguments(study, tmp_path / "a"))
-        succeed(*self.arguments(permute(study, tmp_path / "permuted"), tmp_path / "b"))
+    def test_it_trains_the_same_for_any_order_of_the_files(
+        self, study: StudyFiles, augmented: Path, tmp_path: Path
+    ) -> None:
+        succeed(*vary(permute(study, tmp_path / "permuted"), tmp_path / "run"))
         for name in ("splits.tsv", "history.csv", "metrics.json", "val_predictions.tsv"):
-            assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+            assert (tmp_path / "run" / name).read_bytes() == (augmented / name).read_bytes()
 
-    def test_it_is_not_in_predictions(self, study: StudyFiles, tmp_path: Path) -> None:
-        succeed(*self.arguments(study, tmp_path / "run"))
+    def test_it_is_not_in_predictions(self, study: StudyFiles, augmented: Path, tmp_path: Path) -> None:
         output = tmp_path / "p.tsv"
-        succeed("predict", "--model", tmp_path / "run", "--table", study.table, "--output", output, "--num-workers", 0)
-        validated = read_predictions(tmp_path / "run" / "val_predictions.tsv")["predicted"]
+        succeed("predict", "--model", augmented, "--table", study.table, "--output", output, "--num-workers", 0)
+        validated = read_predictions(augmented / "val_predictions.tsv")["predicted"]
         predicted = read_predictions(output)["predicted"].loc[validated.index]
         np.testing.assert_allclose(predicted, validated, rtol=1e-5)
 
     def test_classes_and_pretraining(self, study: StudyFiles, tmp_path: Path) -> None:
-        options = ["--metadata-column", "group", "--classifier", *self.OPTIONS, "--epochs", 1]
+        options = ["--metadata-column", "group", "--classifier", *VARIED, "--epochs", 1]
         succeed(*study.train, *options, "--output-dir", tmp_path / "classes")
-        succeed(*study.pretrain, *self.OPTIONS, "--epochs", 1, "--output-dir", tmp_path / "encoder")
+        succeed(*study.pretrain, *VARIED, "--epochs", 1, "--output-dir", tmp_path / "encoder")
         history = pd.read_csv(tmp_path / "encoder" / "history.csv")
         assert history["train_unifrac_loss"].notna().all()
