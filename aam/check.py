@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aam.config import DataConfig, ModelConfig, TaskConfig
+from aam.data.leaks import leak_warnings
 from aam.data.metadata import require_column
-from aam.data.splits import make_splits
 from aam.data.study import LabelFile, Study, StudyFiles, align, read_files, unknown_samples
+from aam.data.study_splits import fold_study, split_study
 from aam.data.targets import ClassTarget, NumericTarget, Transform, require_logarithms, require_repeated_classes
 from aam.data.unifrac_loader import SampleValues, StripeMatrix
 from aam.errors import DataError, in_file, named
@@ -67,11 +68,12 @@ def check(
         for column in (data.metadata_column, data.group_column):
             if column is not None:
                 _attempt(problems, require_column, files.metadata, column, Path(named(data.metadata)))
-    target = None
+    target, leaks = None, []
     if study is not None:
         if study.target is not None and classifier and data.metadata_column is not None:
             _attempt(problems, _repeated_classes, study.target, data)
-        split = _attempt(problems, _split, study, data, seed) if not problems else None
+        split = _attempt(problems, _split, study, data, classifier, seed)
+        leaks = [] if split is None else _leaks(study, data, split)
         train = np.arange(len(study)) if split is None else study.rows_of(split, "train")
         if study.target is not None and data.metadata_column is not None:
             target = _attempt(problems, _target, study.target, train, data, classifier, target_transform)
@@ -81,7 +83,7 @@ def check(
         "distances": _distances(files),
         "target": target,
         "problems": problems,
-        "warnings": [] if study is None else study.warnings + unknown_samples(study),
+        "warnings": [] if study is None else [*study.warnings, *unknown_samples(study), *leaks],
     }
 
 
@@ -100,12 +102,14 @@ def _align(files: StudyFiles, data: DataConfig, step: Callable[..., Study], prob
     study = _attempt([], step, files, data)
     if study is not None:
         return study
-    columns = ("metadata_column", "group_column")
+    columns = ("metadata_column", "group_column", "split_column")
     usable = data
     for column in columns:
         alone = data.model_copy(update={other: None for other in columns if other != column})
         if _attempt(problems, step, files, alone) is None:
             usable = usable.model_copy(update={column: None})
+    if usable.group_column is None:
+        usable = usable.model_copy(update={"leave_out": (), "leave_one_group_out": False})
     return _attempt(problems, step, files, usable)
 
 
@@ -115,17 +119,30 @@ def _repeated_classes(values: NDArray[Any], data: DataConfig) -> None:
         require_repeated_classes(data.metadata_column, values)
 
 
-def _split(study: Study, data: DataConfig, seed: int) -> NDArray[Any]:
-    with in_file(data.metadata):
-        return make_splits(
-            study.sample_ids,
-            groups=study.groups,
-            labels=study.target if data.stratify else None,
-            val_size=data.val_size,
-            test_size=data.test_size,
-            seed=seed,
-            group_name=data.group_column or "group",
-        )
+def _split(study: Study, data: DataConfig, classifier: bool, seed: int) -> NDArray[Any] | None:
+    """The split, or that of the first fold; None where a problem of its own says why there is none."""
+    of_groups = bool(data.leave_out) or data.leave_one_group_out
+    if (of_groups and study.groups is None) or _lacks(study, data.split_column):
+        return None
+    if data.cross_validated:
+        return fold_study(study, data, classifier=classifier, seed=seed).splits[0]
+    return split_study(study, data, seed=seed).parts
+
+
+def _lacks(study: Study, column: str | None) -> bool:
+    return column is not None and (study.metadata is None or column not in study.metadata.columns)
+
+
+def _leaks(study: Study, data: DataConfig, split: NDArray[Any]) -> list[str]:
+    return leak_warnings(
+        study.sample_ids,
+        study.counts,
+        split,
+        groups=study.groups,
+        group_column=data.group_column,
+        metadata=study.metadata,
+        target=data.metadata_column,
+    )
 
 
 def _samples(files: StudyFiles, study: Study | None) -> dict[str, Any] | None:

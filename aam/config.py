@@ -9,9 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 __all__ = [
+    "AugmentationConfig",
     "Command",
     "DataConfig",
     "ModelConfig",
@@ -90,8 +91,23 @@ class DataConfig(Section):
         None, "Keep samples that share this column (a subject, say) on one side of the split."
     )
     stratify: bool = option(False, "Balance the splits by the target's classes, or by its quantiles.", only="train")
-    val_size: float = option(0.2, "Fraction of the samples held out for validation.", gt=0, lt=1)
+    val_size: float = option(
+        0.2, "Fraction of the samples held out for validation; with folds, of those that are not tested.", gt=0, lt=1
+    )
     test_size: float = option(0.0, "Fraction of the samples held out for the final test.", ge=0, lt=1)
+    split_column: str | None = option(
+        None, "Column of the metadata that says train, val or test; samples where it is empty are left out."
+    )
+    splits: Path | None = option(
+        None, "The splits.tsv of another run: take its split, or with --folds its folds; samples it lacks are left out."
+    )
+    leave_out: tuple[str, ...] = option(
+        (), "Test on this group of --group-column and learn from the others; may be given several times."
+    )
+    folds: int | None = option(
+        None, "Cross-validation: a run for each of so many folds, which holds that fold out for the test.", ge=2
+    )
+    leave_one_group_out: bool = option(False, "Cross-validation with a fold for each group of --group-column.")
     rarefy_depth: int | None = option(
         None, "Subsample every sample to this many reads without replacement; shallower ones are left out.", ge=1
     )
@@ -115,6 +131,82 @@ class DataConfig(Section):
                 "their sum must be below 1"
             )
         return self
+
+    @model_validator(mode="after")
+    def _one_way_to_split(self) -> Self:
+        ways = {
+            "--splits": self.splits,
+            "--split-column": self.split_column,
+            "--leave-out": " ".join(self.leave_out) or None,
+            "--test-size": self.test_size or None,
+            "--folds": self.folds,
+            "--leave-one-group-out": "" if self.leave_one_group_out else None,
+        }
+        given = {name: f"{name} {value}".strip() for name, value in ways.items() if value is not None}
+        if len(given) > 1 and given.keys() != {"--splits", "--folds"}:
+            first, second, *_ = given.values()
+            raise ValueError(f"{first} and {second} each say which samples are held out; give one of them")
+        for name, value in given.items():
+            if name in ("--leave-out", "--leave-one-group-out") and self.group_column is None:
+                raise ValueError(f"{value} needs --group-column, whose groups are held out")
+        if self.split_column is not None:
+            if self.metadata is None:
+                raise ValueError(f"--split-column {self.split_column!r} needs --metadata")
+            for option_name in ("metadata_column", "group_column"):
+                if getattr(self, option_name) == self.split_column:
+                    raise ValueError(
+                        f"--split-column and --{option_name.replace('_', '-')} are both {self.split_column!r}"
+                    )
+        return self
+
+    @property
+    def cross_validated(self) -> bool:
+        """Whether a run for each of several folds is asked for."""
+        return self.folds is not None or self.leave_one_group_out
+
+
+class AugmentationConfig(Section):
+    """How training batches, and these alone, are varied from epoch to epoch."""
+
+    augment_rarefy: str | None = option(
+        None,
+        "Rarefy training samples anew each epoch, to this depth or one of MIN:MAX; shallower ones stay as they are.",
+    )
+    asv_dropout: float = option(0.0, "Leave each ASV out of a training sample with this probability.", ge=0, lt=1)
+    count_noise: float = option(0.0, "Multiply counts by log-normal noise of this standard deviation.", ge=0, le=3)
+    mix_samples: float = option(
+        0.0, "Share of the training samples that are mixed with another one (of the same class).", ge=0, lt=1
+    )
+    base_noise: float = option(0.0, "Substitute each base of an ASV with this probability.", ge=0, lt=1)
+
+    @field_validator("augment_rarefy", mode="before")
+    @classmethod
+    def _depth_as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _depths_are_whole_numbers(self) -> Self:
+        if self.augment_rarefy is not None and self.rarefy_depths is None:
+            raise ValueError(
+                f"--augment-rarefy {self.augment_rarefy} is neither a depth nor MIN:MAX with 1 <= MIN <= MAX; "
+                "write 1000 or 500:5000, say"
+            )
+        return self
+
+    @property
+    def draws_reads(self) -> bool:
+        """Whether counts have to be whole."""
+        return self.augment_rarefy is not None or self.mix_samples > 0
+
+    @property
+    def rarefy_depths(self) -> tuple[int, int] | None:
+        """The least and the greatest depth of ``--augment-rarefy``."""
+        low, colon, high = (self.augment_rarefy or "").partition(":")
+        ends = (low.strip(), (high if colon else low).strip())
+        if not all(end.isascii() and end.isdigit() and len(end) < 10 for end in ends):
+            return None
+        least, greatest = int(ends[0]), int(ends[1])
+        return (least, greatest) if 1 <= least <= greatest else None
 
 
 class ModelConfig(Section):
@@ -244,6 +336,7 @@ class RunConfig(Section):
     task: TaskConfig = TaskConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig
+    augmentation: AugmentationConfig = AugmentationConfig()
 
     @model_validator(mode="after")
     def _command_has_its_inputs(self) -> Self:

@@ -16,13 +16,14 @@ __all__ = ["label_files", "load_inputs"]
 _NAMED = re.compile("([a-z][a-z0-9_]*)=(.+)")
 
 
-def load_inputs(config: RunConfig) -> Study:
+def load_inputs(config: RunConfig, *, checksums: bool = True) -> Study:
     """The study of a run; see `aam.data.study.load_study`."""
     return load_study(
         config.data,
         label_files(config.data, config.task.base_target),
         max_bp=config.model.max_bp,
         classifier=config.task.classifier,
+        checksums=checksums,
     )
 
 

@@ -11,18 +11,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from aam.config import DataConfig, TrainConfig
 from aam.data.batch import Batch
 from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
 from aam.data.metadata import load_metadata
-from aam.data.study import load_study
+from aam.data.study import Study, load_study
 from aam.data.targets import ClassTarget, NumericTarget
 from aam.errors import DataError, named
+from aam.folds import finished_folds
 from aam.models.sequence_predictor import SequencePredictor
 from aam.run import choose_device, loader
 from aam.training.checkpoint import (
+    ModelFile,
     build_model,
     load_model_file,
     load_weights,
@@ -62,7 +65,8 @@ def predict(
     Parameters
     ----------
     model : Path
-        Run directory of ``aam train``, or its model file.
+        Run directory of ``aam train``, or its model file. The models of a run with folds are averaged: their numbers,
+        or their probabilities.
     table : Path, or several
     sequences : Path, or several
         Of the features.
@@ -79,11 +83,11 @@ def predict(
         If the model or the table cannot be used.
     """
     device = choose_device(settings)
-    file = load_model_file(model_path(model))
-    target = read_target(file.header, model)
+    files = {path: load_model_file(path) for path in map(model_path, finished_folds(model) or [model])}
+    targets = [read_target(file.header, path) for path, file in files.items()]
+    target, trained = targets[0], next(iter(files.values())).config
     if target is None:
         raise DataError(f"{model}: a pre-trained encoder, which predicts no column; give a run of `aam train`")
-    trained = file.config
     data = DataConfig(
         table=table,  # type: ignore[arg-type]
         sequences=sequences,  # type: ignore[arg-type]
@@ -111,24 +115,57 @@ def predict(
             )
     for warning in study.warnings:
         logger.warning(warning)
+    order = np.argsort(study.file_order)
+    names = [study.sample_ids[i] for i in order]
+    known = None if study.target is None else study.target[order]
+    frames = []
+    for (path, file), fitted in zip(files.items(), targets, strict=True):
+        assert fitted is not None
+        output = _output(path, file, fitted, study, DatasetOptions.of(data, file.config.train.seed), settings, device)
+        frames.append(prediction_table(fitted, names, output[order], known))
+    frame = _mean(frames, target, model)
+    return PredictionResult(frame, study.left_out, _metrics(frame, target))
+
+
+def _output(
+    path: Path,
+    file: ModelFile,
+    target: NumericTarget | ClassTarget,
+    study: Study,
+    options: DatasetOptions,
+    settings: TrainConfig,
+    device: torch.device,
+) -> NDArray[np.float32]:
+    """What the target head of a model gives for the samples of a study, (N, C)."""
+    trained = file.config
     predictor = build_model(trained.model, target.outputs, targets=())
     assert isinstance(predictor, SequencePredictor)
-    load_weights(predictor, without_base_heads(file.weights), model)
+    load_weights(predictor, without_base_heads(file.weights), path)
     predictor.to(device).eval()
-    options = DatasetOptions.of(data, trained.train.seed)
     dataset = SampleDataset.of_study(study, options)
     plan = BatchPlan(np.arange(len(study)), settings.batch_size, False, 0)
     # In the arithmetic that the model was judged in: half precision rounds in the third digit.
     with torch.no_grad(), precision(trained.train.mixed_precision, device):
         outputs = [predictor(batch.to(device)).target for batch in _tracked(loader(dataset, plan, settings, device))]
-    output = torch.cat(outputs).float().cpu().numpy()
+    output: NDArray[np.float32] = torch.cat(outputs).float().cpu().numpy()
     if not np.isfinite(output).all():
         name = study.sample_ids[int(np.flatnonzero(~np.isfinite(output).all(axis=1))[0])]
-        raise DataError(f"{named(data.table)}: the prediction of sample {name!r} is not finite; look at its counts")
-    order = np.argsort(study.file_order)
-    known = None if study.target is None else study.target[order]
-    frame = prediction_table(target, [study.sample_ids[i] for i in order], output[order], known)
-    return PredictionResult(frame, study.left_out, _metrics(frame, target))
+        raise DataError(f"the prediction of sample {name!r} by {path} is not finite; look at its counts")
+    return output
+
+
+def _mean(frames: list[pd.DataFrame], target: NumericTarget | ClassTarget, model: Path) -> pd.DataFrame:
+    """The mean of several models' predictions, or of their probabilities."""
+    if len(frames) == 1:
+        return frames[0]
+    columns = ["predicted"] if isinstance(target, NumericTarget) else [f"prob_{name}" for name in target.classes]
+    if any(list(frame.columns) != list(frames[0].columns) for frame in frames):
+        raise DataError(f"{model}: its folds do not predict the same classes; give one of them, {model / 'fold_0'} say")
+    mean = frames[0].copy()
+    mean[columns] = np.mean([frame[columns].to_numpy() for frame in frames], axis=0)
+    if isinstance(target, ClassTarget):
+        mean["predicted"] = target.decode(mean[columns].to_numpy().argmax(axis=1))
+    return mean
 
 
 def _tracked(batches: DataLoader[Batch]) -> Iterable[Batch]:

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import platform
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,14 +24,17 @@ from torch.utils.data import DataLoader
 
 from aam import __version__
 from aam.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from aam.data.augmentation import Augmentation, require_whole_counts
 from aam.data.batch import Batch
 from aam.data.counts import present_asvs
 from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
 from aam.data.draws import generator
 from aam.data.labels import CompositionLabels, Labels, Pairs, taxon_labels
+from aam.data.leaks import leak_warnings
 from aam.data.metadata import load_metadata
-from aam.data.splits import make_splits, read_splits, write_splits
+from aam.data.splits import read_splits, write_splits
 from aam.data.study import Study, unknown_samples
+from aam.data.study_splits import as_before, split_study
 from aam.data.targets import ClassTarget, NumericTarget, require_logarithms, require_repeated_classes
 from aam.data.taxonomy import load_taxonomy, taxa_at
 from aam.errors import DataError, in_file, named
@@ -60,12 +64,23 @@ from aam.training.trainer import Trainer
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["RunDirectory", "RunResult", "choose_device", "labelled_targets", "loader", "run"]
+__all__ = [
+    "RunDirectory",
+    "RunResult",
+    "choose_device",
+    "labelled_targets",
+    "loader",
+    "pretrained_split_options",
+    "require_same_config",
+    "run",
+    "write_json",
+]
 
 logger = logging.getLogger("aam")
 
 _MOST_SAMPLES_OF_ABUNDANCE = 5000
 SPLIT_OPTIONS = {"val_size", "test_size", "group_column", "stratify"}
+SPLIT_SOURCES = {"split_column", "splits", "leave_out"}
 
 
 @dataclass(frozen=True)
@@ -93,6 +108,7 @@ def run(config: RunConfig) -> RunResult:
     DataError
         If the inputs cannot be used; the run directory is then left as it was.
     """
+    assert not config.data.cross_validated, "several runs are asked for: call aam.folds.run_folds"
     try:
         require_readable(config.task.base_target, config.model.distance_head)
     except ValueError as error:
@@ -105,12 +121,14 @@ def run(config: RunConfig) -> RunResult:
     if pretrained is not None:
         config = config.model_copy(update={"model": _pretrained_architecture(config, pretrained)})
         if takes_over:
-            config = config.model_copy(update={"data": _pretrained_split_options(config.data, pretrained.config.data)})
+            config = config.model_copy(update={"data": pretrained_split_options(config.data, pretrained.config.data)})
     study = load_inputs(config)
     if config.task.classifier and study.target is not None and config.data.metadata_column is not None:
         with in_file(config.data.metadata):
             require_repeated_classes(config.data.metadata_column, study.target)
-    split, leaked = _split(config, study, takes_over)
+    if config.augmentation.draws_reads:
+        require_whole_counts(study.counts, config.data.table)
+    split, leaked, notes = _split(config, study, takes_over)
     _require_pairs(config, study, split)
     task = _build_task(config, study, split, pretrained).to(device)
 
@@ -122,6 +140,10 @@ def run(config: RunConfig) -> RunResult:
         _log_study(config, study, split, device)
         if pretrained is not None:
             _log_other_reading(config.data, pretrained.config.data)
+        for note in notes:
+            logger.info(note)
+        for warning in _leaks(config, study, split):
+            logger.warning(warning)
         header = _provenance(study, task)
         trainer = _build_trainer(config, study, split, task, device, directory, header, inputs)
         if resumed is not None:
@@ -199,6 +221,7 @@ class RunDirectory:
         "metrics.json",
         "val_predictions.tsv",
         "test_predictions.tsv",
+        "oof_predictions.tsv",
         MODEL_NAME,
         "last.ckpt",
         "aam.log",
@@ -244,6 +267,17 @@ class RunDirectory:
         for name in self.FOLDERS:
             with suppress(OSError):  # it is not there, or somebody else's files are in it
                 (self.path / name).rmdir()
+        for fold in self.folds():
+            RunDirectory(fold).create(overwrite=True)
+            if not any(fold.iterdir()):
+                fold.rmdir()
+
+    def folds(self) -> list[Path]:
+        """The directories of the folds of a run that has some, in their order."""
+        if not self.path.is_dir():
+            return []
+        found = [path for path in self.path.iterdir() if re.fullmatch(r"fold_\d{1,9}", path.name) and path.is_dir()]
+        return sorted(found, key=lambda path: int(path.name.removeprefix("fold_")))
 
     @contextmanager
     def logging(self) -> Iterator[None]:
@@ -305,10 +339,11 @@ def _pretrained_architecture(config: RunConfig, pretrained: ModelFile) -> ModelC
 
 def _own_split_options(data: DataConfig, before: DataConfig) -> set[str]:
     """Options of the split that were given and are not the pre-trained run's (a stored configuration gives all)."""
-    return {name for name in data.model_fields_set & SPLIT_OPTIONS if getattr(data, name) != getattr(before, name)}
+    asked = data.model_fields_set & SPLIT_OPTIONS | {name for name in SPLIT_SOURCES if getattr(data, name)}
+    return {name for name in asked if getattr(data, name) != getattr(before, name)}
 
 
-def _pretrained_split_options(data: DataConfig, before: DataConfig) -> DataConfig:
+def pretrained_split_options(data: DataConfig, before: DataConfig) -> DataConfig:
     """The options of the split come along with it; the group column only where these metadata have it."""
     update: dict[str, Any] = {"val_size": before.val_size, "test_size": before.test_size}
     group = before.group_column
@@ -327,10 +362,11 @@ def _encoder_weights(pretrained: ModelFile) -> dict[str, torch.Tensor]:
 # -------------------------------------------------------------------------------------------------------------- split
 
 
-def _split(config: RunConfig, study: Study, takes_over: bool) -> tuple[NDArray[Any], list[str]]:
-    """The split of every sample, and the held-out samples that a pre-trained encoder has learnt from."""
+def _split(config: RunConfig, study: Study, takes_over: bool) -> tuple[NDArray[Any], list[str], list[str]]:
+    """The split of every sample, the held-out ones that a pre-trained encoder has learnt from, and what to tell."""
     data = config.data
     before: dict[str, str] = {}
+    notes: list[str] = []
     if config.train.pretrained_encoder is not None:
         folder = model_path(config.train.pretrained_encoder).parent
         if (folder / "splits.tsv").is_file():
@@ -343,16 +379,7 @@ def _split(config: RunConfig, study: Study, takes_over: bool) -> tuple[NDArray[A
     if before and takes_over and set(before) & set(study.sample_ids):
         split = _taken_over(config, study, before)
     else:
-        with in_file(data.metadata if data.stratify or study.groups is not None else None):
-            split = make_splits(
-                study.sample_ids,
-                groups=study.groups,
-                labels=study.target if data.stratify else None,
-                val_size=data.val_size,
-                test_size=data.test_size,
-                seed=config.train.seed,
-                group_name=data.group_column or "group",
-            )
+        split, notes = split_study(study, data, config.train.seed)
     leaked = [
         name
         for name, part in zip(study.sample_ids, split, strict=True)
@@ -363,21 +390,12 @@ def _split(config: RunConfig, study: Study, takes_over: bool) -> tuple[NDArray[A
             f"{len(leaked)} held-out samples, {leaked[0]!r} first, are among those that the pre-trained encoder "
             "learnt from; leave out the options of the split to take its own over, or give --allow-pretrained-leak"
         )
-    return split, leaked
+    return split, leaked, notes
 
 
 def _taken_over(config: RunConfig, study: Study, before: dict[str, str]) -> NDArray[Any]:
     """The split of the pre-trained run. A sample that it did not have goes with its group, else into training."""
-    of_group: dict[Any, str] = {}
-    if study.groups is not None:
-        of_group = {
-            group: before[name] for name, group in zip(study.sample_ids, study.groups, strict=True) if name in before
-        }
-    groups = study.groups if study.groups is not None else [None] * len(study)
-    split = np.array(
-        [before.get(name, of_group.get(group, "train")) for name, group in zip(study.sample_ids, groups, strict=True)],
-        dtype="<U5",
-    )
+    split = np.array(as_before(study, before, "train"), dtype="<U5")
     new = sum(name not in before for name in study.sample_ids)
     logger.info(
         "split taken over from the pre-trained encoder%s",
@@ -390,6 +408,18 @@ def _taken_over(config: RunConfig, study: Study, before: dict[str, str]) -> NDAr
                 "give another --val-size than its own for a split of their own"
             )
     return split
+
+
+def _leaks(config: RunConfig, study: Study, split: NDArray[Any]) -> list[str]:
+    return leak_warnings(
+        study.sample_ids,
+        study.counts,
+        split,
+        groups=study.groups,
+        group_column=config.data.group_column,
+        metadata=study.metadata,
+        target=config.data.metadata_column,
+    )
 
 
 def _require_pairs(config: RunConfig, study: Study, split: NDArray[Any]) -> None:
@@ -597,7 +627,13 @@ def _datasets(config: RunConfig, study: Study, split: NDArray[Any], task: Task) 
         encoded = task.target.encode(study.target)
     labels = {name: known.labels for name, known in task.labelled.items()}
     train = study.rows_of(split, "train")
-    datasets = {"train": SampleDataset.of_study(study, options, labels, encoded, references=train)}
+    classes = None
+    if isinstance(task, TrainTask) and isinstance(task.target, ClassTarget):
+        classes = task.target.encode(task.actual)
+    augmentation = Augmentation.of(config.augmentation, config.train.seed, train, classes)
+    datasets = {
+        "train": SampleDataset.of_study(study, options, labels, encoded, references=train, augmentation=augmentation)
+    }
     for part in ("val", "test"):
         rows = study.rows_of(split, part)
         if len(rows):
@@ -675,17 +711,28 @@ def _load_resumed(config: RunConfig, directory: RunDirectory, inputs: Mapping[st
                 f"{directory.path}: cannot be resumed, since {what} is another than when it was begun; "
                 "put it back, or start again with --overwrite"
             )
+    require_same_config(config, saved["config"], directory.path)
+    return saved
+
+
+def require_same_config(config: RunConfig, stored: Mapping[str, Any], directory: Path) -> None:
+    """Refuse to continue a run whose stored configuration differs where it matters.
+
+    Raises
+    ------
+    DataError
+    """
     free = {"output_dir", "epochs", "patience", "device", "threads", "num_workers", "resume", "overwrite"}
     now = config.model_dump(mode="json")
-    for section in ("data", "model", "task", "optim", "train"):
+    moved = {str(Path(part["train"]["output_dir"]) / "splits.tsv") for part in (now, stored) if "train" in part}
+    for section in now.keys() - {"command"}:
         for name, value in now[section].items():
-            before = saved["config"].get(section, {}).get(name, value)
+            before = stored.get(section, {}).get(name, value)
+            if name == "splits" and {before, value} <= moved:
+                continue  # a fold's own, in a directory that has another name now
             if before != value and name not in free:
                 option = "--" + name.replace("_", "-")
-                raise DataError(
-                    f"{directory.path}: was begun with {option} {before}, and {option} {value} is asked for"
-                )
-    return saved
+                raise DataError(f"{directory}: was begun with {option} {before}, and {option} {value} is asked for")
 
 
 # ------------------------------------------------------------------------------------------------------------- ending
@@ -829,3 +876,5 @@ def _log_study(config: RunConfig, study: Study, split: NDArray[Any], device: tor
     sizes_text = ", ".join(f"{size} {part}" for part, size in zip(parts, sizes, strict=True))
     grouped = f", grouped by {config.data.group_column}" if config.data.group_column else ""
     logger.info("split: %s%s", sizes_text, grouped)
+    if (split == "cal").any():
+        logger.info("the samples marked cal are neither learnt from nor judged: they are kept for calibration")

@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from aam.cli.main import cli
 from aam.cli.options import SECTIONS, config_options, run_config
-from aam.config import Command, DataConfig, RunConfig, Section, TrainConfig
+from aam.config import AugmentationConfig, Command, DataConfig, RunConfig, Section, TrainConfig
 from aam.models.base_targets import base_target_names
 
 COMMANDS: tuple[Command, ...] = get_args(Command)
@@ -163,9 +163,14 @@ class TestFile:
             "100",
             "--warmup-steps",
             0,
+            "--augment-rarefy",
+            "50:200",
+            "--mix-samples",
+            "0.2",
         ]
         if command == "train":
             options += ["--target-transform", "log-minmax", "--stratify", "--unifrac-weight", "0"]
+            options += ["--group-column", "subject", "--leave-out", "a b", "--leave-out", "c"]
         config = configure(command, *BASE[command], *options)
         path = tmp_path / "config.json"
         path.write_text(json.dumps(config.model_dump(mode="json")))
@@ -212,6 +217,15 @@ class TestWrongCombinations:
             ),
             ("train", ["--classifier", "--loss", "mae"], ["--classifier", "--loss mae"]),
             ("train", ["--group-column", "age"], ["--group-column", "--metadata-column", "'age'"]),
+            ("train", ["--folds", "5", "--test-size", "0.2"], ["--folds 5", "--test-size 0.2"]),
+            ("train", ["--folds", "5", "--split-column", "part"], ["--folds 5", "--split-column part"]),
+            ("train", ["--folds", "5", "--leave-one-group-out"], ["--folds 5", "--leave-one-group-out"]),
+            ("train", ["--splits", "s.tsv", "--split-column", "part"], ["--splits s.tsv", "--split-column part"]),
+            ("train", ["--splits", "s.tsv", "--test-size", "0.2"], ["--splits s.tsv", "--test-size 0.2"]),
+            ("train", ["--leave-out", "a", "--leave-out", "b"], ["--leave-out a b", "--group-column"]),
+            ("train", ["--leave-one-group-out"], ["--leave-one-group-out", "--group-column"]),
+            ("train", ["--split-column", "age"], ["--split-column", "--metadata-column", "'age'"]),
+            ("train", ["--split-column", "s", "--group-column", "s"], ["--split-column", "--group-column", "'s'"]),
         ],
     )
     def test_is_a_wrong_call_that_names_both(self, command: Command, options: list[str], words: list[str]) -> None:
@@ -246,6 +260,13 @@ class TestWrongCombinations:
             (["--base-target", "aitchison", "--distance-head", "clade"], ["aitchison", "--distance-head euclidean"]),
             (["--unifrac-alpha", "1.5"], ["--unifrac-alpha 1.5"]),
             (["--colour", "red"], ["--colour"]),
+            (["--folds", "1"], ["--folds 1"]),
+            (["--augment-rarefy", "0"], ["--augment-rarefy 0"]),
+            (["--augment-rarefy", "500:100"], ["--augment-rarefy 500:100"]),
+            (["--augment-rarefy", "1e3"], ["--augment-rarefy 1e3"]),
+            (["--augment-rarefy", "²"], ["--augment-rarefy ²"]),
+            (["--asv-dropout", "1"], ["--asv-dropout 1"]),
+            (["--mix-samples", "1"], ["--mix-samples 1"]),
         ],
     )
     def test_a_value_out_of_bounds_is_named(self, options: list[str], words: list[str]) -> None:
@@ -258,6 +279,25 @@ class TestWrongCombinations:
         message = refusal("pretrain", *PRETRAIN, "--config", path)
         assert "--batch-size some" in message
         assert "--distance-head cosine" in message
+
+
+class TestSplitOptions:
+    def test_an_option_may_be_given_several_times(self) -> None:
+        config = configure("train", *TRAIN, "--group-column", "subject", "--leave-out", "a b", "--leave-out", "c")
+        assert config.data.leave_out == ("a b", "c")
+        assert configure("train", *TRAIN).data.leave_out == ()
+
+    def test_folds_may_come_from_a_file(self) -> None:
+        data = configure("train", *TRAIN, "--splits", "s.tsv", "--folds", "3").data
+        assert (data.splits, data.folds, data.cross_validated) == (Path("s.tsv"), 3, True)
+
+
+@pytest.mark.parametrize(
+    ("given", "depths"), [("100", (100, 100)), (100, (100, 100)), ("100:100", (100, 100)), (" 5 : 70 ", (5, 70))]
+)
+def test_depths_of_rarefaction(given: object, depths: tuple[int, int]) -> None:
+    assert AugmentationConfig.model_validate({"augment_rarefy": given}).rarefy_depths == depths
+    assert AugmentationConfig().rarefy_depths is None
 
 
 def test_machine_defaults_are_left_to_the_run() -> None:

@@ -15,7 +15,7 @@ import aam
 
 ROOT = Path(aam.__file__).parent
 LEAVES = {"evaluation", "interpret", "integrations", "benchmarks"}
-FRONT = {"cli", "run", "predict", "check", "demo", "distances"}
+FRONT = {"cli", "inputs", "run", "folds", "predict", "check", "demo", "distances"}
 # What a part must never import, at the top of a module or within a function.
 FORBIDDEN = {
     "errors": {"config", "data", "models", "training", *FRONT, *LEAVES},
@@ -24,15 +24,17 @@ FORBIDDEN = {
     "models": {"config", "data", "training", *FRONT, *LEAVES},
     "training": {*FRONT, *LEAVES},
     "evaluation": {"models", "training", *FRONT, *(LEAVES - {"evaluation"})},
-    "run": {"cli", "predict", "check", "demo", "benchmarks"},
+    "run": {"cli", "folds", "predict", "check", "demo", "benchmarks"},
+    "folds": {"cli", "predict", "check", "demo", "benchmarks"},
     "predict": {"cli", "check", "demo", *LEAVES},
-    "distances": {"cli", "models", "training", "run", "predict", "check", "demo", *LEAVES},
-    "check": {"cli", "models", "training", "run", "predict", "demo", *LEAVES},
+    "distances": {"cli", "models", "training", "run", "folds", "predict", "check", "demo", *LEAVES},
+    "check": {"cli", "models", "training", "run", "folds", "predict", "demo", *LEAVES},
 }
 # What may be imported within a function, but not when the module is.
 LAZY_ONLY = {
     "run": LEAVES,
-    "cli": {"data", "models", "training", "run", "predict", "check", "demo", "distances", *LEAVES},
+    "folds": LEAVES,
+    "cli": {"data", "models", "training", *FRONT - {"cli"}, *LEAVES},
 }
 HEAVY = {"torch", "numpy", "pandas", "scipy", "h5py", "biom", "skbio", "sklearn", "matplotlib", "tensorboard", "rich"}
 

@@ -10,6 +10,8 @@ import click
 
 __all__ = ["command"]
 
+SECTIONS = ("data", "model", "task", "optim", "train", "augmentation")
+
 
 @click.command("info")
 @click.argument("run", type=click.Path(path_type=Path))
@@ -18,8 +20,11 @@ def command(run: Path, as_json: bool) -> None:
     """Say what RUN, a run directory or model file, is: task, settings, provenance, inputs, metrics."""
     from aam.data.targets import ClassTarget
     from aam.errors import DataError
-    from aam.training.checkpoint import model_path, read_header, read_target
+    from aam.training.checkpoint import MODEL_NAME, model_path, read_header, read_target
 
+    if (run / "fold_0").is_dir() and not (run / MODEL_NAME).is_file():
+        _print_folds(run, as_json)
+        return
     path = model_path(run, finished=False)
     header = read_header(path)
     target = read_target(header, path)
@@ -49,14 +54,44 @@ def command(run: Path, as_json: bool) -> None:
         f"format {header['format_version']}, written {created} by AAM {version} with PyTorch {torch} "
         f"from {samples} samples and {asvs} ASVs"
     )
-    for section in ("data", "model", "task", "optim", "train"):
-        settings = "  ".join(f"{k}={v}" for k, v in _part(header["config"], section).items() if v is not None)
-        click.echo(f"\n{section}: {settings}")
+    for section in SECTIONS:
+        click.echo(_settings(header["config"], section))
     click.echo("\ninputs (sha256):")
     for name, digest in _part(header, "checksums").items():
         click.echo(f"  {name}  {digest}")
     click.echo("\nmetrics:")
     click.echo(json.dumps(_part(header, "metrics"), indent=2))
+
+
+def _print_folds(run: Path, as_json: bool) -> None:
+    """Of a run with folds: its settings, and its metrics once all folds are trained."""
+    from aam.errors import DataError
+
+    content: dict[str, Any] = {}
+    for name in ("config", "metrics"):
+        path = run / f"{name}.json"
+        try:
+            content[name] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except ValueError:
+            raise DataError(f"{path}: is not JSON; look at one fold, {run / 'fold_0'} say") from None
+    if as_json:
+        click.echo(json.dumps(content, indent=2))
+        return
+    config = content["config"] if isinstance(content["config"], dict) else {}
+    folds = sum(1 for path in run.glob("fold_*") if path.is_dir())
+    column = _part(config, "data").get("metadata_column")
+    state = "" if content["metrics"] else ", not all of them trained (--resume goes on)"
+    click.echo(f"{run}\n{config.get('command', '?')}{f': {column}' if column else ''}, {folds} folds{state}")
+    for section in SECTIONS:
+        click.echo(_settings(config, section))
+    if content["metrics"]:
+        click.echo(f"\nmetrics:\n{json.dumps(content['metrics'], indent=2)}")
+    click.echo(f"\n`aam info {run / 'fold_0'}` says more of a fold.")
+
+
+def _settings(config: dict[str, Any], section: str) -> str:
+    settings = "  ".join(f"{k}={v}" for k, v in _part(config, section).items() if v is not None)
+    return f"\n{section}: {settings}"
 
 
 def _part(content: dict[str, Any], name: str) -> dict[str, Any]:

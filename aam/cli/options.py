@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-SECTIONS = ("data", "model", "task", "optim", "train")
+SECTIONS = ("data", "model", "task", "optim", "train", "augmentation")
 
 
 def _fields(command: Command) -> Iterator[tuple[str, str, FieldInfo]]:
@@ -115,7 +115,7 @@ def _click_option(name: str, field: FieldInfo) -> Callable[[Function], Function]
         click_type = click.Choice(base_target_names())
     several = get_origin(kind) is tuple
     if several:
-        kind = get_args(kind)[0]
+        kind = click_type = get_args(kind)[0]
         help_text += "  (may be given several times)"
     if kind is Path:
         click_type, metavar = click.Path(path_type=Path), "PATH"

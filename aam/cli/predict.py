@@ -14,7 +14,9 @@ __all__ = ["command"]
 
 
 @click.command("predict")
-@click.option("--model", type=click.Path(path_type=Path), required=True, help="Run directory of `aam train`.")
+@click.option(
+    "--model", type=click.Path(path_type=Path), required=True, help="Run directory of `aam train`; folds are averaged."
+)
 @click.option(
     "--table",
     type=click.Path(path_type=Path),

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from aam.folds import FoldsResult
     from aam.run import RunResult
 
-__all__ = ["metric_lines", "print_result", "table"]
+__all__ = ["metric_lines", "print_folds", "print_result", "table"]
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:
@@ -49,6 +50,19 @@ def print_result(result: RunResult) -> None:
     click.echo(f"\nbest epoch: {metrics['best_epoch']}\n{table(rows)}\n")
     click.echo(f"Run directory: {result.directory}  (plots/ holds pictures)")
     click.echo(f"Curves: tensorboard --logdir {result.directory / 'tensorboard'}")
+
+
+def print_folds(result: FoldsResult) -> None:
+    """The pooled metrics of folds, guess beside model, with mean and standard deviation over the folds."""
+    metrics = result.metrics
+    folds, pooled = metrics["folds"], metrics.get("oof", {})
+    guess = metrics.get("baseline", {}).get("guess", {}).get("oof", {})
+    rows = [("metric", *(["out of fold", "guess"] if pooled else []), "mean of folds", "sd")]
+    for name in dict.fromkeys([*pooled, *folds["mean"]]):
+        beside = [_number(pooled.get(name)), _number(guess.get(name))] if pooled else []
+        rows.append((name, *beside, _number(folds["mean"].get(name)), _number(folds["sd"].get(name))))
+    click.echo(f"\n{len(folds['each'])} folds\n{table(rows)}\n")
+    click.echo(f"Run directory: {result.directory}  (fold_0/ and on hold a run each)")
 
 
 def _number(value: float | None) -> str:

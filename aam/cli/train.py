@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from aam.cli.options import config_options, log_to_console, run_config
-from aam.cli.report import print_result
+from aam.cli.report import print_folds, print_result
 
 __all__ = ["command"]
 
@@ -23,6 +23,10 @@ def command(ctx: click.Context, **_: Any) -> None:
     """
     config = run_config("train", ctx)
     log_to_console()
+    from aam.folds import asks_for_folds, run_folds
     from aam.run import run
 
-    print_result(run(config))
+    if asks_for_folds(config):
+        print_folds(run_folds(config))
+    else:
+        print_result(run(config))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 
 from aam.config import DataConfig
+from aam.data.augmentation import Augmentation, draw_reads, substitute_bases
 from aam.data.batch import Batch, MaskedNucleotides, arrange
 from aam.data.counts import Counts, SampleRows
 from aam.data.draws import generator, stable_keys, uniform
@@ -135,6 +136,8 @@ class SampleDataset(Dataset[Batch]):
     restore_once : ndarray, optional
         Rows of held-out samples. An ASV is then restored with the first of these that has it and no other, so that
         nucleotide accuracy over them does not depend on how they are batched.
+    augmentation : Augmentation, optional
+        Of training samples.
     """
 
     def __init__(
@@ -149,6 +152,7 @@ class SampleDataset(Dataset[Batch]):
         target: NDArray[np.float32] | NDArray[np.int64] | None = None,
         restore_once: NDArray[np.int64] | None = None,
         references: NDArray[np.int64] | None = None,
+        augmentation: Augmentation | None = None,
     ) -> None:
         self.counts = counts
         self.tokens = tokens
@@ -159,6 +163,7 @@ class SampleDataset(Dataset[Batch]):
         self.labels = labels or {}
         self.target = target
         self.references = _common_references(self.labels, references)
+        self.augmentation = augmentation
         self.first_holder: NDArray[np.int64] | None = None
         if restore_once is not None:
             self.first_holder = np.full(counts.shape[1], -1)
@@ -177,6 +182,7 @@ class SampleDataset(Dataset[Batch]):
         target: NDArray[np.float32] | NDArray[np.int64] | None = None,
         restore_once: NDArray[np.int64] | None = None,
         references: NDArray[np.int64] | None = None,
+        augmentation: Augmentation | None = None,
     ) -> Self:
         """The samples of a study."""
         return cls(
@@ -190,6 +196,7 @@ class SampleDataset(Dataset[Batch]):
             target,
             restore_once,
             references,
+            augmentation,
         )
 
     def __getitem__(self, key: BatchKey) -> Batch:
@@ -200,23 +207,27 @@ class SampleDataset(Dataset[Batch]):
         rows, depth = self.drawn(sample_index, epoch)
         batch, distinct = arrange(rows, depth, self.tokens, sample_index)
         extra: dict[str, object] = {"references": len(references)}
+        partners = None
+        if self.augmentation is not None and self.augmentation.mix_samples > 0:
+            partners = self.augmentation.partners(sample_index, self.sample_keys[sample_index], epoch)
         if self.labels:
+            mixed = np.zeros(len(sample_index), dtype=bool) if partners is None else partners.mixed
             extra["labels"] = {
-                name: torch.from_numpy(
-                    labels.block(samples, references)
-                    if len(references) and isinstance(labels, Pairs)
-                    else labels.batch(samples)
-                )
+                name: torch.from_numpy(_labels_of(labels, samples, references, mixed))
                 for name, labels in self.labels.items()
             }
         if self.target is not None:
-            extra["target"] = torch.from_numpy(self.target[samples])
+            extra["target"] = torch.from_numpy(self._target_of(samples, epoch))
         if self.options.nuc_asv_fraction > 0:
             extra["masked_nucleotides"] = self._masked_nucleotides(distinct, samples, epoch)
         if self.options.count_mask_ratio > 0:
             hidden = self._hidden_counts(batch, distinct, sample_index, epoch)
             hidden[len(samples) :] = False
             extra["hidden_counts"] = hidden
+        if self.augmentation is not None and self.augmentation.base_noise > 0:
+            noise, seed = self.augmentation.base_noise, self.augmentation.seed
+            noisy = substitute_bases(batch.tokens.numpy(), self.asv_keys[distinct], noise, seed, epoch)
+            extra["tokens"] = torch.from_numpy(noisy)
         return replace(batch, **extra)  # type: ignore[arg-type]
 
     def _references_of(self, samples: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
@@ -230,20 +241,19 @@ class SampleDataset(Dataset[Batch]):
 
     def drawn(self, sample_index: NDArray[np.int64], epoch: int) -> tuple[SampleRows, NDArray[np.float64]]:
         """The ASVs that are read of samples, and the samples' reads before the token limit."""
-        rows = self._rarefied(self.counts.rows(sample_index), sample_index, epoch)
+        if self.augmentation is None:
+            rows = self._rarefied(self.counts.rows(sample_index), sample_index, epoch)
+        else:
+            keys, depth = (self.sample_keys, self.asv_keys), self.options.rarefy_depth
+            rows = self.augmentation.rows(self.counts.rows, sample_index, *keys, epoch, depth)
         return self._limited(rows, sample_index, epoch), rows.depth()
 
     def _rarefied(self, rows: SampleRows, sample_index: NDArray[np.int64], epoch: int) -> SampleRows:
         depth = self.options.rarefy_depth
         if depth is None:
             return rows
-        counts = np.zeros_like(rows.counts)
-        for b, key in enumerate(self.sample_keys[sample_index]):
-            here = slice(rows.indptr[b], rows.indptr[b + 1])
-            draws = generator("rarefaction", self.options.seed, epoch, key)
-            reads = rows.counts[here].astype(np.int64)
-            counts[here] = draws.multivariate_hypergeometric(reads, depth, method="marginals")
-        return SampleRows(rows.indptr, rows.asvs, counts).keep(counts > 0)
+        keys = self.sample_keys[sample_index]
+        return draw_reads(rows, np.full(len(keys), depth), keys, "rarefaction", self.options.seed, epoch)
 
     def _limited(self, rows: SampleRows, sample_index: NDArray[np.int64], epoch: int) -> SampleRows:
         """The ``token_limit`` first ASVs of each sample, by the rule of ``asv_sampling``."""
@@ -291,6 +301,30 @@ class SampleDataset(Dataset[Batch]):
             "abundances to restore", self.options.seed, epoch, self.sample_keys[sample_index][:, None], asv_keys
         )
         return torch.from_numpy(draws < self.options.count_mask_ratio) & (batch.counts > 0)
+
+    def _target_of(self, samples: NDArray[np.int64], epoch: int) -> NDArray[np.float32] | NDArray[np.int64]:
+        assert self.target is not None
+        if self.augmentation is None or self.augmentation.mix_samples == 0:
+            return self.target[samples]
+        return self.augmentation.target(self.target, samples, self.sample_keys[samples], epoch)
+
+
+def _labels_of(
+    labels: Labels, samples: NDArray[np.int64], references: NDArray[np.int64], mixed: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    """What a batch of samples (n,) and their references (R,) carries; unknown where one is mixed (n + R,)."""
+    to_references = isinstance(labels, Pairs) and len(references) > 0
+    if to_references:
+        assert isinstance(labels, Pairs)
+        values = labels.block(samples, references)
+    else:
+        values = labels.batch(samples)
+    if mixed.any():
+        values = values.copy()
+        values[mixed[: len(samples)]] = np.nan
+        if isinstance(labels, Pairs):
+            values[:, mixed[len(samples) :] if to_references else mixed] = np.nan
+    return values
 
 
 def _common_references(labels: Mapping[str, Labels], allowed: NDArray[np.int64] | None) -> NDArray[np.int64]:

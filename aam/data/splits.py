@@ -17,9 +17,20 @@ import pandas as pd
 from aam.data.files import check_ids, read_text, shown
 from aam.errors import DataError
 
-__all__ = ["Split", "make_splits", "read_splits", "write_splits"]
+__all__ = [
+    "Split",
+    "leave_groups_out",
+    "make_folds",
+    "make_splits",
+    "named_splits",
+    "read_folds",
+    "read_splits",
+    "with_validation",
+    "write_splits",
+]
 
-Split = Literal["train", "val", "test"]
+Split = Literal["train", "val", "test", "cal"]
+_SPELLINGS = {**{name: name for name in get_args(Split)}, "validation": "val"}
 _MAX_BINS = 5
 
 _Array = np.ndarray[Any, Any]
@@ -89,10 +100,15 @@ def make_splits(
     for name, share in (("test", test_size), ("val", val_size)):
         if not share:
             continue
+        strata = None if sorted_labels is None else sorted_labels[rest]
+        numbers = labels is not None and labels.dtype.kind == "f"
+        if strata is not None and numbers and groups is None and np.bincount(strata)[strata].min() < 2:
+            # The test split has left one member of a bin, which cannot be on both sides.
+            strata = _quantile_bins(np.asarray(labels)[order][rest], min(_MAX_BINS, smallest))
         held_out = _hold_out(
             len(rest),
             None if sorted_groups is None else sorted_groups[rest],
-            None if sorted_labels is None else sorted_labels[rest],
+            strata,
             share=share / remaining,
             size=sizes[name],
             leave=2 if name == "test" else 1,
@@ -112,6 +128,162 @@ def make_splits(
     aligned = np.empty_like(result)
     aligned[order] = result
     return aligned
+
+
+def named_splits(column: pd.Series) -> _Array:
+    """The splits that a column names: train, val (or validation), test, cal, in any case.
+
+    Parameters
+    ----------
+    column : Series of N values
+
+    Returns
+    -------
+    ndarray of str, shape (N,)
+
+    Raises
+    ------
+    DataError
+        If a value is another.
+    """
+    values = [str(value).strip() for value in column]
+    wrong = sorted({value for value in values if value.lower() not in _SPELLINGS})
+    if wrong:
+        raise DataError(
+            f"column {str(column.name)!r} holds {', '.join(map(shown, wrong[:3]))}{', …' if wrong[3:] else ''}, "
+            f"which name no split; use {', '.join(_SPELLINGS)}, or an empty cell to leave a sample out"
+        )
+    return np.array([_SPELLINGS[value.lower()] for value in values], dtype="<U5")
+
+
+def leave_groups_out(groups: _Array, left_out: Sequence[str], group_name: str = "group") -> _Array:
+    """Named groups as the test split, all others for training.
+
+    Parameters
+    ----------
+    groups : ndarray (N,)
+    left_out : sequence of str
+    group_name : str
+        Column, for messages.
+
+    Raises
+    ------
+    DataError
+        If a group is not there.
+    """
+    names = np.asarray(groups).astype(str)
+    absent = [name for name in left_out if name not in names]
+    if absent:
+        there = sorted(set(names.tolist()))
+        raise DataError(
+            f"--leave-out {absent[0]}: column {group_name!r} has no such group among the samples that are used; it has "
+            f"{', '.join(there[:5])}{', …' if there[5:] else ''}"
+        )
+    return np.where(np.isin(names, left_out), "test", "train").astype("<U5")
+
+
+def with_validation(
+    sample_ids: Sequence[str],
+    parts: _Array,
+    *,
+    groups: _Array | None = None,
+    labels: _Array | None = None,
+    val_size: float,
+    seed: int,
+    group_name: str = "group",
+) -> _Array:
+    """A split whose training samples give a share of themselves for validation, drawn as `make_splits` draws.
+
+    Parameters
+    ----------
+    parts : ndarray (N,) of str
+        Without ``"val"``.
+    val_size : float
+        Share of the training samples, or of their groups.
+    sample_ids, groups, labels, seed, group_name
+        See `make_splits`.
+    """
+    learnt = np.flatnonzero(parts == "train")
+    result = parts.copy()
+    result[learnt] = make_splits(
+        [sample_ids[int(i)] for i in learnt],
+        groups=None if groups is None else groups[learnt],
+        labels=None if labels is None else labels[learnt],
+        val_size=val_size,
+        seed=seed,
+        group_name=group_name,
+    )
+    return result
+
+
+def make_folds(
+    sample_ids: Sequence[str],
+    *,
+    folds: int | None,
+    groups: _Array | None = None,
+    labels: _Array | None = None,
+    seed: int,
+    group_name: str = "group",
+) -> _Array:
+    """The fold in which each sample is held out.
+
+    They are those of scikit-learn's ``KFold``, ``GroupKFold``, ``StratifiedKFold`` or ``StratifiedGroupKFold`` with
+    ``shuffle=True, random_state=seed`` on the samples in the order of their IDs.
+
+    Parameters
+    ----------
+    sample_ids : sequence of str, length N
+        Unique.
+    folds : int or None
+        None for one fold a group, in the order of their names.
+    groups, labels, seed, group_name
+        See `make_splits`. One fold a group takes no notice of labels.
+
+    Returns
+    -------
+    ndarray of int, shape (N,)
+
+    Raises
+    ------
+    DataError
+        If there are fewer samples or groups than folds, a group or label is missing, or no member of any class is
+        left for each fold.
+    """
+    from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
+
+    ids = np.asarray(sample_ids, dtype=object)
+    order = np.argsort(ids, kind="stable")
+    codes = None if groups is None else _group_codes(np.asarray(groups)[order], ids[order], 2, group_name)
+    if codes is not None and folds is not None and codes.max() + 1 < folds:
+        raise DataError(
+            f"--folds {folds}: column {group_name!r} has {codes.max() + 1} groups; use at most so many folds, or "
+            "--leave-one-group-out"
+        )
+    result = np.empty(len(ids), dtype=np.int64)
+    if folds is None:
+        assert codes is not None, "one fold a group needs groups"
+        result[order] = codes
+        return result
+    if len(ids) < folds:
+        raise DataError(f"--folds {folds}: there are {len(ids)} samples; use fewer folds")
+    strata = None if labels is None else _strata(np.asarray(labels)[order], ids[order], len(ids) // folds)
+    if strata is None:
+        splitter = (KFold if codes is None else GroupKFold)(folds, shuffle=True, random_state=seed)
+    else:
+        splitter = (StratifiedKFold if codes is None else StratifiedGroupKFold)(folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class")
+        try:
+            parts = [held_out for _, held_out in splitter.split(np.zeros(len(ids)), strata, codes)]
+        except ValueError as error:
+            raise DataError(
+                f"cannot divide {len(ids)} samples into {folds} folds alike in the target ({error}); use fewer folds"
+            ) from error
+    for fold, held_out in enumerate(parts):
+        if not len(held_out):
+            raise DataError(f"fold {fold} of --folds {folds} is empty: the groups are too few or too large; use fewer")
+        result[order[held_out]] = fold
+    return result
 
 
 def _group_codes(groups: _Array, ids: _Array, splits: int, group_name: str) -> _Array:
@@ -221,26 +393,68 @@ def _hold_out(
     return joined if share <= 0.5 else np.setdiff1d(np.arange(samples), joined)
 
 
-def write_splits(path: Path, sample_ids: Sequence[str], split: _Array) -> None:
-    """Write `splits.tsv`: columns ``sample_id`` and ``split``, one row a sample, in the order given."""
-    rows = [f"{name}\t{part}\n" for name, part in zip(sample_ids, split, strict=True)]
-    Path(path).write_text("sample_id\tsplit\n" + "".join(rows), encoding="utf-8", newline="\n")
+def write_splits(path: Path, sample_ids: Sequence[str], split: _Array, folds: _Array | None = None) -> None:
+    """Write `splits.tsv`, one row a sample, in the order given.
+
+    Parameters
+    ----------
+    path : Path
+    sample_ids : sequence of str, length N
+    split : ndarray (N,) of str
+    folds : ndarray (N,) of int, optional
+        A third column: the fold in which each sample is held out; negative (an empty cell) where it is in none.
+    """
+    columns = [list(sample_ids), list(split)]
+    if folds is not None:
+        columns.append([str(fold) if fold >= 0 else "" for fold in folds])
+    header = "\t".join(["sample_id", "split", "fold"][: len(columns)])
+    lines = ["\t".join(row) for row in zip(*columns, strict=True)]
+    Path(path).write_text("\n".join([header, *lines, ""]), encoding="utf-8", newline="\n")
 
 
 def read_splits(path: Path) -> dict[str, str]:
-    """Read `splits.tsv`: sample ID to split; further columns are ignored.
+    """Read `splits.tsv`: sample ID to split; further columns are passed over.
 
     Raises
     ------
     DataError
-        If the columns are missing, a sample repeats or a split is not train, val or test.
+        If the columns are missing, a sample repeats or a split is not train, val, test or cal.
     """
-    header, *lines = [line.split("\t") for line in read_text(path, "split file").split("\n") if line.strip()]
-    names = [cell.strip() for cell in header]
-    if names[:2] != ["sample_id", "split"]:
-        raise DataError(f"{path}: begins with {shown(' '.join(names))}; the columns must be sample_id and split")
-    for row in lines:
-        if len(row) < 2 or row[1].strip() not in get_args(Split):
+    _, rows = _read_rows(path)
+    for row in rows:
+        if len(row) < 2 or row[1] not in get_args(Split):
             raise DataError(f"{path}: {shown(' '.join(row))} names no split; use one of {', '.join(get_args(Split))}")
-    check_ids([row[0].strip() for row in lines], "sample ID", path)
-    return {row[0].strip(): row[1].strip() for row in lines}
+    return {row[0]: row[1] for row in rows}
+
+
+def read_folds(path: Path) -> dict[str, int]:
+    """Read the column ``fold`` of `splits.tsv`: sample ID to fold, for samples that have one.
+
+    Raises
+    ------
+    DataError
+        If there is no such column, a fold is not a whole number, or one of the folds is empty.
+    """
+    header, rows = _read_rows(path)
+    if "fold" not in header:
+        raise DataError(f"{path}: has no column fold; give the splits.tsv of a run with folds, or leave --folds out")
+    place = header.index("fold")
+    cells = {row[0]: row[place] if len(row) > place else "" for row in rows}
+    wrong = [cell for cell in cells.values() if cell and not (cell.isascii() and cell.isdigit() and len(cell) < 7)]
+    if wrong:
+        raise DataError(f"{path}: {shown(wrong[0])} is no number of a fold; count them from 0")
+    folds = {name: int(cell) for name, cell in cells.items() if cell}
+    numbers = sorted(set(folds.values()))
+    if len(numbers) < 2 or numbers != list(range(len(numbers))):
+        raise DataError(f"{path}: its folds are {shown(numbers)}; there must be at least two, counted from 0")
+    return folds
+
+
+def _read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a split file, cells stripped."""
+    lines = [line for line in read_text(path, "split file").split("\n") if line.strip()]
+    header, *rows = [[cell.strip() for cell in line.split("\t")] for line in lines] or [[""]]
+    if header[:2] != ["sample_id", "split"]:
+        raise DataError(f"{path}: begins with {shown(' '.join(header))}; the columns must be sample_id and split")
+    check_ids([row[0] for row in rows], "sample ID", path)
+    return header, rows

@@ -22,6 +22,7 @@ from aam.data.files import file_sha256, near_matches, shown
 from aam.data.labels import FilePairs, LabelFiles, Labels, MatrixPart, PairLabels, StripePairs, ValueLabels
 from aam.data.metadata import class_target, load_metadata, numeric_target, repeated_columns, require_column
 from aam.data.sequences import count_ambiguous, load_sequences, resolve_sequences
+from aam.data.splits import read_folds, read_splits
 from aam.data.streamed_table import StreamedTable
 from aam.data.tokenizer import token_rows
 from aam.data.unifrac_loader import DistanceMatrix, SampleValues, StripeMatrix, UniFracLoader, load_reference_ids
@@ -349,6 +350,12 @@ def align(
         if data.group_column is not None and not _groups_by_table(data, files.metadata):
             require_column(files.metadata, data.group_column, source)
             leave_out(class_target(metadata[data.group_column]).isna().to_numpy(), f"no value of {data.group_column}")
+        if data.split_column is not None:
+            require_column(files.metadata, data.split_column, source)
+            leave_out(class_target(metadata[data.split_column]).isna().to_numpy(), f"no value of {data.split_column}")
+    if data.splits is not None:
+        listed = (read_splits if data.folds is None else read_folds)(data.splits)
+        leave_out(~np.isin(ids, np.array(list(listed), dtype=object)), f"not in {data.splits}")
     if not used.any():
         raise DataError(f"{named(data.table)}: no sample is left: {_reasons(left_out)}")
 
@@ -517,7 +524,7 @@ def _labels(
 
 def _refuse_columns(data: DataConfig) -> None:
     """Refuse options that name a column where there are no metadata."""
-    for name in ("metadata_column", "group_column"):
+    for name in ("metadata_column", "group_column", "split_column"):
         column = getattr(data, name)
         if column is not None and not (name == "group_column" and _groups_by_table(data, None)):
             option = "--" + name.replace("_", "-")

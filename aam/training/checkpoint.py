@@ -95,6 +95,8 @@ def model_path(run: Path, *, finished: bool = True) -> Path:
     """
     if run.is_dir():
         if not (run / MODEL_NAME).is_file():
+            if (run / "fold_0").is_dir():
+                raise DataError(f"{run}: holds a run for each of several folds; give one of them, {run / 'fold_0'} say")
             raise DataError(f"{run}: holds no {MODEL_NAME}; give the directory of a finished run")
         if finished and not (run / "metrics.json").is_file():
             raise DataError(

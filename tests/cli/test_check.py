@@ -136,3 +136,29 @@ def test_a_column_without_metadata_is_a_problem(study: StudyFiles) -> None:
         (problem,) = found["problems"]
         for word in (study.table, option, "'age'", "add --metadata"):
             assert str(word) in problem
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--split-column", "absent"], "'absent'"),
+        (["--split-column", "group"], "name no split"),
+        (["--group-column", "absent", "--leave-out", "x"], "'absent'"),
+        (["--group-column", "absent", "--leave-one-group-out"], "'absent'"),
+        (["--group-column", "subject_id", "--leave-out", "nobody"], "nobody"),
+        (["--group-column", "subject_id", "--folds", "9"], "--folds 9"),
+        (["--splits", "absent.tsv"], "absent.tsv"),
+        (["--splits", "absent.tsv", "--folds", "3"], "absent.tsv"),
+    ],
+)
+def test_a_split_that_cannot_be_made_is_one_problem(study: StudyFiles, options: list[str], words: str) -> None:
+    code, found = report("--table", study.table, "--metadata", study.metadata, "--metadata-column", "age", *options)
+    assert code == 1
+    (problem,) = found["problems"]
+    assert words in problem
+
+
+def test_splits_that_can(study: StudyFiles) -> None:
+    for options in (["--folds", "3"], ["--leave-one-group-out"], ["--leave-out", "subject01"]):
+        grouped = ["--metadata", study.metadata, "--group-column", "subject_id", *options]
+        assert report("--table", study.table, *grouped) == report("--table", study.table, *grouped[:4])

@@ -192,4 +192,6 @@ def test_a_real_study(tmp_path: Path) -> None:
     metrics = read_metrics(run)
     assert metrics["test"]["unifrac_mae"] < 0.5
     assert 0 < metrics["test"]["mae"] < 100
-    assert "host_subject_id" not in "".join(line for line in outcome.err.splitlines() if line.startswith("Warning"))
+    assert "--group-column host_subject_id" not in "".join(
+        line for line in outcome.err.splitlines() if line.startswith("Warning")
+    )

@@ -1,0 +1,203 @@
+"""The split of a study, or its folds, as a configuration asks for them.
+
+Shapes: ``N`` samples, ``K`` folds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aam.config import DataConfig
+from aam.data.splits import (
+    leave_groups_out,
+    make_folds,
+    make_splits,
+    named_splits,
+    read_folds,
+    read_splits,
+    with_validation,
+)
+from aam.data.study import Study
+from aam.errors import DataError, in_file
+
+__all__ = ["StudyFolds", "StudySplit", "as_before", "fold_study", "split_study"]
+
+Value = TypeVar("Value")
+
+
+class StudySplit(NamedTuple):
+    """The split of a study."""
+
+    parts: NDArray[Any]  # (N,) of str
+    notes: list[str]  # what was decided that nobody asked for
+
+
+class StudyFolds(NamedTuple):
+    """The folds of a study."""
+
+    of_sample: NDArray[np.int64]  # (N,): the fold in which a sample is held out; -1 where it never is
+    splits: list[NDArray[Any]]  # K of (N,): the fold as ``test``
+
+
+def split_study(study: Study, data: DataConfig, seed: int) -> StudySplit:
+    """The split that a configuration asks for: predefined, by named groups, or drawn.
+
+    Parameters
+    ----------
+    study : Study
+    data : DataConfig
+        Without folds.
+    seed : int
+
+    Raises
+    ------
+    DataError
+        If there is none such.
+    """
+    if data.splits is not None:
+        source = str(data.splits)
+        named = read_splits(data.splits)
+        parts = np.array([named[name] for name in study.sample_ids], dtype="<U5")
+    elif data.split_column is not None:
+        assert study.metadata is not None
+        source = f"column {data.split_column!r}"
+        with in_file(data.metadata):
+            parts = named_splits(study.metadata[data.split_column])
+    elif data.leave_out:
+        assert study.groups is not None
+        source = f"--leave-out {' '.join(data.leave_out)}"
+        with in_file(data.metadata):
+            parts = leave_groups_out(study.groups, data.leave_out, data.group_column or "group")
+    else:
+        with in_file(_source(study, data)):
+            drawn = make_splits(
+                study.sample_ids,
+                groups=study.groups,
+                labels=study.target if data.stratify else None,
+                val_size=data.val_size,
+                test_size=data.test_size,
+                seed=seed,
+                group_name=data.group_column or "group",
+            )
+        return StudySplit(drawn, [])
+    learnt = int((parts == "train").sum())
+    if not learnt:
+        folds = " (it is that of a run with folds: repeat them with --folds, or give the file of one fold)"
+        raise DataError(
+            f"{source}: none of these {len(parts)} samples is for training; mark some of them train"
+            f"{folds if data.splits is not None and (parts == 'test').all() else ''}"
+        )
+    if (parts == "val").any():
+        return StudySplit(parts, [])
+    parts = _with_validation(study, data, parts, stratify=data.stratify, seed=seed)
+    held_out = int((parts == "val").sum())
+    note = f"{source} names no validation samples: {held_out} of its {learnt} training samples serve as such"
+    return StudySplit(parts, [note])
+
+
+def fold_study(study: Study, data: DataConfig, *, classifier: bool, seed: int) -> StudyFolds:
+    """The folds that a configuration asks for.
+
+    Folds of classes are alike in the classes, those of numbers with ``--stratify`` in the quantiles.
+
+    Parameters
+    ----------
+    study : Study
+    data : DataConfig
+        With folds.
+    classifier : bool
+        Whether the target holds labels.
+    seed : int
+
+    Raises
+    ------
+    DataError
+        If there are none such, or a class is missing among a fold's training samples.
+    """
+    assert data.cross_validated
+    stratify = study.target is not None and (classifier or data.stratify)
+    if data.splits is not None:
+        of_sample = _stored_folds(study, data.splits, data.folds)
+    else:
+        with in_file(_source(study, data)):
+            of_sample = make_folds(
+                study.sample_ids,
+                folds=data.folds,
+                groups=study.groups,
+                labels=study.target if stratify and data.folds is not None else None,
+                seed=seed,
+                group_name=data.group_column or "group",
+            )
+    splits = []
+    for fold in range(int(of_sample.max()) + 1):
+        parts = np.where(of_sample == fold, "test", "train").astype("<U5")
+        try:
+            parts = _with_validation(study, data, parts, stratify=stratify, seed=seed)
+            if classifier and study.target is not None:
+                _require_classes(study.target, parts)
+        except DataError as error:
+            raise DataError(f"fold {fold}: {error}") from None
+        splits.append(parts)
+    return StudyFolds(of_sample, splits)
+
+
+def as_before(study: Study, before: Mapping[str, Value], default: Value) -> list[Value]:
+    """What an earlier run says of each sample; of one that it did not have, what it says of its group, else a default.
+
+    Parameters
+    ----------
+    study : Study
+    before : mapping
+        By sample ID.
+    default
+    """
+    if study.groups is None:
+        return [before.get(name, default) for name in study.sample_ids]
+    pairs = list(zip(study.sample_ids, study.groups, strict=True))
+    of_group = {group: before[name] for name, group in pairs if name in before}
+    return [before.get(name, of_group.get(group, default)) for name, group in pairs]
+
+
+def _source(study: Study, data: DataConfig) -> Sequence[Path] | None:
+    """The file that is to blame where a split cannot be drawn."""
+    return data.metadata if data.stratify or study.groups is not None else None
+
+
+def _with_validation(study: Study, data: DataConfig, parts: NDArray[Any], *, stratify: bool, seed: int) -> NDArray[Any]:
+    with in_file(_source(study, data)):
+        return with_validation(
+            study.sample_ids,
+            parts,
+            groups=study.groups,
+            labels=study.target if stratify else None,
+            val_size=data.val_size,
+            seed=seed,
+            group_name=data.group_column or "group",
+        )
+
+
+def _stored_folds(study: Study, path: Path, folds: int | None) -> NDArray[np.int64]:
+    stored = read_folds(path)
+    number = max(stored.values()) + 1
+    if folds != number:
+        raise DataError(f"{path}: has {number} folds, and --folds {folds} is asked for; give --folds {number}")
+    of_sample = np.array([stored[name] for name in study.sample_ids], dtype=np.int64)
+    absent = set(range(number)) - set(of_sample.tolist())
+    if absent:
+        raise DataError(f"{path}: none of these samples is in its fold {min(absent)}; leave --splits out")
+    return of_sample
+
+
+def _require_classes(labels: NDArray[Any], parts: NDArray[Any]) -> None:
+    """Refuse a split that leaves a class without a training sample."""
+    absent = sorted(set(labels.tolist()) - set(labels[parts == "train"].tolist()))
+    if absent:
+        raise DataError(
+            f"class {absent[0]!r} has no training sample, as all of its {int((labels == absent[0]).sum())} are held "
+            "out; use other folds, merge the class with another, or leave its samples out"
+        )
