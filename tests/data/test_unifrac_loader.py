@@ -375,6 +375,9 @@ def test_archives_of_arrays_that_lie(tmp_path):
     with path.open("wb") as file:
         np.savez(file, matrix=VALUES, ids=np.arange(3))
     refused(path, "'ids' is not a vector of text")
+    with path.open("wb") as file:
+        np.savez(file, matrix=VALUES, ids=np.array(IDS, dtype=object))
+    refused(path, "'ids' holds Python objects", "np.array(ids, dtype=str)")
     for ids in (np.array(IDS, dtype="S"), np.array(IDS)):
         with path.open("wb") as file:
             np.savez(file, VALUES, sample_ids=ids)
