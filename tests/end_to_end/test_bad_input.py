@@ -229,7 +229,7 @@ class TestMatrix:
         files.matrix_refused(path, "none of its 2 samples", "'a'")
 
     def test_a_table_is_no_matrix(self, files: Files) -> None:
-        files.matrix_refused(files.study.table, "'order'")
+        files.matrix_refused(files.study.table, "'matrix'")
 
 
 class TestMetadata:
