@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -65,7 +65,6 @@ _MATRIX_NAMES = ("matrix", "distances", "distance_matrix", "stripes", "stripe", 
 _ID_HEADERS = re.compile(r"#?\s*(sample|feature|otu)?[ _.-]?(id|name)s?|#?\s*samples?", re.IGNORECASE)
 _MAX_TEXT_BYTES = 2**32
 _MAX_LINE = 2**26
-_MAX_IDS = 2**24
 _MAX_PACKING = 1100  # deflate reaches 1032:1
 _MAX_LARGE_PACKING = 100
 
@@ -142,7 +141,7 @@ def _in_memory(shape: tuple[int, ...], memory_limit: int) -> bool:
     return int(np.prod(shape, dtype=object)) * 4 <= memory_limit
 
 
-def _npy_header(file: IO[bytes], path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def _npy_header(file: IO[bytes], path: Path, name: str = "") -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, order and type of the array of numbers or text that begins here; afterwards its data do."""
     with reading(path, "a .npy array"):
         version = np.lib.format.read_magic(file)
@@ -153,10 +152,11 @@ def _npy_header(file: IO[bytes], path: Path) -> tuple[tuple[int, ...], bool, np.
         if any(side < 0 for side in shape):
             raise ValueError(f"the shape {shape}")
     if dtype.hasobject:
-        raise DataError(
-            f"{path}: holds Python objects, which could run code when read; save it as numbers: "
-            "np.save(path, matrix.astype('float32'))"
-        )
+        way_out = "save it as numbers: np.save(path, matrix.astype('float32'))"
+        if name:
+            way_out = "save the matrix as numbers and the IDs as np.array(ids, dtype=str)"
+        which = f"{shown(name)} " if name else ""
+        raise DataError(f"{path}: {which}holds Python objects, which could run code when read; {way_out}")
     return shape, column_major, dtype
 
 
@@ -178,27 +178,20 @@ def _matrix_npy(path: Path, memory_limit: int, start: int = 0) -> NDArray[np.flo
     return mapped.whole() if _in_memory(shape, memory_limit) else mapped
 
 
-def _read_npz(path: Path, memory_limit: int) -> MatrixFile:
-    with reading(path, "an .npz archive"), zipfile.ZipFile(path) as archive:
-        members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
-        heads = {}
-        for name, member in members.items():
-            if not member.filename.endswith(".npy") or member.compress_type not in (
-                zipfile.ZIP_STORED,
-                zipfile.ZIP_DEFLATED,
-            ):
-                raise DataError(f"{path}: holds {shown(member.filename)}, which NumPy does not write; save it again")
-            with archive.open(member) as file:
-                shape, column_major, dtype = _npy_header(file, path)
-                size = file.tell() + int(np.prod(shape, dtype=object)) * dtype.itemsize
-            if member.header_offset + member.compress_size > path.stat().st_size:
-                raise zipfile.BadZipFile(f"{shown(name)} is cut short")
-            limit = _MAX_PACKING if member.file_size <= memory_limit else _MAX_LARGE_PACKING
-            if size != member.file_size or size > limit * member.compress_size + 2**10:
-                raise DataError(f"{path}: {shown(name)} claims {shape} values, more than the file holds; save it again")
-            heads[name] = (shape, column_major, dtype)
+class _Head(NamedTuple):
+    """What the header of an array in an `.npz` says."""
 
-        matrices = [name for name, (shape, _, dtype) in heads.items() if len(shape) == 2 and dtype.kind in "iuf"]
+    member: zipfile.ZipInfo
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+def _read_npz(path: Path, memory_limit: int) -> MatrixFile:
+    with reading(path, "an .npz archive"):
+        archive = zipfile.ZipFile(path)
+    with archive:
+        heads = _npz_heads(archive, path, memory_limit)
+        matrices = [name for name, head in heads.items() if len(head.shape) == 2 and head.dtype.kind in "iuf"]
         chosen = [name for name in _MATRIX_NAMES if name in matrices] or matrices
         if not chosen or (len(matrices) > 1 and chosen[0] not in _MATRIX_NAMES):
             raise DataError(
@@ -208,31 +201,53 @@ def _read_npz(path: Path, memory_limit: int) -> MatrixFile:
 
         def vector(names: tuple[str, ...]) -> list[str] | None:
             found = next((name for name in names if name in heads and name != chosen[0]), None)
-            if found is None:
-                return None
-            shape, _, dtype = heads[found]
-            if len(shape) != 1 or dtype.kind not in "US" or shape[0] > _MAX_IDS:
-                raise DataError(
-                    f"{path}: {shown(found)} is not a vector of text IDs (it is {dtype} of shape {shape}); save it as "
-                    f"{found}=np.array(ids, dtype=str)"
-                )
-            with archive.open(members[found]) as file:
-                values = np.lib.format.read_array(file, allow_pickle=False)
-            return [str(name) for name in (np.char.decode(values, "utf-8") if dtype.kind == "S" else values).tolist()]
+            return None if found is None else _npz_ids(archive, found, heads[found], path)
 
         row_ids, column_ids = vector(_ID_NAMES), vector(_REFERENCE_NAMES)
-        member = members[chosen[0]]
-        shape, column_major, dtype = heads[chosen[0]]
+        member, shape, dtype = heads[chosen[0]]
         _check_numbers(shape, dtype, path)
         matrix: NDArray[np.float32] | LazyMatrix
         if member.compress_type == zipfile.ZIP_STORED:
             matrix = _matrix_npy(path, memory_limit, _member_start(path, member))
         else:
-            with archive.open(member) as file:
-                values = np.lib.format.read_array(file, allow_pickle=False)
             with np.errstate(over="ignore"):
-                matrix = np.ascontiguousarray(values, dtype=np.float32)
-    return MatrixFile(_stripped(row_ids, path), _stripped(column_ids, path), matrix)
+                matrix = np.ascontiguousarray(_npz_array(archive, member, path), dtype=np.float32)
+    return MatrixFile(row_ids, column_ids, matrix)
+
+
+def _npz_heads(archive: zipfile.ZipFile, path: Path, memory_limit: int) -> dict[str, _Head]:
+    """Headers of all arrays, by name; the archive is refused if one claims more than it holds."""
+    heads = {}
+    for member in archive.infolist():
+        name = member.filename.removesuffix(".npy")
+        if name == member.filename or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise DataError(f"{path}: holds {shown(member.filename)}, which NumPy does not write; save it again")
+        with reading(path, "an .npz archive"), archive.open(member) as file:
+            shape, _, dtype = _npy_header(file, path, name)
+            size = file.tell() + int(np.prod(shape, dtype=object)) * dtype.itemsize
+            cut_short = member.header_offset + member.compress_size > path.stat().st_size
+        packing = _MAX_PACKING if member.file_size <= memory_limit else _MAX_LARGE_PACKING
+        if cut_short or size != member.file_size or size > packing * member.compress_size + 2**10:
+            raise DataError(f"{path}: {shown(name)} claims {shape} values, more than the file holds; save it again")
+        heads[name] = _Head(member, shape, dtype)
+    return heads
+
+
+def _npz_ids(archive: zipfile.ZipFile, name: str, head: _Head, path: Path) -> list[str]:
+    if len(head.shape) != 1 or head.dtype.kind not in "US":
+        raise DataError(
+            f"{path}: {shown(name)} is not a vector of text IDs (it is {head.dtype} of shape {head.shape}); save it as "
+            f"{name}=np.array(ids, dtype=str)"
+        )
+    values = _npz_array(archive, head.member, path)
+    with reading(path, "text IDs"):
+        ids = (np.char.decode(values, "utf-8") if head.dtype.kind == "S" else values).tolist()
+    return strip_ids(ids, path)
+
+
+def _npz_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> NDArray[Any]:
+    with reading(path, "an .npz archive"), archive.open(member) as file:
+        return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
 
 
 def _member_start(path: Path, member: zipfile.ZipInfo) -> int:
@@ -241,10 +256,6 @@ def _member_start(path: Path, member: zipfile.ZipInfo) -> int:
         file.seek(member.header_offset)
         head = file.read(30)
     return member.header_offset + 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
-
-
-def _stripped(ids: list[str] | None, path: Path) -> list[str] | None:
-    return None if ids is None else strip_ids(ids, path)
 
 
 def _is_hdf5(path: Path, head: bytes) -> bool:

@@ -207,13 +207,19 @@ class MappedMatrix(LazyMatrix):
         apart = np.diff(places) * item > _PAGE
         pieces = places * item // _SPAN_BYTES
         starts = np.flatnonzero(np.concatenate([[len(places) > 0], apart | (np.diff(pieces) > 0)]))
+        stops = [*starts[1:].tolist(), len(places)]
+        first = self.offset + places[starts] * item
+        sizes = (places[np.array(stops[: len(starts)], dtype=np.int64) - 1] - places[starts] + 1) * item
         with reading(self.path, f"a {_WHAT}"):
             handle = os.open(self.path, os.O_RDONLY)
             try:
-                for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(places)], strict=True):
-                    first, last = int(places[start]), int(places[stop - 1])
-                    content = os.pread(handle, (last - first + 1) * item, self.offset + first * item)
-                    found[start:stop] = np.frombuffer(content, self.dtype)[places[start:stop] - first]
+                spans = list(zip(first.tolist(), sizes.tolist(), strict=True))
+                if hasattr(os, "posix_fadvise"):
+                    for offset, size in spans:
+                        os.posix_fadvise(handle, offset, size, os.POSIX_FADV_WILLNEED)
+                for (offset, size), start, stop in zip(spans, starts.tolist(), stops, strict=False):
+                    content = np.frombuffer(os.pread(handle, size, offset), self.dtype)
+                    found[start:stop] = content[places[start:stop] - places[start]]
             finally:
                 os.close(handle)
         return found

@@ -115,9 +115,23 @@ class LazyDistances:
         column_ids: Sequence[str],
         symmetric: bool = False,
     ) -> NDArray[np.float32]:
-        """Checked distances (R, C); `row_ids` and `column_ids` are those of the whole file."""
+        """Checked distances (R, C), 0 from a sample to itself.
+
+        Parameters
+        ----------
+        rows, columns : ndarray of int64, shape (R,) and (C,)
+            Places in the file.
+        row_ids, column_ids : sequence of str
+            Those of the whole file.
+        symmetric : bool
+            See `LazyMatrix.block`.
+        """
         values = self.matrix.block(rows, columns, symmetric)
-        self.rules.check(values, [row_ids[r] for r in rows], [column_ids[c] for c in columns])
+        row_names, column_names = [row_ids[row] for row in rows], [column_ids[column] for column in columns]
+        self.rules.check(values, row_names, column_names)
+        same = np.array(row_names, dtype=object)[:, None] == np.array(column_names, dtype=object)  # (R, C)
+        self.rules.check_diagonal(values[same], [row_names[row] for row in np.nonzero(same)[0]])
+        values[same] = 0
         return self.rules.clean(values)
 
 
@@ -175,9 +189,7 @@ class DistanceMatrix:
         column = row if columns is None else np.asarray(columns, dtype=np.int64)
         if isinstance(self.source, np.ndarray):
             return self.source[row[:, None], column]  # (B, C)
-        found = self.source.block(row, column, self.ids, self.ids, symmetric=True)
-        found[row[:, None] == column] = 0
-        return found
+        return self.source.block(row, column, self.ids, self.ids, symmetric=True)
 
 
 @dataclass(frozen=True)
@@ -323,11 +335,7 @@ class UniFracLoader:
         """
         if self._matrix is None:
             found = read_distance_file(self.path, self.memory_limit)
-            if isinstance(found, ValuesFile) and {found.name} & {
-                *found.ids,
-                *self.table_ids,
-                *(self.reference_ids or ()),
-            }:
+            if isinstance(found, ValuesFile) and found.name in {*found.ids, *self.table_ids}:
                 column = found.values.astype(np.float32)[:, None]
                 found = MatrixFile(found.ids, [found.name], column)  # one sample, not a name of values
             self._matrix = self._values(found) if isinstance(found, ValuesFile) else self._distances(found)

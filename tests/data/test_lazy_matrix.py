@@ -193,6 +193,18 @@ def test_data_sets_that_were_not_written_everywhere(tmp_path):
     np.testing.assert_array_equal(open_matrix(path, "contiguous").block(ROWS, COLUMNS), np.zeros((4, 3)))
 
 
+def test_damaged_virtual_data_sets(tmp_path):
+    path = make(tmp_path, "virtual").path
+    content = path.read_bytes()
+    mapping = content.index(b"right.h5") + len(b"right.h5\0part\0")  # its selections follow
+    for place, byte in [(4, 0xFF), (8, 0x7F), (12, 0xFF), (20, 0xFF), (-3, 0)]:
+        damaged = bytearray(content)
+        damaged[mapping + place] = byte
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match="damaged"):
+            open_matrix(path)
+
+
 def test_what_is_refused(tmp_path):
     path = tmp_path / "m.h5"
     elsewhere = tmp_path / "folder"

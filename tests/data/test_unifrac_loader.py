@@ -262,6 +262,20 @@ def test_wrong_values_that_show_only_in_a_block(tmp_path, value, words):
     assert words in str(caught.value)
 
 
+def test_a_distance_to_itself_that_shows_only_in_a_block(tmp_path):
+    ids = [f"s{i}" for i in range(400)]
+    values = random_distances(400)
+    values[7, 7], values[8, 8] = 0.5, 5e-5
+    path = tmp_path / "m"
+    for references in (None, ids[:200]):
+        stripes = values if references is None else values[:, :200]
+        write(path, "hdf5", stripes, ids, references)
+        matrix = UniFracLoader(path, ids, memory_limit=1000).load_matrix()
+        assert matrix.block([8], [8])[0, 0] == 0
+        with pytest.raises(DataError, match="'s7' to itself"):
+            matrix.block([3, 7], [9, 7])
+
+
 def test_upper_bound_is_an_option(tmp_path):
     path = write(tmp_path / "m", "npy", VALUES * 3)
     assert load_distances(path, IDS, upper=None).values.max() == 3
@@ -375,6 +389,9 @@ def test_archives_of_arrays_that_lie(tmp_path):
     with path.open("wb") as file:
         np.savez(file, matrix=VALUES, ids=np.arange(3))
     refused(path, "'ids' is not a vector of text")
+    with path.open("wb") as file:
+        np.savez(file, matrix=VALUES, ids=np.array(IDS, dtype=object))
+    refused(path, "'ids' holds Python objects", "np.array(ids, dtype=str)")
     for ids in (np.array(IDS, dtype="S"), np.array(IDS)):
         with path.open("wb") as file:
             np.savez(file, VALUES, sample_ids=ids)
