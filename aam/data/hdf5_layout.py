@@ -1,10 +1,6 @@
 """How a matrix is stored in an HDF5 file, so that its entries can be read without HDF5.
 
-<<<<<<< HEAD
-HDF5 itself crashes on damaged virtual data sets as soon as one is opened; that is done by a process of its own.
-=======
 HDF5 itself crashes on damaged virtual data sets, as soon as one is opened, so that is done by a process of its own.
->>>>>>> matrices
 """
 
 from __future__ import annotations

@@ -261,11 +261,7 @@ class TestMatrix:
         files.matrix_refused(path, "none of its 2 samples", "'a'")
 
     def test_a_table_is_no_matrix(self, files: Files) -> None:
-<<<<<<< HEAD
         files.matrix_refused(files.study.table, "'matrix'", "not a distance matrix")
-=======
-        files.matrix_refused(files.study.table, "'matrix'")
->>>>>>> matrices
 
 
 class TestMetadata:
