@@ -15,7 +15,8 @@ from aam.data.simulate import SimulatedStudy, simulate_study, write_study
 from aam.data.splits import read_splits
 from aam.evaluation.baseline import guess_baseline, random_forest_baseline
 from aam.predict import predict
-from aam.run import RunDirectory, run
+from aam.run import run
+from aam.run_directory import RunDirectory
 from aam.training.metrics import regression_metrics
 
 __all__ = ["DemoResult", "demo"]

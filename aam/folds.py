@@ -23,7 +23,8 @@ from aam.data.study_splits import StudyFolds, as_before, fold_study
 from aam.data.targets import require_repeated_classes
 from aam.errors import DataError, in_file
 from aam.inputs import load_inputs
-from aam.run import RunDirectory, pretrained_split_options, require_same_config, run, write_json
+from aam.run import pretrained_split_options, require_same_config, run
+from aam.run_directory import RunDirectory, write_json
 from aam.training.checkpoint import MODEL_NAME, load_model_file, model_path
 from aam.training.metrics import classification_metrics, regression_metrics
 

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import math
 import os
 import platform
-import re
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,62 +19,50 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from aam import __version__
+from aam.assembly import build_task
 from aam.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from aam.data.augmentation import Augmentation, require_whole_counts
 from aam.data.batch import Batch
-from aam.data.counts import present_asvs
 from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
-from aam.data.draws import generator
-from aam.data.labels import CompositionLabels, Labels, Pairs, taxon_labels
+from aam.data.labels import Pairs
 from aam.data.leaks import leak_warnings
 from aam.data.metadata import load_metadata
 from aam.data.splits import read_splits, write_splits
 from aam.data.study import Study, unknown_samples
 from aam.data.study_splits import as_before, split_study
-from aam.data.targets import ClassTarget, NumericTarget, require_logarithms, require_repeated_classes
-from aam.data.taxonomy import load_taxonomy, taxa_at
+from aam.data.targets import ClassTarget, NumericTarget, require_repeated_classes
 from aam.errors import DataError, in_file, named
 from aam.inputs import load_inputs
-from aam.models.asv_encoder import REFERENCE_ASVS
-from aam.models.base_targets import BaseTarget, UniFrac, base_target, require_readable, targets_of
-from aam.models.distances import mean_of_pairs
-from aam.models.sequence_encoder import Level, SequenceEncoder
-from aam.models.sequence_predictor import SequencePredictor
+from aam.models.base_targets import require_readable
+from aam.run_directory import RunDirectory, write_json, write_table
 from aam.training.callbacks import Checkpoints, Console, EarlyStopping, HistoryFile, TensorBoard
 from aam.training.checkpoint import (
     MODEL_NAME,
     ModelFile,
-    build_encoder,
-    load_base,
     load_checkpoint,
     load_model_file,
     model_path,
-    read_base_targets,
     save_model_file,
 )
 from aam.training.metrics import classification_metrics, regression_metrics
 from aam.training.optim import build_optimizer, build_schedule
-from aam.training.tasks import Evaluation, LabelledTarget, PretrainTask, Task, TrainTask, prediction_table
+from aam.training.tasks import Evaluation, Task, TrainTask, prediction_table
 from aam.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "RunDirectory",
     "RunResult",
     "choose_device",
-    "labelled_targets",
     "loader",
     "pretrained_split_options",
     "require_same_config",
     "run",
-    "write_json",
 ]
 
 logger = logging.getLogger("aam")
 
-_MOST_SAMPLES_OF_ABUNDANCE = 5000
 SPLIT_OPTIONS = {"val_size", "test_size", "group_column", "stratify"}
 SPLIT_SOURCES = {"split_column", "splits", "leave_out"}
 
@@ -130,7 +114,7 @@ def run(config: RunConfig) -> RunResult:
         require_whole_counts(study.counts, config.data.table)
     split, leaked, notes = _split(config, study, takes_over)
     _require_pairs(config, study, split)
-    task = _build_task(config, study, split, pretrained).to(device)
+    task = build_task(config, study, split, pretrained).to(device)
 
     inputs = _fingerprint(study, split)
     resumed = _load_resumed(config, directory, inputs) if config.train.resume else None
@@ -211,104 +195,6 @@ def loader(
     )
 
 
-class RunDirectory:
-    """The directory of a run: what may be in it, and its log."""
-
-    FILES = (
-        "config.json",
-        "splits.tsv",
-        "history.csv",
-        "metrics.json",
-        "val_predictions.tsv",
-        "test_predictions.tsv",
-        "oof_predictions.tsv",
-        MODEL_NAME,
-        "last.ckpt",
-        "aam.log",
-    )
-    IN_FOLDERS = ("tensorboard/*/events.out.tfevents.*", "plots/history.png", "plots/val_*.png", "plots/test_*.png")
-    FOLDERS = ("tensorboard/train", "tensorboard/validation", "tensorboard", "plots")
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __truediv__(self, name: str) -> Path:
-        return self.path / name
-
-    def require_free(self, *, resume: bool, overwrite: bool) -> None:
-        """Refuse a directory that holds a run already, or to resume one that is not there.
-
-        Raises
-        ------
-        DataError
-        """
-        if self.path.exists() and not self.path.is_dir():
-            raise DataError(f"{self.path}: is a file; give another --output-dir")
-        holds_run = any((self.path / name).exists() for name in self.FILES)
-        if resume and not (self.path / "last.ckpt").is_file():
-            raise DataError(f"{self.path}: holds no last.ckpt to resume from; begin with --overwrite instead")
-        if holds_run and not (resume or overwrite):
-            raise DataError(
-                f"{self.path}: holds a run already; give --overwrite to replace it, --resume to continue it, "
-                "or another --output-dir"
-            )
-
-    def create(self, *, overwrite: bool) -> None:
-        """Make the directory; with ``overwrite``, remove what an earlier run wrote and nothing else."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        if not overwrite:
-            return
-        for name in self.FILES:
-            (self.path / name).unlink(missing_ok=True)
-            (self.path / f"{name}.tmp").unlink(missing_ok=True)
-        for pattern in self.IN_FOLDERS:
-            for path in self.path.glob(pattern):
-                path.unlink(missing_ok=True)
-        for name in self.FOLDERS:
-            with suppress(OSError):  # it is not there, or somebody else's files are in it
-                (self.path / name).rmdir()
-        for fold in self.folds():
-            RunDirectory(fold).create(overwrite=True)
-            if not any(fold.iterdir()):
-                fold.rmdir()
-
-    def folds(self) -> list[Path]:
-        """The directories of the folds of a run that has some, in their order."""
-        if not self.path.is_dir():
-            return []
-        found = [path for path in self.path.iterdir() if re.fullmatch(r"fold_\d{1,9}", path.name) and path.is_dir()]
-        return sorted(found, key=lambda path: int(path.name.removeprefix("fold_")))
-
-    @contextmanager
-    def logging(self) -> Iterator[None]:
-        """Write the log to ``aam.log`` too."""
-        handler = logging.FileHandler(self.path / "aam.log", encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        logger.addHandler(handler)
-        try:
-            yield
-        except BaseException as error:
-            handler.handle(logger.makeRecord("aam", logging.ERROR, __file__, 0, "%r", (error,), None))
-            raise
-        finally:
-            logger.removeHandler(handler)
-            handler.close()
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON whole or not at all."""
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    unfinished.replace(path)
-
-
-def write_table(path: Path, frame: pd.DataFrame) -> None:
-    """Write tab-separated text whole or not at all."""
-    unfinished = path.with_name(path.name + ".tmp")
-    frame.to_csv(unfinished, sep="\t", index=False)
-    unfinished.replace(path)
-
-
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -350,13 +236,6 @@ def pretrained_split_options(data: DataConfig, before: DataConfig) -> DataConfig
     if group is not None and group != data.metadata_column and data.metadata:
         update["group_column"] = group if group in load_metadata(data.metadata).columns else None
     return data.model_copy(update=update)
-
-
-def _encoder_weights(pretrained: ModelFile) -> dict[str, torch.Tensor]:
-    if pretrained.config.command == "pretrain":
-        return pretrained.weights
-    prefix = "encoder."
-    return {name.removeprefix(prefix): w for name, w in pretrained.weights.items() if name.startswith(prefix)}
 
 
 # -------------------------------------------------------------------------------------------------------------- split
@@ -434,171 +313,6 @@ def _require_pairs(config: RunConfig, study: Study, split: NDArray[Any]) -> None
                 f"{named(config.data.table)}: the {part} split has one sample, which is no pair of a known distance; "
                 "change --val-size, or add samples"
             )
-
-
-# --------------------------------------------------------------------------------------------------------------- task
-
-
-def _build_task(config: RunConfig, study: Study, split: NDArray[Any], pretrained: ModelFile | None) -> Task:
-    torch.manual_seed(config.train.seed)
-    train = study.rows_of(split, "train")
-    labelled = labelled_targets(config, study, train)
-    targets = tuple(known.target for known in labelled.values()) or _unlabelled_targets(config, pretrained)
-    encoder = build_encoder(config.model, targets)
-    dataset = SampleDataset.of_study(study, DatasetOptions.of(config.data, config.train.seed))
-    if pretrained is not None:
-        source = config.train.pretrained_encoder
-        assert source is not None
-        before = read_base_targets(pretrained.header, source, known_alone=True)
-        fresh = load_base(encoder, _encoder_weights(pretrained), before, source)
-        new = {name: known for name, known in labelled.items() if name in fresh}
-        if new:
-            _calibrate(encoder, config.train, dataset, train, new, widths=False)
-    else:
-        _fit_abundance(encoder, dataset, train)
-        _set_reference(encoder, config.train, study, train)
-        _calibrate(encoder, config.train, dataset, train, labelled)
-    if config.train.freeze_base:
-        encoder.requires_grad_(False)
-    if config.command == "pretrain":
-        return PretrainTask(
-            encoder, config.task, labelled, config.train.seed, studies=study.studies, study_names=study.study_names
-        )
-
-    with in_file(config.data.metadata):
-        target = _fit_target(config, study, train)
-    predictor = SequencePredictor(encoder, target.outputs, config.model.dropout)
-    assert study.target is not None
-    return TrainTask(
-        predictor,
-        config.task,
-        target,
-        study.target,
-        _class_weights(config, target, study.target[train]),
-        labelled,
-        config.train.seed,
-        studies=study.studies,
-        study_names=study.study_names,
-    )
-
-
-def _labels(config: RunConfig, study: Study, train: NDArray[np.int64]) -> dict[str, Labels]:
-    """What is known of the samples, by base target."""
-    labels = dict(study.labels)
-    if config.data.taxonomy is not None:
-        taxonomy = load_taxonomy(config.data.taxonomy)
-        names = [
-            feature if feature in taxonomy else sequence
-            for feature, sequence in zip(study.feature_ids, study.sequences, strict=True)
-        ]
-        lacking = sum(name not in taxonomy for name in names)
-        if lacking == len(names):
-            raise DataError(
-                f"{config.data.taxonomy}: names none of the {len(names)} features, {names[0]!r} for example; give the "
-                "taxonomy of this table"
-            )
-        if lacking:
-            logger.warning("%s: names no taxon of %d of %d features", config.data.taxonomy, lacking, len(names))
-        labels["taxonomy"] = taxon_labels(study.counts, taxa_at(taxonomy, names, config.task.taxonomy_level), train)
-    return labels
-
-
-def labelled_targets(config: RunConfig, study: Study, train: NDArray[np.int64]) -> dict[str, LabelledTarget]:
-    """The base targets that are learnt, each with its labels, measured on the training split."""
-    labels = _labels(config, study, train)
-    found = {}
-    for name in targets_of(config.task.base_target, labels):
-        known = labels[name]
-        parts = known.names if isinstance(known, CompositionLabels) else ()
-        target = base_target(name, alpha=config.task.unifrac_alpha, parts=parts)
-        found[name] = LabelledTarget.of(target, known, train, config.train.seed)
-        try:
-            require_readable(name, config.model.distance_head)
-        except ValueError as error:
-            raise DataError(str(error)) from None
-    if config.command == "pretrain" and not found:
-        raise DataError(f"--base-target {config.task.base_target}: nothing to learn it from was given")
-    return found
-
-
-def _unlabelled_targets(config: RunConfig, pretrained: ModelFile | None) -> tuple[BaseTarget, ...]:
-    """The base targets whose heads come along where none is learnt."""
-    if pretrained is None:
-        return (UniFrac(),)
-    assert config.train.pretrained_encoder is not None
-    return read_base_targets(pretrained.header, config.train.pretrained_encoder, known_alone=True)
-
-
-def _fit_abundance(encoder: SequenceEncoder, dataset: SampleDataset, train: NDArray[np.int64]) -> None:
-    """Standardise log abundances by the training samples'."""
-    if len(train) > _MOST_SAMPLES_OF_ABUNDANCE:
-        draws = generator("samples whose abundances are standardised by", dataset.options.seed, 0)
-        train = np.sort(draws.choice(train, _MOST_SAMPLES_OF_ABUNDANCE, replace=False))
-    rows, depth = dataset.drawn(train, epoch=0)
-    logs = np.log(rows.counts / depth[rows.samples])
-    abundance = encoder.sample_encoder.abundance
-    abundance.mean.fill_(float(logs.mean()))
-    abundance.sd.fill_(float(logs.std()) or 1.0)
-
-
-def _set_reference(encoder: SequenceEncoder, config: TrainConfig, study: Study, train: NDArray[np.int64]) -> None:
-    """Give a fresh network reference ASVs of the training samples."""
-    present = np.flatnonzero(present_asvs(study.counts, train))
-    chosen = np.sort(generator("reference ASVs", config.seed, 0).permutation(present)[:REFERENCE_ASVS])
-    encoder.asv_encoder.set_reference(torch.from_numpy(study.tokens[chosen, 1:]))
-
-
-def _calibrate(
-    encoder: SequenceEncoder,
-    config: TrainConfig,
-    dataset: SampleDataset,
-    train: NDArray[np.int64],
-    labelled: Mapping[str, LabelledTarget],
-    *,
-    widths: bool = True,
-) -> None:
-    """Start what is read of samples at the level of real values, by some training samples."""
-    some = next(iter(BatchPlan(train, 64, True, config.seed)))
-    if len(some.samples) < 2:
-        return
-    rows = np.array(some.samples)
-    levels = {name: _level(known, rows) for name, known in labelled.items()}
-    if not labelled and UniFrac.name in encoder.targets:
-        levels = {UniFrac.name: Level(torch.tensor(0.5))}
-    encoder.eval()
-    encoder.calibrate(dataset[some], levels, widths=widths)
-
-
-def _level(known: LabelledTarget, rows: NDArray[np.int64]) -> Level:
-    """The level of a base target in the training split; that of distances, in these very samples where it is known."""
-    if isinstance(known.labels, Pairs) and known.labels.references is None:
-        mean = mean_of_pairs(torch.from_numpy(known.labels.block(rows, rows)))
-        if math.isfinite(mean):
-            return Level(torch.tensor(mean))
-    return Level(torch.as_tensor(known.mean, dtype=torch.float32), math.sqrt(known.scale))
-
-
-def _fit_target(config: RunConfig, study: Study, train: NDArray[np.int64]) -> NumericTarget | ClassTarget:
-    column = config.data.metadata_column
-    assert column is not None
-    assert study.target is not None
-    if not config.task.classifier:
-        if config.task.target_transform.startswith("log"):
-            require_logarithms(column, config.task.target_transform, study.target)
-        return NumericTarget.fit(column, config.task.target_transform, study.target[train])
-    labels = ClassTarget.fit(column, study.target[train])
-    labels.encode(study.target)  # a class that is held out whole is refused here, before anything is written
-    return labels
-
-
-def _class_weights(
-    config: RunConfig, target: NumericTarget | ClassTarget, labels: NDArray[Any]
-) -> NDArray[np.float32] | None:
-    """Inverse frequencies with a mean of 1 over the training samples."""
-    if isinstance(target, NumericTarget) or config.task.class_weights == "none":
-        return None
-    sizes = np.bincount(target.encode(labels), minlength=target.outputs)
-    return (len(labels) / (target.outputs * sizes)).astype(np.float32)
 
 
 # ------------------------------------------------------------------------------------------------------------ trainer

@@ -15,7 +15,7 @@ import aam
 
 ROOT = Path(aam.__file__).parent
 LEAVES = {"evaluation", "interpret", "integrations", "benchmarks"}
-FRONT = {"cli", "inputs", "run", "folds", "predict", "check", "demo", "distances"}
+FRONT = {"cli", "inputs", "assembly", "run_directory", "run", "folds", "predict", "check", "demo", "distances"}
 # What a part must never import, at the top of a module or within a function.
 FORBIDDEN = {
     "errors": {"config", "data", "models", "training", *FRONT, *LEAVES},
@@ -24,6 +24,9 @@ FORBIDDEN = {
     "models": {"config", "data", "training", *FRONT, *LEAVES},
     "training": {*FRONT, *LEAVES},
     "evaluation": {"models", "training", *FRONT, *(LEAVES - {"evaluation"})},
+    "inputs": {"training", *(FRONT - {"inputs"}), *LEAVES},
+    "run_directory": {"config", "data", "models", *(FRONT - {"run_directory"}), *LEAVES},
+    "assembly": {*(FRONT - {"assembly"}), *LEAVES},
     "run": {"cli", "folds", "predict", "check", "demo", "benchmarks"},
     "folds": {"cli", "predict", "check", "demo", "benchmarks"},
     "predict": {"cli", "check", "demo", *LEAVES},

@@ -18,12 +18,13 @@ import psutil
 import torch
 from torch.utils.data import DataLoader
 
+from aam.assembly import labelled_targets
 from aam.config import RunConfig
 from aam.data.batch import Batch, padded_layout
 from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
 from aam.inputs import load_inputs
 from aam.models.sequence_encoder import SequenceEncoder
-from aam.run import choose_device, labelled_targets, loader
+from aam.run import choose_device, loader
 from aam.training.checkpoint import build_encoder
 from aam.training.optim import build_optimizer
 from aam.training.tasks import PretrainTask

@@ -1,0 +1,204 @@
+"""From a study and its split to the task that learns it: labels, a fitted target, and a network that starts well."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from aam.config import RunConfig, TrainConfig
+from aam.data.counts import present_asvs
+from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
+from aam.data.draws import generator
+from aam.data.labels import CompositionLabels, Labels, Pairs, taxon_labels
+from aam.data.study import Study
+from aam.data.targets import ClassTarget, NumericTarget, require_logarithms
+from aam.data.taxonomy import load_taxonomy, taxa_at
+from aam.errors import DataError, in_file
+from aam.models.asv_encoder import REFERENCE_ASVS
+from aam.models.base_targets import BaseTarget, UniFrac, base_target, require_readable, targets_of
+from aam.models.distances import mean_of_pairs
+from aam.models.sequence_encoder import Level, SequenceEncoder
+from aam.models.sequence_predictor import SequencePredictor
+from aam.training.checkpoint import ModelFile, build_encoder, load_base, read_base_targets
+from aam.training.tasks import LabelledTarget, PretrainTask, Task, TrainTask
+
+__all__ = ["build_task", "labelled_targets"]
+
+logger = logging.getLogger("aam")
+
+_MOST_SAMPLES_OF_ABUNDANCE = 5000
+
+
+def build_task(config: RunConfig, study: Study, split: NDArray[Any], pretrained: ModelFile | None) -> Task:
+    torch.manual_seed(config.train.seed)
+    train = study.rows_of(split, "train")
+    labelled = labelled_targets(config, study, train)
+    targets = tuple(known.target for known in labelled.values()) or _unlabelled_targets(config, pretrained)
+    encoder = build_encoder(config.model, targets)
+    dataset = SampleDataset.of_study(study, DatasetOptions.of(config.data, config.train.seed))
+    if pretrained is not None:
+        source = config.train.pretrained_encoder
+        assert source is not None
+        before = read_base_targets(pretrained.header, source, known_alone=True)
+        fresh = load_base(encoder, _encoder_weights(pretrained), before, source)
+        new = {name: known for name, known in labelled.items() if name in fresh}
+        if new:
+            _calibrate(encoder, config.train, dataset, train, new, widths=False)
+    else:
+        _fit_abundance(encoder, dataset, train)
+        _set_reference(encoder, config.train, study, train)
+        _calibrate(encoder, config.train, dataset, train, labelled)
+    if config.train.freeze_base:
+        encoder.requires_grad_(False)
+    if config.command == "pretrain":
+        return PretrainTask(
+            encoder, config.task, labelled, config.train.seed, studies=study.studies, study_names=study.study_names
+        )
+
+    with in_file(config.data.metadata):
+        target = _fit_target(config, study, train)
+    predictor = SequencePredictor(encoder, target.outputs, config.model.dropout)
+    assert study.target is not None
+    return TrainTask(
+        predictor,
+        config.task,
+        target,
+        study.target,
+        _class_weights(config, target, study.target[train]),
+        labelled,
+        config.train.seed,
+        studies=study.studies,
+        study_names=study.study_names,
+    )
+
+
+def _labels(config: RunConfig, study: Study, train: NDArray[np.int64]) -> dict[str, Labels]:
+    """What is known of the samples, by base target."""
+    labels = dict(study.labels)
+    if config.data.taxonomy is not None:
+        taxonomy = load_taxonomy(config.data.taxonomy)
+        names = [
+            feature if feature in taxonomy else sequence
+            for feature, sequence in zip(study.feature_ids, study.sequences, strict=True)
+        ]
+        lacking = sum(name not in taxonomy for name in names)
+        if lacking == len(names):
+            raise DataError(
+                f"{config.data.taxonomy}: names none of the {len(names)} features, {names[0]!r} for example; give the "
+                "taxonomy of this table"
+            )
+        if lacking:
+            logger.warning("%s: names no taxon of %d of %d features", config.data.taxonomy, lacking, len(names))
+        labels["taxonomy"] = taxon_labels(study.counts, taxa_at(taxonomy, names, config.task.taxonomy_level), train)
+    return labels
+
+
+def labelled_targets(config: RunConfig, study: Study, train: NDArray[np.int64]) -> dict[str, LabelledTarget]:
+    """The base targets that are learnt, each with its labels, measured on the training split."""
+    labels = _labels(config, study, train)
+    found = {}
+    for name in targets_of(config.task.base_target, labels):
+        known = labels[name]
+        parts = known.names if isinstance(known, CompositionLabels) else ()
+        target = base_target(name, alpha=config.task.unifrac_alpha, parts=parts)
+        found[name] = LabelledTarget.of(target, known, train, config.train.seed)
+        try:
+            require_readable(name, config.model.distance_head)
+        except ValueError as error:
+            raise DataError(str(error)) from None
+    if config.command == "pretrain" and not found:
+        raise DataError(f"--base-target {config.task.base_target}: nothing to learn it from was given")
+    return found
+
+
+def _unlabelled_targets(config: RunConfig, pretrained: ModelFile | None) -> tuple[BaseTarget, ...]:
+    """The base targets whose heads come along where none is learnt."""
+    if pretrained is None:
+        return (UniFrac(),)
+    assert config.train.pretrained_encoder is not None
+    return read_base_targets(pretrained.header, config.train.pretrained_encoder, known_alone=True)
+
+
+def _fit_abundance(encoder: SequenceEncoder, dataset: SampleDataset, train: NDArray[np.int64]) -> None:
+    """Standardise log abundances by the training samples'."""
+    if len(train) > _MOST_SAMPLES_OF_ABUNDANCE:
+        draws = generator("samples whose abundances are standardised by", dataset.options.seed, 0)
+        train = np.sort(draws.choice(train, _MOST_SAMPLES_OF_ABUNDANCE, replace=False))
+    rows, depth = dataset.drawn(train, epoch=0)
+    logs = np.log(rows.counts / depth[rows.samples])
+    abundance = encoder.sample_encoder.abundance
+    abundance.mean.fill_(float(logs.mean()))
+    abundance.sd.fill_(float(logs.std()) or 1.0)
+
+
+def _set_reference(encoder: SequenceEncoder, config: TrainConfig, study: Study, train: NDArray[np.int64]) -> None:
+    """Give a fresh network reference ASVs of the training samples."""
+    present = np.flatnonzero(present_asvs(study.counts, train))
+    chosen = np.sort(generator("reference ASVs", config.seed, 0).permutation(present)[:REFERENCE_ASVS])
+    encoder.asv_encoder.set_reference(torch.from_numpy(study.tokens[chosen, 1:]))
+
+
+def _calibrate(
+    encoder: SequenceEncoder,
+    config: TrainConfig,
+    dataset: SampleDataset,
+    train: NDArray[np.int64],
+    labelled: Mapping[str, LabelledTarget],
+    *,
+    widths: bool = True,
+) -> None:
+    """Start what is read of samples at the level of real values, by some training samples."""
+    some = next(iter(BatchPlan(train, 64, True, config.seed)))
+    if len(some.samples) < 2:
+        return
+    rows = np.array(some.samples)
+    levels = {name: _level(known, rows) for name, known in labelled.items()}
+    if not labelled and UniFrac.name in encoder.targets:
+        levels = {UniFrac.name: Level(torch.tensor(0.5))}
+    encoder.eval()
+    encoder.calibrate(dataset[some], levels, widths=widths)
+
+
+def _level(known: LabelledTarget, rows: NDArray[np.int64]) -> Level:
+    """The level of a base target in the training split; that of distances, in these very samples where it is known."""
+    if isinstance(known.labels, Pairs) and known.labels.references is None:
+        mean = mean_of_pairs(torch.from_numpy(known.labels.block(rows, rows)))
+        if math.isfinite(mean):
+            return Level(torch.tensor(mean))
+    return Level(torch.as_tensor(known.mean, dtype=torch.float32), math.sqrt(known.scale))
+
+
+def _fit_target(config: RunConfig, study: Study, train: NDArray[np.int64]) -> NumericTarget | ClassTarget:
+    column = config.data.metadata_column
+    assert column is not None
+    assert study.target is not None
+    if not config.task.classifier:
+        if config.task.target_transform.startswith("log"):
+            require_logarithms(column, config.task.target_transform, study.target)
+        return NumericTarget.fit(column, config.task.target_transform, study.target[train])
+    labels = ClassTarget.fit(column, study.target[train])
+    labels.encode(study.target)  # a class that is held out whole is refused here, before anything is written
+    return labels
+
+
+def _class_weights(
+    config: RunConfig, target: NumericTarget | ClassTarget, labels: NDArray[Any]
+) -> NDArray[np.float32] | None:
+    """Inverse frequencies with a mean of 1 over the training samples."""
+    if isinstance(target, NumericTarget) or config.task.class_weights == "none":
+        return None
+    sizes = np.bincount(target.encode(labels), minlength=target.outputs)
+    return (len(labels) / (target.outputs * sizes)).astype(np.float32)
+
+
+def _encoder_weights(pretrained: ModelFile) -> dict[str, torch.Tensor]:
+    if pretrained.config.command == "pretrain":
+        return pretrained.weights
+    prefix = "encoder."
+    return {name.removeprefix(prefix): w for name, w in pretrained.weights.items() if name.startswith(prefix)}

@@ -1,0 +1,118 @@
+"""The directory of a run: what may be in it, what is written there, and its log."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from aam.errors import DataError
+from aam.training.checkpoint import MODEL_NAME
+
+__all__ = ["RunDirectory", "write_json", "write_table"]
+
+logger = logging.getLogger("aam")
+
+
+class RunDirectory:
+    """The directory of a run: what may be in it, and its log."""
+
+    FILES = (
+        "config.json",
+        "splits.tsv",
+        "history.csv",
+        "metrics.json",
+        "val_predictions.tsv",
+        "test_predictions.tsv",
+        "oof_predictions.tsv",
+        MODEL_NAME,
+        "last.ckpt",
+        "aam.log",
+    )
+    IN_FOLDERS = ("tensorboard/*/events.out.tfevents.*", "plots/history.png", "plots/val_*.png", "plots/test_*.png")
+    FOLDERS = ("tensorboard/train", "tensorboard/validation", "tensorboard", "plots")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def require_free(self, *, resume: bool, overwrite: bool) -> None:
+        """Refuse a directory that holds a run already, or to resume one that is not there.
+
+        Raises
+        ------
+        DataError
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise DataError(f"{self.path}: is a file; give another --output-dir")
+        holds_run = any((self.path / name).exists() for name in self.FILES)
+        if resume and not (self.path / "last.ckpt").is_file():
+            raise DataError(f"{self.path}: holds no last.ckpt to resume from; begin with --overwrite instead")
+        if holds_run and not (resume or overwrite):
+            raise DataError(
+                f"{self.path}: holds a run already; give --overwrite to replace it, --resume to continue it, "
+                "or another --output-dir"
+            )
+
+    def create(self, *, overwrite: bool) -> None:
+        """Make the directory; with ``overwrite``, remove what an earlier run wrote and nothing else."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not overwrite:
+            return
+        for name in self.FILES:
+            (self.path / name).unlink(missing_ok=True)
+            (self.path / f"{name}.tmp").unlink(missing_ok=True)
+        for pattern in self.IN_FOLDERS:
+            for path in self.path.glob(pattern):
+                path.unlink(missing_ok=True)
+        for name in self.FOLDERS:
+            with suppress(OSError):  # it is not there, or somebody else's files are in it
+                (self.path / name).rmdir()
+        for fold in self.folds():
+            RunDirectory(fold).create(overwrite=True)
+            if not any(fold.iterdir()):
+                fold.rmdir()
+
+    def folds(self) -> list[Path]:
+        """The directories of the folds of a run that has some, in their order."""
+        if not self.path.is_dir():
+            return []
+        found = [path for path in self.path.iterdir() if re.fullmatch(r"fold_\d{1,9}", path.name) and path.is_dir()]
+        return sorted(found, key=lambda path: int(path.name.removeprefix("fold_")))
+
+    @contextmanager
+    def logging(self) -> Iterator[None]:
+        """Write the log to ``aam.log`` too."""
+        handler = logging.FileHandler(self.path / "aam.log", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger.addHandler(handler)
+        try:
+            yield
+        except BaseException as error:
+            handler.handle(logger.makeRecord("aam", logging.ERROR, __file__, 0, "%r", (error,), None))
+            raise
+        finally:
+            logger.removeHandler(handler)
+            handler.close()
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON whole or not at all."""
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
+def write_table(path: Path, frame: pd.DataFrame) -> None:
+    """Write tab-separated text whole or not at all."""
+    unfinished = path.with_name(path.name + ".tmp")
+    frame.to_csv(unfinished, sep="\t", index=False)
+    unfinished.replace(path)
