@@ -546,8 +546,9 @@ def figures(task: Task, study: Study, evaluation: Evaluation) -> dict[str, Figur
                 actual, predicted, title=title, units_label=target.title
             )
         else:
+            r2 = evaluation.metrics.get(f"{target.name}_r2")  # each part around its own mean
             drawn[target.name] = distance_plot(
-                actual, predicted, title=target.title, what="share", counted="parts of samples"
+                actual, predicted, title=target.title, what="share", counted="parts of samples", r2=r2
             )
     return drawn
 

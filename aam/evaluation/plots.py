@@ -64,6 +64,7 @@ def distance_plot(
     title: str = "",
     what: str = "distance",
     counted: str = "pairs of samples",
+    r2: float | None = None,
 ) -> Figure:
     """Plot the density of predicted against actual distances between samples, with the identity line, R² and MAE.
 
@@ -74,6 +75,8 @@ def distance_plot(
     title : str
     what, counted : str
         What is plotted, and of what there are so many: other things than distances can be as dense.
+    r2 : float, optional
+        Where it is not 1 - SS_residual / SS_total of what is plotted.
 
     Returns
     -------
@@ -97,7 +100,7 @@ def distance_plot(
             bar.locator = MaxNLocator(6, integer=True)
     axes.plot([low, high], [low, high], color=VERMILLION, linewidth=1.2, linestyle="--")
     _label(axes, title, what)
-    _note(axes, _fit_text(y, p, left_out))
+    _note(axes, _fit_text(y, p, left_out, r2))
     return figure
 
 
@@ -254,14 +257,14 @@ def _square(axes: Axes, y: NDArray[np.float64], p: NDArray[np.float64]) -> tuple
     return low, high
 
 
-def _fit_text(y: NDArray[np.float64], p: NDArray[np.float64], left_out: int) -> str:
+def _fit_text(y: NDArray[np.float64], p: NDArray[np.float64], left_out: int, known_r2: float | None = None) -> str:
     r2 = mae = "n/a"
     if y.size:
         error = float(np.abs(y - p).mean())
         mae = f"{error:,.0f}" if error >= 1000 else f"{error:.3g}"
         spread = np.square(y - y.mean()).sum()
         if spread > 0:  # else all actual values are the same, and there is no variance to explain
-            r2 = f"{1 - np.square(y - p).sum() / spread:.3f}"
+            r2 = f"{1 - np.square(y - p).sum() / spread if known_r2 is None else known_r2:.3f}"
     lines = [f"R² = {r2}", f"MAE = {mae}", f"n = {y.size:,}"]
     if left_out:
         lines.append(f"{left_out:,} without a value left out")

@@ -123,3 +123,8 @@ def test_dollars_are_not_mathematics(tmp_path: Path) -> None:
 def test_no_global_state() -> None:
     regression_plot(ACTUAL, PREDICTED)
     assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+
+
+def test_an_r2_that_is_known_is_the_one_shown():
+    figure = distance_plot([0.0, 1.0], [0.0, 0.5], r2=0.25)
+    assert any("R² = 0.250" in text.get_text() for text in figure.findobj(lambda part: hasattr(part, "get_text")))
