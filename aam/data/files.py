@@ -187,6 +187,8 @@ def decode_text(content: bytes | bytearray, path: Path, what: str) -> str:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        if _CONTROL.search(content):
+            raise DataError(f"{path}: is a binary file, not a {what}; check the path") from error
         byte, line = content[error.start], content.count(b"\n", 0, error.start) + 1
         raise DataError(
             f"{path}: is not UTF-8 text (byte 0x{byte:02x} on line {line}); save the {what} as UTF-8, or convert it: "
@@ -504,6 +506,7 @@ def check_ids(ids: Sequence[str], what: str, path: Path) -> None:
         )
 
 
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")  # no text of any encoding but UTF-16 has these
 _PUNCTUATION = re.compile(r"[\s._-]+")
 _NUMBER = re.compile(r"0*([0-9]+)(\.0+)?")
 
