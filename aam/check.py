@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aam.config import DataConfig, ModelConfig, TaskConfig
+from aam.data.dataset import common_references
 from aam.data.leaks import leak_warnings
 from aam.data.metadata import require_column
 from aam.data.study import LabelFile, Study, StudyFiles, align, read_files, unknown_samples
@@ -75,6 +76,7 @@ def check(
         split = _attempt(problems, _split, study, data, classifier, seed)
         leaks = [] if split is None else _leaks(study, data, split)
         train = np.arange(len(study)) if split is None else study.rows_of(split, "train")
+        _attempt(problems, _references, study, train, data)
         if study.target is not None and data.metadata_column is not None:
             target = _attempt(problems, _target, study.target, train, data, classifier, target_transform)
     return {
@@ -117,6 +119,11 @@ def _repeated_classes(values: NDArray[Any], data: DataConfig) -> None:
     assert data.metadata_column is not None
     with in_file(data.metadata):
         require_repeated_classes(data.metadata_column, values)
+
+
+def _references(study: Study, train: NDArray[np.int64], data: DataConfig) -> None:
+    with in_file(data.unifrac_matrix):
+        common_references(study.labels, train)
 
 
 def _split(study: Study, data: DataConfig, classifier: bool, seed: int) -> NDArray[Any] | None:

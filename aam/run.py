@@ -23,7 +23,7 @@ from aam.assembly import build_task
 from aam.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from aam.data.augmentation import Augmentation, require_whole_counts
 from aam.data.batch import Batch
-from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
+from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset, common_references
 from aam.data.labels import Pairs
 from aam.data.leaks import leak_warnings
 from aam.data.metadata import load_metadata
@@ -303,6 +303,8 @@ def _leaks(config: RunConfig, study: Study, split: NDArray[Any]) -> list[str]:
 
 def _require_pairs(config: RunConfig, study: Study, split: NDArray[Any]) -> None:
     """Refuse to learn distances where there is no pair of samples to learn from, or for `pretrain` to judge by."""
+    with in_file(config.data.unifrac_matrix):
+        common_references(study.labels, study.rows_of(split, "train"))
     if config.task.unifrac_weight == 0 or not any(isinstance(labels, Pairs) for labels in study.labels.values()):
         return
     if config.train.batch_size == 1:

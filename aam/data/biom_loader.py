@@ -36,7 +36,7 @@ from aam.data.files import (
 from aam.data.qza import is_artifact, read_artifact
 from aam.errors import DataError
 
-__all__ = ["FeatureTable", "TableKind", "check_whole_counts", "load_table", "merge_tables"]
+__all__ = ["FeatureTable", "TableKind", "check_whole_counts", "load_table", "merge_tables", "read_sample_metadata"]
 
 TableKind = Literal["counts", "relative", "presence"]
 _WHAT = "feature table"
@@ -250,11 +250,18 @@ def _load_hdf5(path: Path, content: bytes | None, sample_metadata: bool) -> Feat
             counts = _read_csr(file, "sample/matrix", (len(sample_ids), len(feature_ids)), path)
         else:
             counts = _read_csr(file, "observation/matrix", (len(feature_ids), len(sample_ids)), path).T.tocsr()
-        metadata = _read_sample_metadata(file, sample_ids, path) if sample_metadata else None
+        metadata = read_sample_metadata(file, sample_ids, path) if sample_metadata else None
     return _finish(counts, sample_ids, feature_ids, path, metadata)
 
 
-def _read_sample_metadata(file: h5py.File, sample_ids: list[str], path: Path) -> pd.DataFrame | None:
+def read_sample_metadata(file: h5py.File, sample_ids: list[str], path: Path) -> pd.DataFrame | None:
+    """What a BIOM 2.1 file says of its samples; see `FeatureTable`.
+
+    Raises
+    ------
+    DataError
+        If a column has not one value a sample.
+    """
     columns: dict[str, list[str]] = {}
     for member in hdf5_vectors(file, "sample/metadata", path):
         name = f"sample/metadata/{member}"

@@ -25,7 +25,7 @@ from aam.data.study import Study
 from aam.data.tokenizer import MASK, PAD, START
 from aam.errors import DataError
 
-__all__ = ["BatchKey", "BatchPlan", "DatasetOptions", "SampleDataset", "mask_nucleotides"]
+__all__ = ["BatchKey", "BatchPlan", "DatasetOptions", "SampleDataset", "common_references", "mask_nucleotides"]
 
 _MEAN_SPAN = 5  # bases
 _BLOCK = 1024  # samples read at a time where many are
@@ -162,7 +162,7 @@ class SampleDataset(Dataset[Batch]):
         self.options = options
         self.labels = labels or {}
         self.target = target
-        self.references = _common_references(self.labels, references)
+        self.references = common_references(self.labels, references)
         self.augmentation = augmentation
         self.first_holder: NDArray[np.int64] | None = None
         if restore_once is not None:
@@ -327,8 +327,20 @@ def _labels_of(
     return values
 
 
-def _common_references(labels: Mapping[str, Labels], allowed: NDArray[np.int64] | None) -> NDArray[np.int64]:
-    """Rows of the samples to which every distance is known, where some are known to these alone; else none."""
+def common_references(labels: Mapping[str, Labels], allowed: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    """Rows of the samples to which every distance is known, where some are known to these alone; else none.
+
+    Parameters
+    ----------
+    labels : mapping of str to Labels
+    allowed : ndarray, optional
+        Rows that may serve.
+
+    Raises
+    ------
+    DataError
+        If none of them may.
+    """
     found: NDArray[np.int64] | None = None
     for known in labels.values():
         if isinstance(known, Pairs) and known.references is not None:

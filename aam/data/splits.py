@@ -194,6 +194,8 @@ def with_validation(
 ) -> _Array:
     """A split whose training samples give a share of themselves for validation, drawn as `make_splits` draws.
 
+    Where all of them are of one group (the other of two studies, say, is the test), it is drawn within that group.
+
     Parameters
     ----------
     parts : ndarray (N,) of str
@@ -204,6 +206,8 @@ def with_validation(
         See `make_splits`.
     """
     learnt = np.flatnonzero(parts == "train")
+    if groups is not None and len(set(groups[learnt].astype(str).tolist())) == 1:
+        groups = None
     result = parts.copy()
     result[learnt] = make_splits(
         [sample_ids[int(i)] for i in learnt],

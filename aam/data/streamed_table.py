@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from aam.data.biom_loader import read_sample_metadata
 from aam.data.counts import SampleRows
 from aam.data.files import (
     HDF5_MAGIC,
@@ -56,6 +57,8 @@ class StreamedTable:
         The first count that is not whole.
     extent : tuple of two floats
         The smallest and the largest count that is not zero.
+    sample_metadata : pandas.DataFrame of N rows, optional
+        What the file itself says of its samples.
 
     Raises
     ------
@@ -86,6 +89,7 @@ class StreamedTable:
             self._indptr = indptr.astype(np.int64)
             self._check_shapes(file)
             self.depth, self.fraction, self.extent = self._scan(file)
+            self.sample_metadata = read_sample_metadata(file, self.sample_ids, path)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -69,6 +69,13 @@ class TableFile(NamedTuple):
         return np.asarray(self.table.counts.sum(axis=1), dtype=np.float64)
 
     @property
+    def relative(self) -> bool:
+        """Whether it holds something else than counts of reads."""
+        if isinstance(self.table, StreamedTable):
+            return self.table.fraction is not None
+        return self.table.kind != "counts"
+
+    @property
     def extent(self) -> tuple[float, float]:
         """The smallest and the largest count that is not zero."""
         if isinstance(self.table, StreamedTable):
@@ -255,14 +262,15 @@ def _load_labels(
 
 def _embedded_metadata(tables: Sequence[FeatureTable | StreamedTable | None]) -> pd.DataFrame | None:
     """What tables themselves say of their samples; the first table to name a sample is believed."""
-    frames = [table.sample_metadata for table in tables if isinstance(table, FeatureTable)]
-    known = [frame for frame in frames if frame is not None]
+    read = [table for table in tables if table is not None]
+    known = [table.sample_metadata for table in read if table.sample_metadata is not None]
     if not known:
         return None
     joined = known[0]
     for frame in known[1:]:
         joined = joined.combine_first(frame)
-    return joined
+    # A table that says nothing of its samples is used all the same, but for what needs a column.
+    return joined.reindex(list(dict.fromkeys(name for table in read for name in table.sample_ids)))
 
 
 def _load_sequences(paths: Sequence[Path]) -> dict[str, str]:
@@ -309,6 +317,8 @@ def align(
 
     for table in joined.tables:
         _check_extent(table)
+    kept_apart = any(len(found) > 1 for found in files.labels.values())
+    _check_shared(joined, data, kept_apart=kept_apart or _groups_by_table(data, files.metadata))
     leave_out(depth == 0, "no reads")
     if data.rarefy_depth is not None:
         for table in joined.tables:
@@ -318,7 +328,7 @@ def align(
             reads = f"{depth[too_deep[0]]:g} reads, and --rarefy-depth draws from fewer than {_DEEPEST_TO_RAREFY:g}"
             raise DataError(f"{named(data.table)}: sample {ids[too_deep[0]]!r} has {reads}; leave the sample out")
         leave_out(depth < data.rarefy_depth, f"fewer reads than --rarefy-depth {data.rarefy_depth}")
-    studies = joined.studies if any(len(found) > 1 for found in files.labels.values()) else None
+    studies = joined.studies if kept_apart else None
     known = {name: found for name, found in files.labels.items() if None not in found}
     for name, found in known.items():
         leave_out(_places(found, ids, studies).max(axis=0) < 0, _lacking(name, found))
@@ -554,6 +564,24 @@ def _check_whole_counts(table: TableFile) -> None:
             f"{table.path}: --rarefy-depth draws whole reads, but the table holds {table.table.fraction:g}; "
             "give raw counts, or leave --rarefy-depth out"
         )
+
+
+def _check_shared(joined: _Joined, data: DataConfig, *, kept_apart: bool) -> None:
+    """Refuse samples of several tables where these are kept apart, or where their values cannot be added up."""
+    shared = np.flatnonzero((joined.rows >= 0).sum(axis=0) > 1)
+    if len(shared) and kept_apart:
+        raise DataError(
+            f"{named(data.table)}: {len(shared)} samples, {shown(joined.sample_ids[shared[0]])} first, are in several "
+            "tables that are kept apart as studies; rename them if they are different samples, or give one "
+            "--unifrac-matrix for all tables to add their reads up"
+        )
+    for table, rows in zip(joined.tables, joined.rows, strict=True):
+        here = shared[rows[shared] >= 0]
+        if len(here) and table.relative:
+            raise DataError(
+                f"{table.path}: sample {shown(joined.sample_ids[here[0]])} is in another table too, and this one holds "
+                "no counts of reads, which alone can be added up; give tables of counts"
+            )
 
 
 def _check_extent(table: TableFile) -> None:
