@@ -22,6 +22,7 @@ from aam.assembly import labelled_targets
 from aam.config import RunConfig
 from aam.data.batch import Batch, padded_layout
 from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
+from aam.data.study import Study
 from aam.inputs import load_inputs
 from aam.models.sequence_encoder import SequenceEncoder
 from aam.run import choose_device, loader
@@ -30,7 +31,15 @@ from aam.training.optim import build_optimizer
 from aam.training.tasks import PretrainTask
 from aam.training.trainer import precision
 
-__all__ = ["Layout", "TrainBenchmark", "benchmark_train", "forward_flops", "matrix_rate"]
+__all__ = [
+    "Layout",
+    "TrainBenchmark",
+    "TrainingSteps",
+    "benchmark_train",
+    "forward_flops",
+    "matrix_rate",
+    "pretraining",
+]
 
 Layout = Literal["distinct", "padded"]
 
@@ -79,24 +88,9 @@ def benchmark_train(config: RunConfig, layouts: tuple[Layout, ...], steps: int) 
     """
     device = choose_device(config.train)
     study = load_inputs(config)
-    torch.manual_seed(config.train.seed)
-    rows = np.arange(len(study))
-    labelled = labelled_targets(config, study, rows)
-    labels = {name: known.labels for name, known in labelled.items()}
-    encoder = build_encoder(config.model, tuple(known.target for known in labelled.values()))
-    task = PretrainTask(encoder, config.task, labelled, config.train.seed)
-    task.to(device).train()
-    options = replace(
-        DatasetOptions.of(config.data, config.train.seed),
-        nuc_asv_fraction=config.task.nuc_asv_fraction if config.task.nuc_weight > 0 else 0.0,
-        nuc_mask_ratio=config.task.nuc_mask_ratio,
-        nuc_mask_strategy=config.task.nuc_mask_strategy,
-    )
-    plan = BatchPlan(rows, config.train.batch_size, True, config.train.seed)
-    train_loader = loader(SampleDataset.of_study(study, options, labels), plan, config.train, device)
+    dataset, plan, run = pretraining(config, study, device)
+    train_loader = loader(dataset, plan, config.train, device)
     batches = _forever(train_loader, plan)
-    optimizer = build_optimizer(encoder, config.optim)
-    run = _Steps(task, encoder, optimizer, device, config)
 
     first = next(batches)
     memory = {}
@@ -114,7 +108,31 @@ def benchmark_train(config: RunConfig, layouts: tuple[Layout, ...], steps: int) 
     return [_summary(layout, measured[layout], memory[layout], rate, waiting.get(layout)) for layout in layouts]
 
 
-def _waiting_share(run: _Steps, batches: Iterator[Batch], layout: Layout, train_loader: DataLoader[Batch]) -> float:
+def pretraining(
+    config: RunConfig, study: Study, device: torch.device
+) -> tuple[SampleDataset, BatchPlan, TrainingSteps]:
+    """Pre-training on all samples of a study: its data, its batches, and its steps."""
+    torch.manual_seed(config.train.seed)
+    rows = np.arange(len(study))
+    labelled = labelled_targets(config, study, rows)
+    labels = {name: known.labels for name, known in labelled.items()}
+    encoder = build_encoder(config.model, tuple(known.target for known in labelled.values()))
+    task = PretrainTask(encoder, config.task, labelled, config.train.seed)
+    task.to(device).train()
+    options = replace(
+        DatasetOptions.of(config.data, config.train.seed),
+        nuc_asv_fraction=config.task.nuc_asv_fraction if config.task.nuc_weight > 0 else 0.0,
+        nuc_mask_ratio=config.task.nuc_mask_ratio,
+        nuc_mask_strategy=config.task.nuc_mask_strategy,
+    )
+    plan = BatchPlan(rows, config.train.batch_size, True, config.train.seed)
+    steps = TrainingSteps(task, encoder, build_optimizer(encoder, config.optim), device, config)
+    return SampleDataset.of_study(study, options, labels), plan, steps
+
+
+def _waiting_share(
+    run: TrainingSteps, batches: Iterator[Batch], layout: Layout, train_loader: DataLoader[Batch]
+) -> float:
     """The share of steps, one right after the other as in training, that is spent waiting for the next batch.
 
     There are more steps than batches that workers hold ready beforehand.
@@ -140,7 +158,7 @@ class _Step:
     flops: float
 
 
-class _Steps:
+class TrainingSteps:
     """Training steps, timed."""
 
     def __init__(

@@ -44,6 +44,109 @@ def train(ctx: click.Context, layout: str, steps: int, as_json: bool, **_: Any) 
     click.echo(json.dumps([m.to_dict() for m in measured], indent=2) if as_json else _page(measured))
 
 
+def _sizes(names: tuple[str, ...]) -> Any:
+    """A click callback for positive numbers of these names, joined by ``x``."""
+
+    def parse(ctx: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+        if value is None:
+            return None
+        parts = value.lower().replace("_", "").split("x")
+        if len(parts) != len(names) or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+            raise click.BadParameter(f"{value!r} is not {'x'.join(names)}, as positive whole numbers", ctx, option)
+        return tuple(int(part) for part in parts)
+
+    return parse
+
+
+@command.command("data")
+@click.option(
+    "--simulate",
+    metavar="SAMPLESxASVSxNONZEROS",
+    callback=_sizes(("SAMPLES", "ASVS", "NONZEROS")),
+    help="Stream a simulated table and matrix of this size, each in a fresh process, beside those of --against "
+    "samples. Unless said otherwise the network is 32 wide with 1 layer and 2 heads, and encodes 1024 ASVs at a time.",
+)
+@click.option("--against", type=click.IntRange(min=2), help="Samples of the smaller table.  [default: a tenth]")
+@click.option(
+    "--prune",
+    metavar="TIPSxKEPT",
+    callback=_sizes(("TIPS", "KEPT")),
+    help="Read a simulated tree of so many tips and prune it to some, in a fresh process.",
+)
+@click.option(
+    "--work-dir",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Where simulated files are kept meanwhile.  [default: the system's temporary folder]",
+)
+@click.option("--steps", type=click.IntRange(min=1), default=5, show_default=True, help="Steps that are measured.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@config_options("pretrain")
+@click.pass_context
+def data(
+    ctx: click.Context,
+    simulate: tuple[int, int, int] | None,
+    against: int | None,
+    prune: tuple[int, int] | None,
+    work_dir: Path | None,
+    steps: int,
+    as_json: bool,
+    **_: Any,
+) -> None:
+    """Time reading and batches beside training, of a study or of simulated files; memory too."""
+    if simulate is not None and prune is not None:
+        raise click.UsageError("--simulate and --prune measure one thing each; give one of them")
+    records: list[dict[str, Any]]
+    lines: list[str] = []
+    if prune is not None:
+        tips, kept = prune
+        if not 2 <= kept <= tips:
+            raise click.UsageError(f"--prune {tips}x{kept}: keep at least 2 tips, and no more than there are")
+        from aam.benchmarks.prune import benchmark_prune
+
+        records = [benchmark_prune(tips, kept, ctx.params["seed"] or 0, work_dir).to_dict()]
+    elif simulate is not None:
+        records, lines = _simulated(ctx, simulate, against, steps, work_dir)
+    else:
+        config = run_config("pretrain", ctx, output_dir=Path("unused"))
+        from aam.benchmarks.data import benchmark_study
+
+        records = [benchmark_study(config, steps).to_dict()]
+    if as_json:
+        click.echo(json.dumps(records, indent=2))
+    else:
+        rows = [(name, *(_shown(record[name]) for record in records)) for name in records[0]]
+        click.echo("\n".join([table(rows), *lines]))
+
+
+def _simulated(
+    ctx: click.Context, simulate: tuple[int, int, int], against: int | None, steps: int, work_dir: Path | None
+) -> tuple[list[dict[str, Any]], list[str]]:
+    samples, asvs, nonzeros = simulate
+    against = max(2, samples // 10) if against is None else against
+    if not samples <= nonzeros <= samples * asvs:
+        raise click.UsageError(f"--simulate: {nonzeros} non-zeros are not 1 to {asvs} for each of {samples} samples")
+    if not 2 <= against <= samples:
+        raise click.UsageError(f"--against {against}: give at least 2 and at most the {samples} of --simulate")
+    preset = {
+        "table": (Path("simulated.biom"),),
+        "unifrac_matrix": (Path("simulated.h5"),),
+        "embedding_dim": 32,
+        "attention_heads": 2,
+        "attention_layers": 1,
+        "asv_chunk_size": 1024,
+        "streaming": True,
+    }
+    config = run_config("pretrain", ctx, output_dir=Path("unused"), preset=preset)
+    from aam.benchmarks.data import benchmark_simulated
+    from aam.benchmarks.simulated_files import Size
+
+    measured = benchmark_simulated(config, Size(*simulate), against, steps, work_dir)
+    records = [figures.to_dict() for figures in measured]
+    smaller, larger = measured
+    lines = ["", f"batch_ms, larger over smaller: {larger.batch_ms / smaller.batch_ms:.2f}"]
+    return records, lines
+
+
 def _page(measured: list[TrainBenchmark]) -> str:
     records = [m.to_dict() for m in measured]
     rows = [("", *(str(record["layout"]) for record in records))]
@@ -66,7 +169,7 @@ def _page(measured: list[TrainBenchmark]) -> str:
 def _shown(value: Any) -> str:
     if value is None:
         return "-"
-    if isinstance(value, int):
+    if isinstance(value, int | str):
         return str(value)
     if abs(value) >= 1e9:
         return f"{value / 1e9:.1f} G"

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -141,7 +141,9 @@ def _default_text(field: FieldInfo) -> str:
     return f"  [default: {'on' if field.default is True else field.default}]"
 
 
-def run_config(command: Command, ctx: click.Context, output_dir: Path | None = None) -> RunConfig:
+def run_config(
+    command: Command, ctx: click.Context, output_dir: Path | None = None, preset: Mapping[str, Any] | None = None
+) -> RunConfig:
     """The configuration of a run: defaults, then ``--config``, then what was typed.
 
     Parameters
@@ -151,6 +153,8 @@ def run_config(command: Command, ctx: click.Context, output_dir: Path | None = N
         Of a command made with `config_options`; its other options are passed over.
     output_dir : Path, optional
         Where ``--output-dir`` may be left out.
+    preset : mapping of str to any, optional
+        Options with other defaults than usual.
 
     Raises
     ------
@@ -169,6 +173,8 @@ def run_config(command: Command, ctx: click.Context, output_dir: Path | None = N
     sections: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     if output_dir is not None:
         sections["train"]["output_dir"] = output_dir
+    for name, value in (preset or {}).items():
+        sections[where[name]][name] = value
     source = ctx.params["config_file"]
     if source is None and typed.get("resume") and "output_dir" in typed:
         own = typed["output_dir"] / "config.json"
