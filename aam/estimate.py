@@ -135,7 +135,7 @@ def _efficiency(width: int) -> float:
 
 
 def parameters(model: ModelConfig) -> int:
-    """Weights of the encoder, heads of single targets left out."""
+    """Weights of the encoder that learns UniFrac; heads of other targets are left out."""
     d, f, k = model.embedding_dim, model.feed_forward_factor, model.clades
     block = 4 * d * d + 2 * f * d * d + (4 + f + 1) * d + 4 * d  # linear maps, their biases, two normalisations
     pooling = d * d + d + (d + 1) * model.attention_heads
@@ -147,6 +147,8 @@ def parameters(model: ModelConfig) -> int:
     ]
     if model.distance_head != "euclidean":
         total += (d + 1) * k + k + (k + 1) * d
+    if model.distance_head != "clade":
+        total += d * d + d + 1
     return total
 
 

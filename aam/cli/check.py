@@ -174,18 +174,13 @@ def _quantiles(report: dict[str, Any]) -> list[str]:
         "reads of a sample": report["depth"],
         "ASVs of a sample": report["asvs_per_sample"],
         "bases of an ASV": report["lengths"],
-        "" if target is None else _shortened(target["column"]): target if target and "min" in target else None,
     }
     known = {name: found for name, found in rows.items() if found is not None}
-    if not known:
-        return []
-    whole = rows.keys() - {_shortened(target["column"])} if target else rows.keys()
     columns = {"min": "least", "q5": "5%", "q25": "25%", "median": "median", "q75": "75%", "q95": "95%", "max": "most"}
-    body = [
-        (name, *(_number(round(found[key]) if name in whole else found[key]) for key in columns))
-        for name, found in known.items()
-    ]
-    return table([("", *columns.values()), *body]).splitlines()
+    body = [(name, *(_number(round(found[key])) for key in columns)) for name, found in known.items()]
+    if target is not None and "min" in target:
+        body.append((_shortened(target["column"]), *(_number(target[key]) for key in columns)))
+    return table([("", *columns.values()), *body]).splitlines() if body else []
 
 
 def _shortened(text: str) -> str:
