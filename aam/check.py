@@ -2,39 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aam.config import DataConfig, ModelConfig, TaskConfig
-from aam.data.dataset import common_references
+from aam.config import DataConfig, ModelConfig, TaskConfig, TrainConfig
+from aam.data.counts import MemoryCounts
+from aam.data.describe import SampleSizes, overlap, quantiles, read_samples, sample_sizes
+from aam.data.distance_files import read_distance_file
+from aam.data.draws import generator
+from aam.data.labels import (
+    FilePairs,
+    LabelFiles,
+    Labels,
+    PairLabels,
+    Pairs,
+    StripePairs,
+    ValueLabels,
+    common_references,
+)
 from aam.data.leaks import leak_warnings
-from aam.data.metadata import require_column
-from aam.data.study import LabelFile, Study, StudyFiles, align, read_files, unknown_samples
+from aam.data.metadata import numeric_target, require_column
+from aam.data.splits import read_folds, read_splits
+from aam.data.study import STUDY, LabelFile, Study, StudyFiles, align, read_files, study_names, unknown_samples
 from aam.data.study_splits import fold_study, split_study
-from aam.data.targets import ClassTarget, NumericTarget, Transform, require_logarithms, require_repeated_classes
-from aam.data.unifrac_loader import SampleValues, StripeMatrix
+from aam.data.targets import ClassTarget, NumericTarget, require_logarithms, require_repeated_classes
+from aam.data.taxonomy import load_taxonomy
+from aam.data.unifrac_loader import MEMORY_LIMIT, SampleValues, StripeMatrix
 from aam.errors import DataError, in_file, named
+from aam.estimate import BatchShape, Estimate, estimate
 from aam.inputs import label_files
 
 __all__ = ["check"]
 
 Result = TypeVar("Result")
-_DEFAULTS = TaskConfig()
+_MODEL, _TASK = ModelConfig(), TaskConfig()
+_EPOCHS: int = TrainConfig.model_fields["epochs"].default
+_BATCH_SIZE: int = TrainConfig.model_fields["batch_size"].default
+_PARTS = ("train", "val", "test")
 _MOST_SAMPLES_OF_A_MEAN = 2000
+_BATCHES_OF_AN_ESTIMATE = 5
 
 
 def check(
     data: DataConfig,
     *,
-    classifier: bool = False,
-    target_transform: Transform = _DEFAULTS.target_transform,
-    base_target: str = _DEFAULTS.base_target,
-    max_bp: int = ModelConfig().max_bp,
+    model: ModelConfig = _MODEL,
+    task: TaskConfig = _TASK,
+    epochs: int = _EPOCHS,
+    batch_size: int = _BATCH_SIZE,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Read the inputs of a run and report on them.
@@ -42,51 +62,82 @@ def check(
     Parameters
     ----------
     data : DataConfig
-    classifier : bool
-        Whether the target holds labels.
-    base_target : str
-        What the distance matrix holds.
-    max_bp : int
-        Bases after which sequences are cut.
-    target_transform : str
-        Of a target that is a number.
+    model : ModelConfig
+        Its ``max_bp`` is where sequences are cut; the rest is for the estimate.
+    task : TaskConfig
+        What the target and the distance matrix hold.
+    epochs, batch_size : int
+        For the estimate.
     seed : int
         Of the split.
 
     Returns
     -------
     dict
-        ``samples``, ``asvs``, ``distances``, ``target`` (each None where it was not given or could not be read),
-        ``problems`` and ``warnings``.
+        ``samples``, ``studies``, ``depth``, ``asvs``, ``lengths``, ``asvs_per_sample``, ``overlap``, ``distances``,
+        ``target``, ``split``, ``estimate`` (each None where it was not given or could not be read), ``problems`` and
+        ``warnings``.
     """
     problems: list[str] = []
-    labels = _attempt(problems, label_files, data, base_target)
+    labels = _attempt(problems, label_files, data, task.base_target)
     files = read_files(data, labels, problems)
     study: Study | None = None
     if files.complete:
-        study = _align(files, data, partial(align, max_bp=max_bp, classifier=classifier), problems)
-    elif files.metadata is not None:
-        for column in (data.metadata_column, data.group_column):
-            if column is not None:
-                _attempt(problems, require_column, files.metadata, column, Path(named(data.metadata)))
-    target, leaks = None, []
+        study = _align(files, data, partial(align, max_bp=model.max_bp, classifier=task.classifier), problems)
+    else:
+        _what_needs_no_table(files, data, labels or {}, task, problems)
+    if data.taxonomy is not None:
+        _attempt(problems, load_taxonomy, data.taxonomy)
+    target, split, leaks = None, None, []
     if study is not None:
-        if study.target is not None and classifier and data.metadata_column is not None:
+        if study.target is not None and task.classifier and data.metadata_column is not None:
             _attempt(problems, _repeated_classes, study.target, data)
-        split = _attempt(problems, _split, study, data, classifier, seed)
-        leaks = [] if split is None else _leaks(study, data, split)
-        train = np.arange(len(study)) if split is None else study.rows_of(split, "train")
-        _attempt(problems, _references, study, train, data)
+        split = _attempt(problems, _split, study, data, task.classifier, seed)
+        leaks = [] if split is None else _leaks(study, data, split.parts)
+        train = np.arange(len(study)) if split is None else study.rows_of(split.parts, "train")
+        _attempt(problems, _require_references, study, train, data)
         if study.target is not None and data.metadata_column is not None:
-            target = _attempt(problems, _target, study.target, train, data, classifier, target_transform)
+            target = _attempt(problems, _target, study.target, train, data, task)
+    sizes = None if study is None else sample_sizes(study, data, seed)
     return {
         "samples": _samples(files, study),
+        "studies": _studies(files, study, data),
+        "depth": None if sizes is None else quantiles(sizes.depth),
         "asvs": _asvs(files, study),
+        "lengths": None if study is None else _lengths(study, model.max_bp),
+        "asvs_per_sample": None if sizes is None else _asvs_per_sample(sizes, data),
+        "overlap": _overlap(files),
         "distances": _distances(files),
         "target": target,
+        "split": None if study is None or split is None else _split_sizes(study, split),
+        "estimate": None
+        if study is None or split is None
+        else _estimate(study, split, data, model, task, epochs=epochs, batch_size=batch_size, seed=seed).to_dict(),
         "problems": problems,
         "warnings": [] if study is None else [*study.warnings, *unknown_samples(study), *leaks],
     }
+
+
+def _what_needs_no_table(
+    files: StudyFiles, data: DataConfig, labels: dict[str, LabelFiles], task: TaskConfig, problems: list[str]
+) -> None:
+    """Problems of the other files where a table could not be read, which must not hide them."""
+    for name, of_target in labels.items():
+        for path, known in zip(of_target.paths, files.labels.get(name, ()), strict=False):
+            if known is None:
+                _attempt(problems, read_distance_file, path, MEMORY_LIMIT)
+    if data.splits is not None:
+        _attempt(problems, read_splits if data.folds is None else read_folds, data.splits)
+    if files.metadata is None:
+        return
+    source = Path(named(data.metadata or data.table))
+    of_tables = len(data.table) > 1 and data.group_column == STUDY
+    for column in (data.metadata_column, None if of_tables else data.group_column, data.split_column):
+        if column is not None:
+            _attempt(problems, require_column, files.metadata, column, source)
+    if data.metadata_column in files.metadata.columns and not task.classifier:
+        column = str(data.metadata_column)
+        _attempt(problems, numeric_target, files.metadata[column], column, source)
 
 
 def _attempt(problems: list[str], step: Callable[..., Result], *arguments: Any) -> Result | None:
@@ -121,19 +172,40 @@ def _repeated_classes(values: NDArray[Any], data: DataConfig) -> None:
         require_repeated_classes(data.metadata_column, values)
 
 
-def _references(study: Study, train: NDArray[np.int64], data: DataConfig) -> None:
+def _require_references(study: Study, train: NDArray[np.int64], data: DataConfig) -> None:
     with in_file(data.unifrac_matrix):
         common_references(study.labels, train)
 
 
-def _split(study: Study, data: DataConfig, classifier: bool, seed: int) -> NDArray[Any] | None:
-    """The split, or that of the first fold; None where a problem of its own says why there is none."""
+class _Split(NamedTuple):
+    """The split, or that of the first fold."""
+
+    parts: NDArray[Any]  # (N,)
+    notes: list[str]
+    folds: list[NDArray[Any]] | None = None  # K of (N,)
+
+
+def _split(study: Study, data: DataConfig, classifier: bool, seed: int) -> _Split | None:
+    """None where a problem of its own says why there is none."""
     of_groups = bool(data.leave_out) or data.leave_one_group_out
     if (of_groups and study.groups is None) or _lacks(study, data.split_column):
         return None
     if data.cross_validated:
-        return fold_study(study, data, classifier=classifier, seed=seed).splits[0]
-    return split_study(study, data, seed=seed).parts
+        folds = fold_study(study, data, classifier=classifier, seed=seed).splits
+        return _Split(folds[0], [], folds)
+    drawn = split_study(study, data, seed=seed)
+    return _Split(drawn.parts, drawn.notes)
+
+
+def _split_sizes(study: Study, split: _Split) -> dict[str, Any]:
+    """Samples and groups of each part, and of each fold those that it holds out."""
+    groups = study.groups
+    return {
+        **{part: int((split.parts == part).sum()) for part in _PARTS},
+        "groups": None if groups is None else {part: len(set(groups[split.parts == part].tolist())) for part in _PARTS},
+        "folds": None if split.folds is None else [int((parts == "test").sum()) for parts in split.folds],
+        "notes": split.notes,
+    }
 
 
 def _lacks(study: Study, column: str | None) -> bool:
@@ -169,6 +241,109 @@ def _asvs(files: StudyFiles, study: Study | None) -> dict[str, Any] | None:
     return {"count": len(lengths), "length_min": min(lengths), "length_max": max(lengths)}
 
 
+def _studies(files: StudyFiles, study: Study | None, data: DataConfig) -> dict[str, int] | None:
+    """Used samples of each of several tables."""
+    if study is None or len(data.table) == 1:
+        return None
+    used = set(study.sample_ids)
+    tables = zip(study_names(data.table), files.tables, strict=True)
+    return {name: len(used.intersection(file.table.sample_ids)) for name, file in tables if file is not None}
+
+
+def _lengths(study: Study, max_bp: int) -> dict[str, Any]:
+    """Bases of the ASVs, and letters among them that are read as N."""
+    lengths = np.array([len(sequence) for sequence in study.sequences])
+    letters = [sum(sequence.count(base) for base in "ACGTUacgtu") for sequence in study.sequences]
+    other = lengths - np.array(letters)
+    return {
+        **quantiles(lengths),
+        "cut": int((lengths > max_bp).sum()),
+        "with_other_letters": int((other > 0).sum()),
+        "other_letters": int(other.sum()),
+    }
+
+
+def _asvs_per_sample(sizes: SampleSizes, data: DataConfig) -> dict[str, Any]:
+    """How many ASVs samples have, and what the token limit leaves out of them."""
+    return {
+        **quantiles(sizes.asvs),
+        "samples": len(sizes.asvs),
+        "token_limit": data.token_limit,
+        "over_limit": int((sizes.asvs > data.token_limit).sum()),
+        "reads_lost": float(sizes.lost.sum() / sizes.reads.sum()),
+    }
+
+
+def _overlap(files: StudyFiles) -> dict[str, Any] | None:
+    if None in files.tables:
+        return None
+    others: dict[str, Iterable[str]] = {}
+    for name, found in files.labels.items():
+        if None not in found:
+            others[name] = [sample for labels in found if labels is not None for sample in labels.ids]
+    if files.metadata is not None:
+        others["metadata"] = [str(name) for name in files.metadata.index]
+    return overlap((name for file in files.tables if file is not None for name in file.table.sample_ids), others)
+
+
+def _estimate(
+    study: Study,
+    split: _Split,
+    data: DataConfig,
+    model: ModelConfig,
+    task: TaskConfig,
+    *,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+) -> Estimate:
+    train = study.rows_of(split.parts, "train")
+    draws = generator("batches of an estimate", seed, 0)
+    lengths = np.array([min(len(sequence), model.max_bp) for sequence in study.sequences])
+    references = max([_references(labels) for labels in study.labels.values()], default=0)
+    asked = batch_size + min(references, data.stripe_references)
+    shapes = []
+    for _ in range(_BATCHES_OF_AN_ESTIMATE):
+        rows = read_samples(study, data, seed, np.sort(draws.permutation(train)[:asked]))
+        distinct, per_sample = np.unique(rows.asvs), np.diff(rows.indptr)
+        tokens = int(lengths[distinct].max()) + 1
+        shapes.append(BatchShape(len(per_sample), int(per_sample.max()), len(distinct), tokens))
+    return estimate(
+        model,
+        shapes,
+        train_samples=len(train),
+        val_samples=int((split.parts == "val").sum()),
+        batch_size=batch_size,
+        epochs=epochs,
+        restored_share=task.nuc_asv_fraction if task.nuc_weight > 0 else 0.0,
+        with_target=data.metadata_column is not None,
+        data_bytes=_data_bytes(study),
+        runs=1 if split.folds is None else len(split.folds),
+    )
+
+
+def _references(labels: Labels) -> int:
+    """Samples that may go with a batch because distances are known to these alone."""
+    return len(labels.references) if isinstance(labels, Pairs) and labels.references is not None else 0
+
+
+def _data_bytes(study: Study) -> float:
+    """What is kept of a study: tokens, and the counts and distances that are not left in their files."""
+    kept = float(study.tokens.nbytes)
+    if isinstance(study.counts, MemoryCounts):
+        matrix = study.counts.matrix
+        kept += matrix.data.nbytes + matrix.indices.nbytes + matrix.indptr.nbytes
+    for labels in study.labels.values():
+        if isinstance(labels, FilePairs):
+            kept += sum(4.0 * len(part.matrix.ids) ** 2 for part in labels.parts if part.matrix.in_memory)
+        elif isinstance(labels, StripePairs):
+            rows, columns = labels.matrix.shape
+            kept += 4.0 * rows * columns if labels.matrix.in_memory else 0.0
+        elif isinstance(labels, PairLabels | ValueLabels):
+            kept += labels.values.nbytes
+    return kept
+
+
 def _distances(files: StudyFiles) -> dict[str, Any] | None:
     """Of the first matrix, or of all where there is one for each table; of large ones, of some samples."""
     known = [labels for labels in next(iter(files.labels.values()), []) if labels is not None]
@@ -194,19 +369,16 @@ def _some_values(labels: LabelFile) -> NDArray[Any]:
     return labels.block(rows)[np.triu_indices(len(rows), k=1)]
 
 
-def _target(
-    values: NDArray[Any], train: NDArray[np.int64], data: DataConfig, classifier: bool, transform: Transform
-) -> dict[str, Any]:
+def _target(values: NDArray[Any], train: NDArray[np.int64], data: DataConfig, task: TaskConfig) -> dict[str, Any]:
     """What the target holds, if what is fitted on the training samples serves for all."""
     column = data.metadata_column
     assert column is not None
     with in_file(data.metadata):
-        if classifier:
+        if task.classifier:
             ClassTarget.fit(column, values[train]).encode(values)
             labels, sizes = np.unique(values.astype(str), return_counts=True)
             return {"column": column, "classes": dict(zip(labels.tolist(), sizes.tolist(), strict=True))}
-        if transform.startswith("log"):
-            require_logarithms(column, transform, values)
-        NumericTarget.fit(column, transform, values[train])
-        low, median, high = np.quantile(values, [0, 0.5, 1])
-        return {"column": column, "min": float(low), "median": float(median), "max": float(high)}
+        if task.target_transform.startswith("log"):
+            require_logarithms(column, task.target_transform, values)
+        NumericTarget.fit(column, task.target_transform, values[train])
+        return {"column": column, **quantiles(values)}

@@ -23,8 +23,8 @@ from aam.assembly import build_task
 from aam.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from aam.data.augmentation import Augmentation, require_whole_counts
 from aam.data.batch import Batch
-from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset, common_references
-from aam.data.labels import Pairs
+from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
+from aam.data.labels import Pairs, common_references
 from aam.data.leaks import leak_warnings
 from aam.data.metadata import load_metadata
 from aam.data.splits import read_splits, write_splits

@@ -15,7 +15,19 @@ import aam
 
 ROOT = Path(aam.__file__).parent
 LEAVES = {"evaluation", "interpret", "integrations", "benchmarks"}
-FRONT = {"cli", "inputs", "assembly", "run_directory", "run", "folds", "predict", "check", "demo", "distances"}
+FRONT = {
+    "cli",
+    "inputs",
+    "estimate",
+    "assembly",
+    "run_directory",
+    "run",
+    "folds",
+    "predict",
+    "check",
+    "demo",
+    "distances",
+}
 # What a part must never import, at the top of a module or within a function.
 FORBIDDEN = {
     "errors": {"config", "data", "models", "training", *FRONT, *LEAVES},
@@ -31,6 +43,7 @@ FORBIDDEN = {
     "folds": {"cli", "predict", "check", "demo", "benchmarks"},
     "predict": {"cli", "check", "demo", *LEAVES},
     "distances": {"cli", "models", "training", "run", "folds", "predict", "check", "demo", *LEAVES},
+    "estimate": {"data", "models", "training", *(FRONT - {"estimate"}), *LEAVES},
     "check": {"cli", "models", "training", "run", "folds", "predict", "demo", *LEAVES},
 }
 # What may be imported within a function, but not when the module is.

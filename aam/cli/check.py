@@ -8,9 +8,13 @@ from typing import Any
 
 import click
 
-from aam.cli.options import study_options, usage_errors
+from aam.cli.options import STUDY_OPTIONS, study_options, usage_errors
+from aam.cli.report import table
 
 __all__ = ["command"]
+
+_MOST_CLASSES = 8
+_WIDEST_NAME = 30
 
 
 @click.command("check")
@@ -22,36 +26,166 @@ def command(as_json: bool, **typed: Any) -> None:
     Exits with 0 if there is no problem, else with 1.
     """
     from aam.check import check
-    from aam.config import DataConfig
+    from aam.config import DataConfig, ModelConfig, TaskConfig
 
     given = {name: value for name, value in typed.items() if value not in (None, ())}
     if "table" not in given:
         raise click.UsageError("Missing option '--table'.")
-    options = {
-        name: given.pop(name)
-        for name in ("max_bp", "classifier", "target_transform", "base_target", "seed")
-        if name in given
+    of_section = {
+        section: {name: given[name] for name in names if name in given} for section, names in STUDY_OPTIONS.items()
     }
     with usage_errors():
-        data = DataConfig(**given)
-    report = check(data, **options)
+        data, model = DataConfig(**of_section["data"]), ModelConfig(**of_section["model"])
+        task = TaskConfig(**of_section["task"])
+    report = check(data, model=model, task=task, **of_section["train"])
     click.echo(json.dumps(report, indent=2) if as_json else _page(report))
     sys.exit(1 if report["problems"] else 0)
 
 
 def _page(report: dict[str, Any]) -> str:
+    parts = {
+        "samples": _samples,
+        "overlap": _overlap,
+        "studies": _studies,
+        "asvs": _asvs,
+        "asvs_per_sample": _token_limit,
+        "distances": _distances,
+        "target": _target,
+        "split": _split,
+        "estimate": _estimate,
+    }
     lines = []
-    samples, asvs, distances, target = report["samples"], report["asvs"], report["distances"], report["target"]
-    if samples is not None:
-        lines.append(f"samples     {samples['used']} of {samples['table']} are used")
-        lines += [f"            {number} left out: {reason}" for reason, number in samples["left_out"].items()]
-    if asvs is not None:
-        lines.append(f"ASVs        {asvs['count']}, {asvs['length_min']} to {asvs['length_max']} bases")
-    if distances is not None:
-        lines.append(f"distances   {distances['samples']} samples, mean {distances['mean']:.3f}")
-        lines[-1] += f", largest {distances['max']:.3f}"
-    if target is not None:
-        lines.append("target      " + ", ".join(f"{name} {value}" for name, value in target.items()))
+    for name, describe in parts.items():
+        if report[name] is not None:
+            label = {"asvs": "ASVs", "asvs_per_sample": "token limit"}.get(name, name)
+            for text in describe(report):
+                lines.append(f"{label:<12}{text}")
+                label = ""
+    spread = _quantiles(report)
+    lines += ["", *spread, ""] if spread else []
     lines += [f"Warning: {text}" for text in report["warnings"]]
     lines += [f"Problem: {text}" for text in report["problems"]]
-    return "\n".join([*lines, "" if report["problems"] else "No problem found."]).rstrip()
+    return "\n".join([*lines, "" if report["problems"] else "No problem found."]).strip()
+
+
+def _samples(report: dict[str, Any]) -> list[str]:
+    samples = report["samples"]
+    left_out = [f"{number:,} left out: {reason}" for reason, number in samples["left_out"].items()]
+    return [f"{samples['used']:,} of {samples['table']:,} are used", *left_out]
+
+
+def _overlap(report: dict[str, Any]) -> list[str]:
+    overlap = report["overlap"]
+    if not overlap["files"]:
+        return []
+    lines = [f"{overlap['all']:,} samples are in every file, {overlap['table']:,} in the table"]
+    for name, file in overlap["files"].items():
+        text = f"{name} has {file['samples']:,}"
+        if file["lacks"]:
+            text += f", lacks {file['lacks']:,} of the table ({_for_example(file, 'lacks')})"
+        if file["not_in_table"]:
+            text += f", has {file['not_in_table']:,} that the table lacks ({_for_example(file, 'not_in_table')})"
+        if file["lacks"] or file["not_in_table"]:
+            lines.append(text)
+    return lines
+
+
+def _for_example(file: dict[str, Any], which: str) -> str:
+    names = [name if len(name) <= 30 else f"{name[:29]}…" for name in file[f"{which}_for_example"][:2]]
+    return ", ".join(names) + (", …" if file[which] > len(names) else "")
+
+
+def _studies(report: dict[str, Any]) -> list[str]:
+    return [", ".join(f"{name} {number:,}" for name, number in report["studies"].items()) + " of the samples used"]
+
+
+def _asvs(report: dict[str, Any]) -> list[str]:
+    asvs, lengths = report["asvs"], report["lengths"]
+    text = f"{asvs['count']:,}, {asvs['length_min']:,} to {asvs['length_max']:,} bases"
+    if lengths is not None and lengths["other_letters"]:
+        text += f"; {lengths['with_other_letters']:,} hold N and the like ({lengths['other_letters']:,} letters)"
+    return [text]
+
+
+def _token_limit(report: dict[str, Any]) -> list[str]:
+    found = report["asvs_per_sample"]
+    limit = f"--token-limit {found['token_limit']}"
+    if not found["over_limit"]:
+        return [f"no sample has more ASVs than {limit}"]
+    of = f"{found['over_limit']:,} of {found['samples']:,} samples have more ASVs than {limit}"
+    return [f"{of}: {found['reads_lost']:.2%} of all reads are not read"]
+
+
+def _distances(report: dict[str, Any]) -> list[str]:
+    distances = report["distances"]
+    references = "" if distances["references"] is None else f" to {distances['references']:,} references"
+    text = f"{distances['samples']:,} samples{references}, mean {distances['mean']:.3f}"
+    return [f"{text}, largest {distances['max']:.3f}"]
+
+
+def _target(report: dict[str, Any]) -> list[str]:
+    target = report["target"]
+    if "classes" not in target:
+        return [f"{target['column']}, a number: median {target['median']:.4g}"]
+    sizes = sorted(target["classes"].items(), key=lambda entry: -entry[1])
+    shown = ", ".join(f"{name} {number:,}" for name, number in sizes[:_MOST_CLASSES])
+    more = f", and {len(sizes) - _MOST_CLASSES} classes more" if len(sizes) > _MOST_CLASSES else ""
+    return [f"{target['column']}, {len(sizes)} classes: {shown}{more}"]
+
+
+def _split(report: dict[str, Any]) -> list[str]:
+    split, groups = report["split"], report["split"]["groups"]
+    names = {"train": "to learn from", "val": "for validation", "test": "for the test"}
+    sizes = [
+        f"{split[part]:,} {name}" + ("" if groups is None else f" ({groups[part]:,} groups)")
+        for part, name in names.items()
+        if split[part]
+    ]
+    if split["folds"] is None:
+        return [", ".join(sizes), *split["notes"]]
+    folds = split["folds"]
+    held_out = f"{min(folds):,}" if min(folds) == max(folds) else f"{min(folds):,} to {max(folds):,}"
+    return [f"{len(folds)} folds of {held_out} samples, of which the first has", ", ".join(sizes)]
+
+
+def _estimate(report: dict[str, Any]) -> list[str]:
+    found = report["estimate"]
+    batch = found["batch"]
+    runs = f" for {found['runs']} folds" if found["runs"] > 1 else ""
+    steps = f"{found['steps_per_epoch']:,} steps of {_duration(found['step_seconds'])} each"
+    return [
+        f"about {_duration(found['seconds'])}{runs} on this machine's processor: {found['epochs']:,} epochs of {steps}",
+        f"about {found['memory_bytes'] / 1e9:.1f} GB of memory: {found['parameters'] / 1e6:.1f} million weights; "
+        f"a batch of {batch['samples']:,} samples has {batch['distinct_asvs']:,} ASVs",
+    ]
+
+
+def _duration(seconds: float) -> str:
+    for unit, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 1.5 * unit:
+            return f"{seconds / unit:.0f} {name}" if seconds >= 10 * unit else f"{seconds / unit:.1f} {name}"
+    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
+def _quantiles(report: dict[str, Any]) -> list[str]:
+    """A row for each of what samples and ASVs differ in."""
+    target = report["target"]
+    rows = {
+        "reads of a sample": report["depth"],
+        "ASVs of a sample": report["asvs_per_sample"],
+        "bases of an ASV": report["lengths"],
+    }
+    known = {name: found for name, found in rows.items() if found is not None}
+    columns = {"min": "least", "q5": "5%", "q25": "25%", "median": "median", "q75": "75%", "q95": "95%", "max": "most"}
+    body = [(name, *(_number(round(found[key])) for key in columns)) for name, found in known.items()]
+    if target is not None and "min" in target:
+        body.append((_shortened(target["column"]), *(_number(target[key]) for key in columns)))
+    return table([("", *columns.values()), *body]).splitlines() if body else []
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _WIDEST_NAME else f"{text[: _WIDEST_NAME - 1]}…"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}"

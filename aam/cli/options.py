@@ -16,10 +16,11 @@ from click.core import ParameterSource
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from aam.config import Command, DataConfig, ModelConfig, RunConfig, Section, TaskConfig, TrainConfig
+from aam.config import Command, DataConfig, RunConfig, Section, TrainConfig
 from aam.errors import DataError
 
 __all__ = [
+    "STUDY_OPTIONS",
     "config_options",
     "log_to_console",
     "machine_options",
@@ -31,15 +32,29 @@ __all__ = [
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 SECTIONS = ("data", "model", "task", "optim", "train", "augmentation")
+# What decides which samples are read, and how much work they are.
+STUDY_OPTIONS: dict[str, tuple[str, ...]] = {
+    "data": tuple(DataConfig.model_fields),
+    "model": (
+        *("max_bp", "embedding_dim", "attention_heads", "attention_layers", "feed_forward_factor"),
+        *("gradient_checkpointing", "asv_chunk_size"),
+    ),
+    "task": ("classifier", "target_transform", "base_target"),
+    "train": ("epochs", "batch_size", "seed"),
+}
+
+
+def _section(name: str) -> type[Section]:
+    model = RunConfig.model_fields[name].annotation
+    assert isinstance(model, type)
+    assert issubclass(model, Section)
+    return model
 
 
 def _fields(command: Command) -> Iterator[tuple[str, str, FieldInfo]]:
     """Section, name and field of every option of a command."""
     for section in SECTIONS:
-        model = RunConfig.model_fields[section].annotation
-        assert isinstance(model, type)
-        assert issubclass(model, Section)
-        for name, field in model.model_fields.items():
+        for name, field in _section(section).model_fields.items():
             extra = field.json_schema_extra
             assert isinstance(extra, dict)
             if extra["only"] in (None, command):
@@ -88,9 +103,9 @@ def machine_options(function: Function) -> Function:
 
 def study_options(function: Function) -> Function:
     """Decorate a command that reads a study as a run would, but runs nothing."""
-    fields = [*DataConfig.model_fields.items(), ("max_bp", ModelConfig.model_fields["max_bp"])]
-    fields += [(name, TaskConfig.model_fields[name]) for name in ("classifier", "target_transform", "base_target")]
-    fields.append(("seed", TrainConfig.model_fields["seed"]))
+    fields = [
+        (name, _section(section).model_fields[name]) for section, names in STUDY_OPTIONS.items() for name in names
+    ]
     for name, field in reversed(fields):
         function = _click_option(name, field)(function)
     return function

@@ -20,12 +20,11 @@ from aam.data.augmentation import Augmentation, draw_reads, substitute_bases
 from aam.data.batch import Batch, MaskedNucleotides, arrange
 from aam.data.counts import Counts, SampleRows
 from aam.data.draws import generator, stable_keys, uniform
-from aam.data.labels import Labels, Pairs
+from aam.data.labels import Labels, Pairs, common_references
 from aam.data.study import Study
 from aam.data.tokenizer import MASK, PAD, START
-from aam.errors import DataError
 
-__all__ = ["BatchKey", "BatchPlan", "DatasetOptions", "SampleDataset", "common_references", "mask_nucleotides"]
+__all__ = ["BatchKey", "BatchPlan", "DatasetOptions", "SampleDataset", "mask_nucleotides"]
 
 _MEAN_SPAN = 5  # bases
 _BLOCK = 1024  # samples read at a time where many are
@@ -325,32 +324,6 @@ def _labels_of(
         if isinstance(labels, Pairs):
             values[:, mixed[len(samples) :] if to_references else mixed] = np.nan
     return values
-
-
-def common_references(labels: Mapping[str, Labels], allowed: NDArray[np.int64] | None) -> NDArray[np.int64]:
-    """Rows of the samples to which every distance is known, where some are known to these alone; else none.
-
-    Parameters
-    ----------
-    labels : mapping of str to Labels
-    allowed : ndarray, optional
-        Rows that may serve.
-
-    Raises
-    ------
-    DataError
-        If none of them may.
-    """
-    found: NDArray[np.int64] | None = None
-    for known in labels.values():
-        if isinstance(known, Pairs) and known.references is not None:
-            found = known.references if found is None else np.intersect1d(found, known.references)
-    if found is None:
-        return np.array([], dtype=np.int64)
-    found = found if allowed is None else np.intersect1d(found, allowed)
-    if not len(found):
-        raise DataError("none of the reference samples is a training sample; change the split, or the references")
-    return found
 
 
 def mask_nucleotides(

@@ -5,7 +5,7 @@ Shapes: ``N`` samples, ``A`` ASVs, ``T`` taxa, ``n`` and ``m`` samples of two se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
@@ -16,6 +16,7 @@ from scipy import sparse
 
 from aam.data.counts import Counts, SampleRows, in_blocks, present_asvs
 from aam.data.unifrac_loader import DistanceMatrix, StripeMatrix
+from aam.errors import DataError
 
 __all__ = [
     "OTHER",
@@ -28,6 +29,7 @@ __all__ = [
     "Pairs",
     "StripePairs",
     "ValueLabels",
+    "common_references",
     "taxon_labels",
 ]
 
@@ -176,3 +178,29 @@ def taxon_labels(counts: Counts, taxa: Sequence[str], train: NDArray[np.int64]) 
         entries = (shares.counts.astype(np.float32), shares.asvs, shares.indptr)
         blocks.append(sparse.csr_array(entries, shape=(samples, len(known) + 1)))
     return CompositionLabels(sparse.csr_array(sparse.vstack(blocks)), (*known, OTHER))
+
+
+def common_references(labels: Mapping[str, Labels], allowed: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    """Rows of the samples to which every distance is known, where some are known to these alone; else none.
+
+    Parameters
+    ----------
+    labels : mapping of str to Labels
+    allowed : ndarray, optional
+        Rows that may serve.
+
+    Raises
+    ------
+    DataError
+        If none of them may.
+    """
+    found: NDArray[np.int64] | None = None
+    for known in labels.values():
+        if isinstance(known, Pairs) and known.references is not None:
+            found = known.references if found is None else np.intersect1d(found, known.references)
+    if found is None:
+        return np.array([], dtype=np.int64)
+    found = found if allowed is None else np.intersect1d(found, allowed)
+    if not len(found):
+        raise DataError("none of the reference samples is a training sample; change the split, or the references")
+    return found

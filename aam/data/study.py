@@ -29,6 +29,7 @@ from aam.data.unifrac_loader import DistanceMatrix, SampleValues, StripeMatrix, 
 from aam.errors import DataError, named
 
 __all__ = [
+    "STUDY",
     "LabelFile",
     "Study",
     "StudyFiles",
@@ -235,10 +236,9 @@ def read_files(
     found: dict[str, list[LabelFile | None]] = {}
     for name, files in (labels or {}).items():
         if len(files.paths) not in (1, len(data.table)):
-            raise DataError(
-                f"{named(files.paths)}: {len(files.paths)} files of {files.title} for {len(data.table)} tables; "
-                "give one for all, or one for each, in their order"
-            )
+            attempt(_refuse_number, files, len(data.table))
+            found[name] = [None]
+            continue
         found[name] = []
         for number, path in enumerate(files.paths):
             of_it = read if len(files.paths) == 1 else read[number : number + 1]
@@ -246,6 +246,13 @@ def read_files(
             matrix = attempt(_load_labels, name, path, files, list(ids), references) if None not in of_it else None
             found[name].append(matrix)
     return StudyFiles(tables, metadata, found, notes)
+
+
+def _refuse_number(files: LabelFiles, tables: int) -> None:
+    raise DataError(
+        f"{named(files.paths)}: {len(files.paths)} files of {files.title} for {tables} tables; "
+        "give one for all, or one for each, in their order"
+    )
 
 
 def _load_labels(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import pytest
 
 from aam.data.biom_loader import load_table
@@ -24,10 +25,19 @@ def test_the_page_says_what_was_found(study: StudyFiles) -> None:
     )
     lines = outcome.out.splitlines()
     assert lines[0] == "samples     24 of 24 are used"
-    assert lines[1] == "ASVs        30, 40 to 40 bases"
-    assert lines[2].startswith("distances   24 samples, mean 0.")
-    assert lines[3].startswith("target      column age, min ")
-    assert lines[4:] == ["No problem found."]
+    assert lines[1] == "overlap     24 samples are in every file, 24 in the table"
+    assert lines[2] == "ASVs        30, 40 to 40 bases"
+    assert lines[3] == "token limit no sample has more ASVs than --token-limit 1024"
+    assert lines[4].startswith("distances   24 samples, mean 0.")
+    assert lines[5].startswith("target      age, a number: median ")
+    assert lines[6].startswith("split       ") and "groups" in lines[6]
+    assert lines[7].startswith("estimate    about ") and "epochs" in lines[7]
+    assert lines[8].startswith("            about ") and "GB of memory" in lines[8]
+    assert lines[10].split() == ["least", "5%", "25%", "median", "75%", "95%", "most"]
+    starts = ["reads of a sample", "ASVs of a sample", "bases of an ASV", "age"]
+    assert all(line.startswith(start) for line, start in zip(lines[11:15], starts, strict=True))
+    assert lines[15:] == ["", "No problem found."]
+    assert max(map(len, lines)) <= 120
 
 
 def test_json_has_exactly_these_keys(study: StudyFiles) -> None:
@@ -36,7 +46,10 @@ def test_json_has_exactly_these_keys(study: StudyFiles) -> None:
         *("--metadata-column", "group", "--classifier", "--rarefy-depth", "200"),
     )
     assert code == 0
-    assert list(found) == ["samples", "asvs", "distances", "target", "problems", "warnings"]
+    assert list(found) == [
+        *("samples", "studies", "depth", "asvs", "lengths", "asvs_per_sample", "overlap", "distances", "target"),
+        *("split", "estimate", "problems", "warnings"),
+    ]
     assert list(found["samples"]) == ["table", "used", "left_out"]
     left_out = found["samples"]["left_out"]
     assert found["samples"]["used"] == 24 - sum(left_out.values())
@@ -161,4 +174,135 @@ def test_a_split_that_cannot_be_made_is_one_problem(study: StudyFiles, options: 
 def test_splits_that_can(study: StudyFiles) -> None:
     for options in (["--folds", "3"], ["--leave-one-group-out"], ["--leave-out", "subject01"]):
         grouped = ["--metadata", study.metadata, "--group-column", "subject_id", *options]
-        assert report("--table", study.table, *grouped) == report("--table", study.table, *grouped[:4])
+        code, found = report("--table", study.table, *grouped)
+        assert (code, found["problems"]) == (0, [])
+        split = found["split"]
+        assert split["train"] + split["val"] + split["test"] == 24
+        if options[0] == "--leave-out":
+            assert (split["folds"], split["groups"]["test"]) == (None, 1)
+            assert "--leave-out subject01 names no validation samples" in split["notes"][0]
+        else:
+            assert sum(split["folds"]) == 24
+            assert found["estimate"]["runs"] == len(split["folds"])
+            assert split["folds"][0] == split["test"]
+
+
+QUANTILES = {"min": 0, "q5": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95, "max": 1}
+
+
+def agrees(found: dict[str, Any], values: Any) -> bool:
+    return all(found[name] == pytest.approx(np.quantile(values, q)) for name, q in QUANTILES.items())
+
+
+def test_numbers_are_those_of_the_table(study: StudyFiles) -> None:
+    counts = load_table(study.table).counts.toarray()
+    present = (counts > 0).sum(axis=1)
+    limit = int(np.median(present))
+    code, found = report("--table", study.table, "--token-limit", limit)
+    assert code == 0
+    assert agrees(found["depth"], counts.sum(axis=1))
+    assert agrees(found["asvs_per_sample"], present)
+    assert agrees(found["lengths"], [40] * 30)
+    assert found["asvs_per_sample"]["over_limit"] == (present > limit).sum()
+    lost = np.sort(counts, axis=1)[:, :-limit].sum() / counts.sum()
+    assert found["asvs_per_sample"]["reads_lost"] == pytest.approx(lost)
+    assert found["estimate"]["batch"]["asvs_per_sample"] <= limit
+
+    code, found = report("--table", study.table, "--rarefy-depth", 100)
+    assert code == 0
+    assert found["asvs_per_sample"]["max"] <= present.max()
+    assert agrees(found["depth"], counts.sum(axis=1)[counts.sum(axis=1) >= 100])
+    code, found = report("--table", study.table, "--token-limit", limit, "--asv-sampling", "random")
+    assert code == 0
+    assert lost <= found["asvs_per_sample"]["reads_lost"] < 1
+
+
+def test_what_files_lack_of_each_other(study: StudyFiles, tmp_path: Path) -> None:
+    metadata = tmp_path / "metadata.tsv"
+    header, first, *rows = study.metadata.read_text().splitlines()
+    metadata.write_text("\n".join([header, *rows, first.replace(first.split("\t")[0], "a stranger", 1)]) + "\n")
+    options = ["--table", study.table, "--unifrac-matrix", study.matrix, "--metadata", metadata]
+    code, found = report(*options)
+    assert code == 0
+    name = first.split("\t")[0]
+    assert (found["overlap"]["table"], found["overlap"]["all"]) == (24, 23)
+    assert found["overlap"]["files"] == {
+        "unifrac": {
+            "samples": 24,
+            "lacks": 0,
+            "lacks_for_example": [],
+            "not_in_table": 0,
+            "not_in_table_for_example": [],
+        },
+        "metadata": {
+            "samples": 24,
+            "lacks": 1,
+            "lacks_for_example": [name],
+            "not_in_table": 1,
+            "not_in_table_for_example": ["a stranger"],
+        },
+    }
+    page = succeed("check", *options).out
+    assert f"lacks 1 of the table ({name})" in page
+    assert "has 1 that the table lacks (a stranger)" in page
+
+
+def test_studies_are_counted(study: StudyFiles, tmp_path: Path) -> None:
+    table = load_table(study.table)
+    paths = []
+    for name, some in (("gut", slice(0, 10)), ("skin", slice(10, 24))):
+        part = type(table)(table.counts[some], table.sample_ids[some], table.feature_ids)
+        paths += ["--table", write_table(tmp_path / f"{name}.biom", part)]
+    code, found = report(*paths)
+    assert code == 0
+    assert found["studies"] == {"gut": 10, "skin": 14}
+
+
+def test_letters_that_are_read_as_n_are_counted(study: StudyFiles, tmp_path: Path) -> None:
+    table = load_table(study.table)
+    names = [name[:-2] + "NR" if i < 3 else name for i, name in enumerate(table.feature_ids)]
+    path = write_table(tmp_path / "table.biom", type(table)(table.counts, table.sample_ids, names))
+    code, found = report("--table", path, "--max-bp", "39")
+    assert code == 0
+    assert (found["lengths"]["with_other_letters"], found["lengths"]["other_letters"]) == (3, 6)
+    assert found["lengths"]["cut"] == 30
+    assert found["estimate"]["batch"]["tokens"] == 40
+
+
+def test_a_broken_table_hides_no_problem_of_another_file(study: StudyFiles, tmp_path: Path) -> None:
+    absent = [tmp_path / f"absent.{name}" for name in ("biom", "h5", "fasta", "taxonomy", "splits")]
+    table, matrix, fasta, taxonomy, splits = absent
+    code, found = report(
+        *("--table", table, "--unifrac-matrix", matrix, "--sequences", fasta, "--taxonomy", taxonomy),
+        *("--splits", splits, "--metadata", study.metadata, "--metadata-column", "group", "--group-column", "agge"),
+    )
+    assert code == 1
+    for path in absent:
+        assert sum(str(path) in problem for problem in found["problems"]) == 1, found["problems"]
+    assert sum("'group'" in problem for problem in found["problems"]) == 1
+    assert sum("'agge'" in problem for problem in found["problems"]) == 1
+    assert len(found["problems"]) == 7
+
+
+def test_too_many_matrices_are_one_problem_among_others(study: StudyFiles) -> None:
+    matrices = ["--unifrac-matrix", study.matrix] * 2
+    code, found = report("--table", study.table, *matrices, "--metadata", study.metadata, "--metadata-column", "agge")
+    assert code == 1
+    assert "2 files" in found["problems"][0]
+    assert "'agge'" in found["problems"][1]
+
+
+def test_settings_make_the_estimate(study: StudyFiles) -> None:
+    estimates = [
+        report("--table", study.table, *options)[1]["estimate"]
+        for options in ([], ["--embedding-dim", "256"], ["--gradient-checkpointing"], ["--epochs", "100"])
+    ]
+    plain, wide, checkpointed, long = estimates
+    assert wide["parameters"] > 3 * plain["parameters"]
+    assert wide["flops_per_step"] > 3 * plain["flops_per_step"]
+    assert checkpointed["memory"]["activations"] < plain["memory"]["activations"]
+    assert checkpointed["flops_per_step"] > plain["flops_per_step"]
+    assert (plain["epochs"], long["epochs"]) == (50, 100)
+    outcome = aam("check", "--table", study.table, "--embedding-dim", "30")
+    assert outcome.code == 2
+    assert "--attention-heads 4" in outcome.err
