@@ -188,4 +188,5 @@ def _shortened(text: str) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}"
+    plain = abs(value) < 1e9 and (abs(value) >= 1000 or value == int(value))
+    return f"{value:,.0f}" if plain else f"{value:.4g}"
