@@ -226,7 +226,9 @@ class ModelConfig(Section):
     )
     clades: int = option(256, "Soft clades of the clade head.", ge=1)
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: slower, less memory.")
-    asv_chunk_size: int | None = option(None, "Encode at most this many ASVs at a time.", ge=1)
+    asv_chunk_size: int | None = option(
+        None, "Encode at most this many ASVs at a time, and again in the backward pass: slower, in little memory.", ge=1
+    )
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> Self:

@@ -6,6 +6,9 @@ Shapes: ``N`` samples, ``A`` features, ``n`` samples asked for, ``nnz`` entries.
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+import weakref
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -36,12 +39,16 @@ __all__ = ["StreamedTable"]
 _WHAT = "feature table"
 _MATRIX = "sample/matrix"
 _SCAN = 2**20  # entries read at a time where all are
+_SAMPLES_OF_A_CHUNK = 4  # above which a table is copied
+_ENTRY = np.dtype([("asv", np.int64), ("count", np.float64)])  # of the copy
 
 
 class StreamedTable:
     """A BIOM 2.1 table of which memory holds the IDs and where each sample stands, but no counts.
 
-    The file is opened once by each process that reads it: HDF5 handles do not survive a fork.
+    The file is opened once by each process that reads it: HDF5 handles do not survive a fork. Where a chunk of the file
+    holds many samples, reading one unpacks them all, the more the larger the table is: such a table is copied,
+    unpacked, to a temporary file without a name, where there is room for it.
 
     Parameters
     ----------
@@ -88,6 +95,7 @@ class StreamedTable:
             indptr = read_hdf5(file, f"{_MATRIX}/indptr", path, what=_WHAT, kinds="iu", ndim=1)
             self._indptr = indptr.astype(np.int64)
             self._check_shapes(file)
+            self._copy = self._begin_copy(file)
             self.depth, self.fraction, self.extent = self._scan(file)
             self.sample_metadata = read_sample_metadata(file, self.sample_ids, path)
 
@@ -97,7 +105,7 @@ class StreamedTable:
         return len(self.sample_ids), len(self.feature_ids)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_handle": None}
+        return {**self.__dict__, "_handle": None, "_copy": None}
 
     def rows(self, samples: NDArray[np.int64]) -> SampleRows:
         """Samples in the order asked for; see `aam.data.counts.Counts`.
@@ -107,8 +115,14 @@ class StreamedTable:
         DataError
             If the file has changed or cannot be read any more.
         """
-        file = self._file()
         starts, stops = self._indptr[samples], self._indptr[samples + 1]
+        indptr = np.concatenate([[0], np.cumsum(stops - starts)])
+        if self._copy is not None:
+            with reading(self.path, f"an unpacked copy of the {_WHAT}"):
+                entries = self._copy.entries(starts, stops)
+            rows = SampleRows(indptr, entries["asv"].copy(), entries["count"].copy())
+            return rows.keep(rows.counts != 0)
+        file = self._file()
         # Neighbours in the file are read at once.
         begins = np.flatnonzero(np.concatenate([[True], starts[1:] != stops[:-1]]))
         ends = np.concatenate([begins[1:], [len(samples)]]) - 1
@@ -117,7 +131,6 @@ class StreamedTable:
             spans = [slice(starts[a], stops[b]) for a, b in zip(begins, ends, strict=True)]
             asvs = np.concatenate([indices[span] for span in spans]).astype(np.int64)
             counts = np.concatenate([data[span] for span in spans]).astype(np.float64)
-        indptr = np.concatenate([[0], np.cumsum(stops - starts)])
         rows = SampleRows(indptr, asvs, counts)
         order = np.lexsort((asvs, rows.samples))  # a file may list the features of a sample in any order
         rows = SampleRows(indptr, asvs[order], counts[order])
@@ -128,6 +141,30 @@ class StreamedTable:
             with reading(self.path, f"an HDF5 {_WHAT}"):
                 self._handle = (os.getpid(), h5py.File(self.path, "r"))
         return self._handle[1]
+
+    def _begin_copy(self, file: h5py.File) -> _Copy | None:
+        """An empty copy, where it is worth its room and has it."""
+        entries = int(self._indptr[-1])
+        with reading(self.path, f"an HDF5 {_WHAT}"):
+            chunks = file[f"{_MATRIX}/data"].chunks
+        if chunks is None or chunks[0] * len(self.sample_ids) <= _SAMPLES_OF_A_CHUNK * entries:
+            return None
+        try:
+            room = shutil.disk_usage(tempfile.gettempdir()).free
+            return _Copy() if hasattr(os, "pread") and room > 2 * entries * _ENTRY.itemsize else None
+        except OSError:
+            return None
+
+    def _continue_copy(self, sample: NDArray[np.int64], indices: NDArray[np.int64], data: NDArray[np.float64]) -> None:
+        """Add the next entries, those of each sample in rising order."""
+        if self._copy is not None:
+            entries = np.empty(len(data), _ENTRY)
+            order = np.lexsort((indices, sample))
+            entries["asv"], entries["count"] = indices[order], data[order]
+            try:
+                self._copy.append(entries)
+            except OSError:  # no room after all
+                self._copy = None
 
     def _check_shapes(self, file: h5py.File) -> None:
         damaged = f"{self.path}: {_MATRIX} is damaged (%s); export the table again"
@@ -180,9 +217,31 @@ class StreamedTable:
             positive = data[data > 0]
             if len(positive):
                 extent = (min(extent[0], float(positive.min())), max(extent[1], float(positive.max())))
+            self._continue_copy(sample, indices, data)
             broken = data % 1 != 0
             if fraction is None and broken.any():
                 fraction = float(data[broken][0])
         if not depth.any():
             raise DataError(f"{self.path}: every count is zero; export the table again or loosen its filters")
         return depth, fraction, extent
+
+
+class _Copy:
+    """Entries in a temporary file without a name, which is gone with the last process that holds it."""
+
+    def __init__(self) -> None:
+        with tempfile.TemporaryFile() as file:
+            self._handle = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._handle)
+
+    def append(self, entries: NDArray[Any]) -> None:
+        rest = memoryview(entries.view(np.uint8).data)
+        while rest:
+            rest = rest[os.write(self._handle, rest) :]
+
+    def entries(self, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> NDArray[Any]:
+        """Those from each start to its stop; read by position, as processes share the place that the handle is at."""
+        size = _ENTRY.itemsize
+        spans = zip(starts.tolist(), stops.tolist(), strict=True)
+        parts = [os.pread(self._handle, (stop - start) * size, start * size) for start, stop in spans]
+        return np.frombuffer(b"".join(parts), _ENTRY, int((stops - starts).sum()))

@@ -5,8 +5,11 @@ Shapes: ``U`` distinct ASVs, ``L`` tokens of the longest, ``D`` width, ``R`` ref
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from aam.models.attention_pooling import AttentionPooling
 from aam.models.precision import at_least_float32
@@ -41,8 +44,9 @@ class ASVEncoder(nn.Module):
     gradient_checkpointing : bool
         Recompute activations in the backward pass.
     chunk_size : int, optional
-        Encode at most so many ASVs at a time. By default all at once, but on a CPU as many as its cache holds. The
-        result is the same.
+        Encode at most so many ASVs at a time, and in training compute the activations of each chunk again in the
+        backward pass, so that memory holds those of one chunk alone. By default all at once, but on a CPU as many as
+        its cache holds. The result is the same.
     """
 
     reference_tokens: Tensor
@@ -130,7 +134,9 @@ class ASVEncoder(nn.Module):
         -------
         Tensor (U, D)
         """
-        pooled = torch.cat([self._pooled(chunk, padded) for chunk in tokens.split(self.chunk(tokens))])
+        pooled = torch.cat(
+            [self.in_little_memory(self._pooled, chunk, padded) for chunk in tokens.split(self.chunk(tokens))]
+        )
         reference = self._pooled(self.reference, self._reference_padded)
         spread = (reference.var(dim=0, correction=0) + 1e-5).sqrt()
         return (pooled - reference.mean(dim=0)) / spread
@@ -139,6 +145,13 @@ class ASVEncoder(nn.Module):
         return at_least_float32(  # (U, D)
             self.pooling(self.encode_tokens(tokens, padded), tokens != PAD if padded else None)
         )
+
+    def in_little_memory(self, encode: Callable[..., Tensor], *chunk: object) -> Tensor:
+        """``encode(*chunk)``, whose activations are not kept for the backward pass where chunks have a given size."""
+        if self.chunk_size is None or not torch.is_grad_enabled():
+            return encode(*chunk)
+        encoded: Tensor = checkpoint(encode, *chunk, use_reentrant=False)
+        return encoded
 
     def chunk(self, tokens: Tensor) -> int:
         """How many of these ASVs (U, L) to encode at a time."""

@@ -234,8 +234,13 @@ class SequenceEncoder(nn.Module):
             Logits over tokens.
         """
         size = self.asv_encoder.chunk(masked_tokens)
+        encoder = self.asv_encoder
+
+        def at_places(tokens: Tensor, masked: Tensor) -> Tensor:
+            return encoder.encode_tokens(tokens, padded)[masked]
+
         restored = [
-            self.asv_encoder.encode_tokens(tokens, padded)[masked]
+            encoder.in_little_memory(at_places, tokens, masked)
             for tokens, masked in zip(masked_tokens.split(size), places.split(size), strict=True)
         ]
         return self.nucleotide_head(torch.cat(restored))

@@ -23,18 +23,7 @@ from aam.cli.main import cli
 from aam.data.simulate import simulate_study, write_study
 from aam.data.streamed_table import StreamedTable
 
-TINY_MODEL = [
-    "--embedding-dim",
-    "16",
-    "--clades",
-    "4",
-    "--attention-layers",
-    "1",
-    "--batch-size",
-    "6",
-    "--threads",
-    "1",
-]
+TINY_MODEL = ["--embedding-dim", "16", "--clades", "4", "--attention-layers", "1", "--batch-size", "6"]
 
 
 def benchmark(*arguments: str) -> list[dict]:

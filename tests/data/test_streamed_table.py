@@ -50,6 +50,16 @@ def test_it_is_the_table_that_is_read_whole(path):
     np.testing.assert_array_equal(dense(streamed.rows(asked), 30), whole.counts.toarray()[asked])
 
 
+@pytest.fixture(params=["copied", "in its file", "no room"], autouse=True)
+def _copied_or_not(request, monkeypatch):
+    """A table whose chunks hold many samples is copied, unpacked."""
+    if request.param == "in its file":
+        monkeypatch.setattr("aam.data.streamed_table._SAMPLES_OF_A_CHUNK", 10**9)
+    elif request.param == "no room":
+        monkeypatch.setenv("TMPDIR", "/nowhere")
+        monkeypatch.setattr("tempfile.tempdir", "/nowhere")
+
+
 def test_features_in_any_order_and_stored_zeros(path, tmp_path):
     def change(file: h5py.File) -> None:
         indptr = file["sample/matrix/indptr"][:]

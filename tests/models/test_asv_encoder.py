@@ -58,3 +58,21 @@ def test_references_are_repeated_or_left_out():
     for sequences in (["ACG"], many):
         encoder.set_reference(tokens(sequences)[:, 1:])
         assert torch.isfinite(encoder(tokens(ASVS), True)).all()
+
+
+def test_training_in_chunks_keeps_no_activations():
+    """Beside the embeddings of all ASVs, what the backward pass holds does not grow with their number."""
+    encoder = build(chunk_size=2)
+    held = []
+    for number in (4, 40):
+        rows = tokens(["ACGTACGTAC"]).repeat(number, 1)
+        sizes: list[int] = []
+
+        def keep(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            encoder(rows, False)
+        held.append(sum(sizes))
+    assert held[1] - held[0] <= 36 * (encoder.reference.shape[1] + 2 * encoder.token_embedding.embedding_dim)
