@@ -32,7 +32,7 @@ __all__ = ["build_task", "labelled_targets"]
 
 logger = logging.getLogger("aam")
 
-_MOST_SAMPLES_OF_ABUNDANCE = 5000
+_ENOUGH_ABUNDANCES = 2**22
 
 
 def build_task(config: RunConfig, study: Study, split: NDArray[Any], pretrained: ModelFile | None) -> Task:
@@ -127,11 +127,14 @@ def _unlabelled_targets(config: RunConfig, pretrained: ModelFile | None) -> tupl
 
 def _fit_abundance(encoder: SequenceEncoder, dataset: SampleDataset, train: NDArray[np.int64]) -> None:
     """Standardise log abundances by the training samples'."""
-    if len(train) > _MOST_SAMPLES_OF_ABUNDANCE:
-        draws = generator("samples whose abundances are standardised by", dataset.options.seed, 0)
-        train = np.sort(draws.choice(train, _MOST_SAMPLES_OF_ABUNDANCE, replace=False))
-    rows, depth = dataset.drawn(train, epoch=0)
-    logs = np.log(rows.counts / depth[rows.samples])
+    found: list[NDArray[np.float64]] = []
+    order = generator("samples whose abundances are standardised by", dataset.options.seed, 0).permutation(train)
+    for start in range(0, len(order), 64):
+        rows, depth = dataset.drawn(order[start : start + 64], epoch=0)
+        found.append(np.log(rows.counts / depth[rows.samples]))
+        if sum(map(len, found)) > _ENOUGH_ABUNDANCES:
+            break
+    logs = np.concatenate(found)
     abundance = encoder.sample_encoder.abundance
     abundance.mean.fill_(float(logs.mean()))
     abundance.sd.fill_(float(logs.std()) or 1.0)

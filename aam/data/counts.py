@@ -15,7 +15,8 @@ from scipy import sparse
 
 __all__ = ["Counts", "JoinedCounts", "MemoryCounts", "SampleRows", "TablePart", "in_blocks", "present_asvs"]
 
-_BLOCK = 1024  # samples read at a time where all of a study are
+_FIRST_BLOCK = 64  # samples that are read first where all of a study are
+_ENTRIES_OF_A_BLOCK = 2**20  # about how many a later block holds
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,14 @@ class JoinedCounts:
 
 
 def in_blocks(counts: Counts, samples: NDArray[np.int64]) -> Iterator[SampleRows]:
-    """Samples a block at a time, so that a large table need not fit into memory."""
-    for start in range(0, len(samples), _BLOCK):
-        yield counts.rows(samples[start : start + _BLOCK])
+    """Samples a block at a time, as many as about fill it, so that a large table need not fit into memory."""
+    start, size = 0, _FIRST_BLOCK
+    while start < len(samples):
+        rows = counts.rows(samples[start : start + size])
+        yield rows
+        start += size
+        entries_of_a_sample = max(1, len(rows.asvs) // (len(rows.indptr) - 1))
+        size = max(1, min(_ENTRIES_OF_A_BLOCK // entries_of_a_sample, 16 * size))
 
 
 def present_asvs(counts: Counts, samples: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -27,7 +27,7 @@ from aam.data.tokenizer import MASK, PAD, START
 __all__ = ["BatchKey", "BatchPlan", "DatasetOptions", "SampleDataset", "mask_nucleotides"]
 
 _MEAN_SPAN = 5  # bases
-_BLOCK = 1024  # samples read at a time where many are
+_BLOCK = 64  # samples read at a time where many are
 
 
 @dataclass(frozen=True)

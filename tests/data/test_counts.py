@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -60,8 +62,12 @@ def test_joined_tables_are_the_sums_that_a_loop_finds(seed):
 
 
 def test_blocks_cover_every_sample_once(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("aam.data.counts._BLOCK", 3)
+    monkeypatch.setattr("aam.data.counts._FIRST_BLOCK", 3)
+    monkeypatch.setattr("aam.data.counts._ENTRIES_OF_A_BLOCK", 7)
     table = random_table(np.random.default_rng(1), 8, 4)
     blocks = list(in_blocks(MemoryCounts(sparse.csr_array(table)), np.arange(8)))
-    assert [len(rows.indptr) - 1 for rows in blocks] == [3, 3, 2]
+    sizes = [len(rows.indptr) - 1 for rows in blocks]
+    assert sizes[0] == 3 and sum(sizes) == 8
+    for before, rows in pairwise(blocks):  # as many samples as would have filled the last block
+        assert len(rows.indptr) - 1 <= max(1, 7 // max(1, len(before.asvs) // (len(before.indptr) - 1)))
     np.testing.assert_array_equal(np.concatenate([dense(rows, 4) for rows in blocks]), table)
