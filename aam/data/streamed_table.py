@@ -77,7 +77,8 @@ class StreamedTable:
         self.path = require_file(path, _WHAT)
         if not read_head(path).startswith(HDF5_MAGIC):
             raise DataError(
-                f"{path}: --streaming reads BIOM 2.1 (HDF5) alone; convert it with `biom convert --to-hdf5`"
+                f"{path}: --streaming reads BIOM 2.1 (HDF5) alone; convert it with `biom convert --to-hdf5`, or get it "
+                "out of a QIIME 2 artifact with `qiime tools export`"
             )
         self._handle: tuple[int, h5py.File] | None = None
         with open_hdf5(path, _WHAT) as file:

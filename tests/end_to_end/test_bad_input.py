@@ -18,11 +18,13 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from scipy import sparse
 
 from aam.data.biom_loader import FeatureTable, load_table
 from aam.data.distances import write_distances_h5
 from aam.data.splits import make_splits
-from tests.end_to_end.program import StudyFiles, aam, assert_one_line_error, write_table
+from tests.data.artifacts import members, write_artifact, write_zip
+from tests.end_to_end.program import TINY, StudyFiles, aam, assert_one_line_error, succeed, write_table
 
 
 class Files:
@@ -541,3 +543,172 @@ def test_as_a_program(files: Files) -> None:
     assert (usage.returncode, usage.stdout) == (2, "")
     assert usage.stderr.splitlines()[-1].startswith("Error: ")
     assert not files.run.exists()
+
+
+class TestWhatUsersHave:
+    """Files that are damaged, hostile or of another kind, and the words that say so."""
+
+    @pytest.mark.parametrize("share", [0.3, 0.95])
+    @pytest.mark.parametrize("streaming", [(), ("--streaming",)], ids=["memory", "streaming"])
+    def test_truncated_hdf5(self, files: Files, share: float, streaming: tuple[str, ...]) -> None:
+        for option, path in (("--table", files.study.table), ("--unifrac-matrix", files.study.matrix)):
+            whole = path.read_bytes()
+            cut = files.bytes(path.name, whole[: int(len(whole) * share)])
+            given = {"--table": files.study.table, "--unifrac-matrix": files.study.matrix, option: cut}
+            arguments = [part for pair in given.items() for part in pair]
+            files.refused("pretrain", *arguments, *streaming, words=(cut, "damaged"))
+
+    @pytest.mark.parametrize(
+        ("kind", "option", "words"),
+        [
+            ("zip", "--table", ("no QIIME 2 artifact",)),
+            ("zip", "--unifrac-matrix", ("no QIIME 2 artifact",)),
+            ("zip", "--metadata", ("is a zip archive",)),
+            ("sequences", "--table", ("FeatureData[Sequence]", "FeatureTable[Frequency]")),
+            ("sequences", "--unifrac-matrix", ("FeatureData[Sequence]", "DistanceMatrix")),
+            ("table", "--sequences", ("FeatureTable[Frequency]", "FeatureData[Sequence]")),
+            ("bomb", "--unifrac-matrix", ("zip bomb",)),
+            ("dots", "--unifrac-matrix", ("'../../evil'",)),
+            ("cut", "--table", ("cut short or damaged",)),
+        ],
+    )
+    def test_archives(self, files: Files, kind: str, option: str, words: tuple[str, ...]) -> None:
+        path = files.folder / f"{kind}.qza"
+        if kind == "zip":
+            write_zip(path, {"some.txt": b"hello"})
+        elif kind == "sequences":
+            write_artifact(path, "FeatureData[Sequence]", {"dna-sequences.fasta": b">a\nACGT\n"})
+        elif kind == "bomb":
+            write_artifact(path, "DistanceMatrix", {"distance-matrix.tsv": bytes(2**28)})
+        elif kind == "dots":
+            write_zip(path, {**members("DistanceMatrix", {"distance-matrix.tsv": b""}), "../../evil": b"x"})
+        else:
+            content = {"feature-table.biom": files.study.table.read_bytes()}
+            write_artifact(path, "FeatureTable[Frequency]", content)
+            if kind == "cut":
+                path.write_bytes(path.read_bytes()[:-200])
+        given = {"--table": files.study.table, "--unifrac-matrix": files.study.matrix, option: path}
+        files.refused("pretrain", *[part for pair in given.items() for part in pair], words=(path, *words))
+
+    def test_artifacts_are_not_streamed(self, files: Files) -> None:
+        content = {"feature-table.biom": files.study.table.read_bytes()}
+        path = write_artifact(files.folder / "table.qza", "FeatureTable[Frequency]", content)
+        options = ("--unifrac-matrix", files.study.matrix, "--streaming")
+        files.refused("pretrain", "--table", path, *options, words=(path, "qiime tools export"))
+
+    @pytest.mark.parametrize(
+        "options", [("--rarefy-depth", 100), ("--rarefy-depth", 100, "--streaming"), ("--augment-rarefy", 100)]
+    )
+    def test_relative_frequencies_have_no_reads(self, files: Files, options: tuple[object, ...]) -> None:
+        path = files.table(self.relative)
+        given = ("--table", path, "--unifrac-matrix", files.study.matrix)
+        files.refused("pretrain", *given, *options, words=(path, options[0], "whole reads"))
+
+    def test_relative_frequencies_are_not_added_up(self, files: Files) -> None:
+        path = files.table(self.relative)
+        for streaming in ((), ("--streaming",)):
+            given = ("--table", path, "--table", files.study.table, "--unifrac-matrix", files.study.matrix)
+            files.refused("pretrain", *given, *streaming, words=(path, "added up"))
+
+    @staticmethod
+    def relative(table: FeatureTable) -> FeatureTable:
+        shares = sparse.csr_array(table.counts / table.counts.sum(axis=1)[:, None])
+        return replace(table, counts=shares)
+
+    def test_unnormalised_weighted_unifrac(self, files: Files) -> None:
+        path = files.matrix(lambda values: values * 3)
+        options = ("--table", files.study.table, "--unifrac-matrix", path, "--base-target", "weighted_unifrac")
+        files.refused("pretrain", *options, words=(path, "above 1", "unnormalised", "weighted_normalized"))
+
+    def test_pickled_ids(self, files: Files) -> None:
+        path = files.folder / "matrix.npz"
+        np.savez(path, ids=np.array(load_table(files.study.table).sample_ids, dtype=object), matrix=np.zeros((24, 24)))
+        files.matrix_refused(path, "'ids'", "dtype=str")
+
+    @pytest.mark.parametrize(
+        ("spell", "words"),
+        [
+            (lambda names: [names[1], *names[1:]], ("duplicate",)),
+            (lambda names: [f"{names[1]} ", *names[1:]], ("white space",)),
+            (lambda names: [name.upper() for name in names], ("upper and lower case",)),
+        ],
+        ids=["duplicate", "padded", "case"],
+    )
+    def test_spellings_of_ids(
+        self, files: Files, spell: Callable[[list[str]], list[str]], words: tuple[str, ...]
+    ) -> None:
+        with h5py.File(files.study.matrix) as file:
+            names, values = [name.decode() for name in file["order"][()]], file["matrix"][()]
+        path = files.folder / "spelt.h5"
+        write_distances_h5(path, spell(names), values)
+        files.matrix_refused(path, *words)
+
+    def test_a_lost_leading_zero(self, files: Files) -> None:
+        names = [f"{number:04d}" for number in range(24)]
+        table = files.table(lambda table: replace(table, sample_ids=names))
+        rows = "".join(f"{int(name)}\t{name}\n" for name in names)
+        metadata = files.text("metadata.tsv", f"sample_id\tage\n{rows}")
+        options = ("--table", table, "--metadata", metadata, "--metadata-column", "age")
+        files.refused("train", *options, words=(metadata, "leading zeros", "spreadsheet"))
+
+    def test_metadata_files_that_disagree(self, files: Files) -> None:
+        names = load_table(files.study.table).sample_ids
+        one, other = (
+            files.text(
+                f"{add}.tsv", "sample_id\tage\n" + "".join(f"{name}\t{i + add}\n" for i, name in enumerate(names))
+            )
+            for add in (0, 1)
+        )
+        options = ("--table", files.study.table, "--metadata", one, "--metadata", other, "--metadata-column", "age")
+        files.refused("train", *options, words=(one, other, "'age'"))
+
+    @pytest.mark.parametrize(
+        ("encoding", "way_out"), [("latin-1", "iconv -f LATIN1"), ("utf-16", "iconv -f UTF-16")], ids=str
+    )
+    def test_other_encodings(self, files: Files, encoding: str, way_out: str) -> None:
+        text = files.metadata("city", lambda _: "München").read_text()
+        path = files.bytes("other.tsv", text.encode(encoding))
+        options = ("--table", files.study.table, "--metadata", path, "--metadata-column", "age")
+        files.refused("train", *options, words=(path, way_out))
+
+
+class TestAccepted:
+    """What looks odd but says the same gives the same run."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def plain(cls, study: StudyFiles, tmp_path_factory: pytest.TempPathFactory) -> str:
+        run = tmp_path_factory.mktemp("accepted") / "run"
+        succeed(*study.pretrain, "--epochs", 1, "--metadata", study.metadata, "--output-dir", run)
+        return (run / "history.csv").read_text()
+
+    @pytest.mark.parametrize("what", ["lower case", "RNA", "white space", "Windows line ends", "more in the matrix"])
+    def test_same_run(self, files: Files, plain: str, what: str) -> None:
+        table, matrix, metadata = files.study.table, files.study.matrix, files.study.metadata
+        spell: dict[str, Callable[[str], str]] = {"lower case": str.lower, "RNA": lambda name: name.replace("T", "U")}
+        if what in spell:
+            table = files.table(lambda table: replace(table, feature_ids=[spell[what](f) for f in table.feature_ids]))
+        elif what == "white space":
+            table = files.table(lambda table: replace(table, sample_ids=[f" {name} " for name in table.sample_ids]))
+        elif what == "Windows line ends":
+            metadata = files.bytes("crlf.tsv", metadata.read_bytes().replace(b"\n", b"\r\n"))
+        else:
+            with h5py.File(matrix) as file:
+                names, values = [name.decode() for name in file["order"][()]], file["matrix"][()]
+            matrix = files.folder / "more.h5"
+            larger = np.pad(values, (1, 0), constant_values=0.5)
+            larger[0, 0] = 0
+            write_distances_h5(matrix, ["another", *names], larger)
+        given = ("--table", table, "--unifrac-matrix", matrix, "--metadata", metadata)
+        succeed("pretrain", *given, *TINY, "--epochs", 1, "--output-dir", files.run)
+        assert (files.run / "history.csv").read_text() == plain
+
+    def test_other_letters_are_counted_and_missing_samples_named(self, files: Files) -> None:
+        table = files.table(lambda table: replace(table, feature_ids=["R" + f[1:] for f in table.feature_ids]))
+        with h5py.File(files.study.matrix) as file:
+            names, values = [name.decode() for name in file["order"][()]], file["matrix"][()]
+        write_distances_h5(files.folder / "few.h5", names[:18], values[:18, :18])
+        given = ("--table", table, "--unifrac-matrix", files.folder / "few.h5")
+        said = succeed("pretrain", *given, *TINY, "--epochs", 1, "--output-dir", files.run).err
+        assert "sequences hold letters other than A, C, G and T, which are read as N" in said
+        assert "left out: 6 not in the distance matrix" in said

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import csv
+import gzip
+import hashlib
+import io
+import json
 from pathlib import Path
 
 import biom
@@ -15,6 +19,7 @@ from scipy import sparse
 from aam.data.biom_loader import FeatureTable, load_table
 from aam.data.distances import write_distances_h5
 from aam.data.simulate import simulate_study, write_study
+from tests.data.artifacts import write_artifact
 from tests.end_to_end.program import (
     TINY,
     StudyFiles,
@@ -25,6 +30,7 @@ from tests.end_to_end.program import (
     succeed,
     write_table,
 )
+from tests.real_data import real_data
 
 SAME = ("history.csv", "val_predictions.tsv", "test_predictions.tsv", "metrics.json", "splits.tsv")
 
@@ -302,3 +308,198 @@ class TestStripes:
         path = self.hdf5(tmp_path / "stripe.h5", stripe, False)
         arguments = ["--table", study.table, "--unifrac-matrix", path, *TINY, "--output-dir", tmp_path / "run"]
         assert_one_line_error(aam("pretrain", *arguments), 1, path, "--reference-ids")
+
+
+SMALL = ("--embedding-dim", 16, "--attention-heads", 2, "--attention-layers", 1, "--clades", 32)
+CPU = ("--threads", 1, "--num-workers", 0, "--nuc-weight", 0)
+
+
+@pytest.fixture(scope="module")
+def mouse() -> Path:
+    return real_data("mouse_sleep_apnea_10422")
+
+
+@pytest.fixture(scope="module")
+def of_ssu() -> Path:
+    return real_data("ssu_outputs")
+
+
+@pytest.fixture(scope="module")
+def few(mouse: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of 40 of the mice's samples: enough to see that labels are the same."""
+    table = load_table(mouse / "table.biom").select_samples(np.arange(0, 160, 4))
+    return write_table(tmp_path_factory.mktemp("few") / "table.biom", table)
+
+
+def test_one_matrix_in_all_its_formats_is_one_matrix(mouse: Path, of_ssu: Path, few: Path, tmp_path: Path) -> None:
+    ids, values = read_matrix(of_ssu / "unweighted_pcoa.h5")
+    values = values.astype(np.float32)
+    text = write_text(tmp_path / "square.tsv", ids, ids, values)
+    at = [ids.index(name) for name in load_table(few).sample_ids]
+    np.save(tmp_path / "matrix.npy", values[np.ix_(at, at)])
+    np.savez(tmp_path / "matrix.npz", ids=np.array(ids), matrix=values)
+    with gzip.open(tmp_path / "square.tsv.gz", "wb") as file:
+        file.write(text.read_bytes())
+    with h5py.File(tmp_path / "numbered.h5", "w") as file:
+        file["order"] = np.array(ids, dtype=h5py.string_dtype())
+        file["matrix:0"] = values
+    given = [
+        of_ssu / "unweighted_pcoa.h5",
+        mouse / "unifrac.h5",
+        of_ssu / "unweighted.tsv",
+        text,
+        tmp_path / "square.tsv.gz",
+        write_text(tmp_path / "square.csv", ids, ids, values, ","),
+        tmp_path / "matrix.npy",
+        tmp_path / "matrix.npz",
+        tmp_path / "numbered.h5",
+        write_artifact(tmp_path / "matrix.qza", "DistanceMatrix", {"distance-matrix.tsv": text.read_bytes()}),
+    ]
+    histories = []
+    for number, path in enumerate(given):
+        run = tmp_path / f"run{number}"
+        options = ("--table", few, "--unifrac-matrix", path, *SMALL, *CPU, "--epochs", 1)
+        succeed("pretrain", *options, "--output-dir", run)
+        histories.append((run / "history.csv").read_text())
+    computed = 3  # by ssu, each in its own precision
+    assert all(history == histories[computed] for history in [histories[0], *histories[computed:]])
+    first, *others = (pd.read_csv(io.StringIO(history)) for history in histories[:computed])
+    for other in others:
+        pd.testing.assert_frame_equal(other, first, rtol=1e-4)
+
+
+@pytest.mark.slow
+class TestBaseTargetsLearn:
+    """Each base target is read better of held-out mice after some epochs than after the first."""
+
+    @staticmethod
+    def improves(run: Path, *metrics: str) -> None:
+        best = read_metrics(run)
+        history = pd.read_csv(run / "history.csv").set_index("epoch")
+        assert best["best_epoch"] > 1
+        for name in metrics:
+            first = history[f"val_{name}"][1]
+            assert best["val"][name] > first, (name, first, best["val"][name])
+
+    @staticmethod
+    def pretrain(mouse: Path, run: Path, *options: object, epochs: int = 6) -> Path:
+        data = ("--table", mouse / "table.biom", "--metadata", mouse / "metadata.tsv")
+        grouped = ("--group-column", "host_subject_id", "--output-dir", run)
+        succeed("pretrain", *data, *SMALL, *CPU, "--epochs", epochs, *grouped, *options)
+        return run
+
+    @pytest.mark.parametrize(
+        "metric", ["generalized_unifrac", "bray_curtis", "jaccard", "aitchison", "weighted_unifrac", "unifrac"]
+    )
+    def test_distances(self, mouse: Path, tmp_path: Path, metric: str) -> None:
+        matrix = tmp_path / "matrix.h5"
+        options = ("--metric", metric, "--table", mouse / "table.biom", "--output", matrix)
+        tree = ("--tree", mouse / "tree.nwk") if "unifrac" in metric else ()
+        succeed("distances", *options, *tree)
+        run = self.pretrain(mouse, tmp_path / "run", "--base-target", metric, "--unifrac-matrix", matrix)
+        heads = [name for name in (metric, f"{metric}_euclidean") if f"{name}_r2" in read_metrics(run)["val"]]
+        best = read_metrics(run)["val"]
+        history = pd.read_csv(run / "history.csv")
+        assert any(best[f"{name}_r2"] > history[f"val_{name}_r2"][0] for name in heads)
+        assert history.val_loss.min() < history.val_loss[0]
+
+    def test_faith_pd(self, mouse: Path, of_ssu: Path, tmp_path: Path) -> None:
+        options = ("--base-target", "faith_pd", "--unifrac-matrix", of_ssu / "faith_pd.tsv")
+        self.improves(self.pretrain(mouse, tmp_path / "run", *options), "faith_pd_r2")
+
+    def test_combined(self, mouse: Path, of_ssu: Path, tmp_path: Path) -> None:
+        run = self.pretrain(
+            mouse,
+            tmp_path / "run",
+            *("--base-target", "combined", "--unifrac-matrix", f"unifrac={of_ssu / 'unweighted.tsv'}"),
+            *("--unifrac-matrix", f"weighted_unifrac={of_ssu / 'weighted_normalized.h5'}"),
+            *("--unifrac-matrix", f"faith_pd={of_ssu / 'faith_pd.tsv'}"),
+            *("--taxonomy", taxonomy_of(mouse / "table.biom", tmp_path / "taxonomy.tsv"), "--taxonomy-level", "phylum"),
+        )
+        self.improves(run, "unifrac_r2", "weighted_unifrac_r2", "faith_pd_r2", "taxonomy_r2")
+
+    def test_taxonomy(self, mouse: Path, tmp_path: Path) -> None:
+        taxonomy = taxonomy_of(mouse / "table.biom", tmp_path / "taxonomy.tsv")
+        options = ("--base-target", "taxonomy", "--taxonomy", taxonomy, "--taxonomy-level", "phylum")
+        self.improves(self.pretrain(mouse, tmp_path / "run", *options), "taxonomy_r2")
+
+
+def taxonomy_of(table: Path, path: Path) -> Path:
+    """Taxa by the first bases of a sequence, which are as good as any to learn."""
+    sequences = load_table(table).feature_ids
+    rows = [f"{sequence}\tk__Bacteria; p__{sequence[10:12]}" for sequence in sequences]
+    path.write_text("\n".join(["Feature ID\tTaxon", *rows]) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def artifacts(study: StudyFiles, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A study in QIIME 2 artifacts, its features named by hashes."""
+    folder = tmp_path_factory.mktemp("artifacts")
+    table = load_table(study.table)
+    hashes = {name: hashlib.md5(name.encode()).hexdigest() for name in table.feature_ids}
+    hashed = FeatureTable(table.counts, table.sample_ids, list(hashes.values()))
+    content = {"feature-table.biom": write_table(folder / "table.biom", hashed).read_bytes()}
+    fasta = "".join(f">{name}\n{sequence}\n" for sequence, name in hashes.items()).encode()
+    taxa = "".join(f"{name}\tk__Bacteria; p__{sequence[:1]}\n" for sequence, name in hashes.items())
+    ids, values = read_matrix(study.matrix)
+    square = write_text(folder / "square.tsv", ids, ids, values).read_bytes()
+    of_type = {
+        "table": ("FeatureTable[Frequency]", content),
+        "sequences": ("FeatureData[Sequence]", {"dna-sequences.fasta": fasta}),
+        "taxonomy": ("FeatureData[Taxonomy]", {"taxonomy.tsv": f"Feature ID\tTaxon\n{taxa}".encode()}),
+        "matrix": ("DistanceMatrix", {"distance-matrix.tsv": square}),
+    }
+    return {name: write_artifact(folder / f"{name}.qza", *parts) for name, parts in of_type.items()}
+
+
+class TestArtifacts:
+    def test_training_needs_no_conversion(
+        self, study: StudyFiles, artifacts: dict[str, Path], trained: Path, tmp_path: Path
+    ) -> None:
+        files = ("--table", artifacts["table"], "--sequences", artifacts["sequences"], "--metadata", study.metadata)
+        options = ("--unifrac-matrix", artifacts["matrix"], "--metadata-column", "age", "--test-size", 0.25)
+        more = (*TINY, "--nuc-asv-fraction", 0.5, "--output-dir", tmp_path / "run")
+        succeed("train", *files, *options, *more)
+        assert outcome(tmp_path / "run") == outcome(trained)
+        output = ("--output", tmp_path / "predictions.tsv")
+        succeed("predict", "--model", tmp_path / "run", *files[:4], *output)
+        predicted = read_predictions(tmp_path / "predictions.tsv").predicted
+        held_out = read_predictions(tmp_path / "run" / "test_predictions.tsv").predicted
+        np.testing.assert_allclose(predicted[held_out.index], held_out, rtol=1e-5)
+
+    def test_taxonomy(self, study: StudyFiles, artifacts: dict[str, Path], tmp_path: Path) -> None:
+        files = ("--table", artifacts["table"], "--sequences", artifacts["sequences"])
+        target = ("--base-target", "taxonomy", "--taxonomy", artifacts["taxonomy"], "--taxonomy-level", "phylum")
+        succeed("pretrain", *files, *target, *TINY, "--output-dir", tmp_path / "run")
+        assert "taxonomy_bray_curtis" in read_metrics(tmp_path / "run")["val"]
+
+    def test_hashes_without_sequences(self, study: StudyFiles, artifacts: dict[str, Path], tmp_path: Path) -> None:
+        options = ("--table", artifacts["table"], "--metadata", study.metadata, "--metadata-column", "age", *TINY)
+        result = aam("train", *options, "--output-dir", tmp_path / "run")
+        assert_one_line_error(result, 1, artifacts["table"], "--sequences")
+
+    def test_a_real_study_says_what_is_left_out(self) -> None:
+        folder = real_data("udca_qza")
+        files = ("--table", folder / "table.qza", "--sequences", folder / "rep-seqs.qza")
+        target = ("--metadata", folder / "metadata.tsv", "--metadata-column", "host_sex", "--classifier")
+        report = json.loads(succeed("check", *files, *target, "--group-column", "host_subject_id", "--json").out)
+        assert sum(report["samples"]["left_out"].values()) == 152
+        assert report["samples"]["left_out"]["not in the metadata"] > 0
+        assert report["samples"]["used"] == report["samples"]["table"] - 152
+
+    def test_a_real_study_without_sequences(self, tmp_path: Path) -> None:
+        folder = real_data("hashed_ids")
+        table, metadata = folder / "ecam-table-maturity.qza", folder / "ecam_map_maturity.txt"
+        options = ("--table", table, "--metadata", metadata, "--metadata-column", "month")
+        assert_one_line_error(aam("train", *options, "--output-dir", tmp_path / "run"), 1, table, "--sequences")
+
+
+def test_a_second_run_says_what_it_reused(study: StudyFiles, tmp_path: Path) -> None:
+    first, second = (
+        succeed(*study.pretrain, "--cache-dir", tmp_path / "cache", "--output-dir", tmp_path / name)
+        for name in ("first", "second")
+    )
+    assert "reused" not in first.err
+    assert f"reused from {tmp_path / 'cache'}: tokens" in second.err
+    assert outcome(tmp_path / "first") == outcome(tmp_path / "second")
