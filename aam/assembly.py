@@ -103,7 +103,10 @@ def labelled_targets(config: RunConfig, study: Study, train: NDArray[np.int64]) 
     """The base targets that are learnt, each with its labels, measured on the training split."""
     labels = _labels(config, study, train)
     found = {}
-    for name in targets_of(config.task.base_target, labels):
+    learnt = targets_of(config.task.base_target, labels)
+    if config.data.taxonomy is not None and "taxonomy" not in learnt:
+        logger.warning("--taxonomy is not used: --base-target is %s", config.task.base_target)
+    for name in learnt:
         known = labels[name]
         parts = known.names if isinstance(known, CompositionLabels) else ()
         target = base_target(name, alpha=config.task.unifrac_alpha, parts=parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from aam.errors import DataError
 from aam.models.base_targets import base_target_class, base_target_names
 
 __all__ = ["label_files", "load_inputs"]
+
+logger = logging.getLogger("aam")
 
 _NAMED = re.compile("([a-z][a-z0-9_]*)=(.+)")
 
@@ -51,6 +54,8 @@ def label_files(data: DataConfig, target: str) -> dict[str, LabelFiles]:
             raise DataError(f"--unifrac-matrix {given}: no base target {name!r}; there are {known}")
         if name != target and not several:
             raise DataError(f"--unifrac-matrix {given}: is of {name}, and --base-target is {target}; make them agree")
+        if several and not match:
+            logger.info("--unifrac-matrix %s: taken for %s; NAME=%s says otherwise", given, name, given)
         paths.setdefault(name, []).append(path)
     found = {}
     for name, files in paths.items():

@@ -36,7 +36,7 @@ from aam.data.files import (
 from aam.data.qza import is_artifact, read_artifact
 from aam.errors import DataError
 
-__all__ = ["FeatureTable", "TableKind", "check_whole_counts", "load_table", "merge_tables", "read_sample_metadata"]
+__all__ = ["FeatureTable", "TableKind", "check_whole_counts", "load_table", "read_sample_metadata"]
 
 TableKind = Literal["counts", "relative", "presence"]
 _WHAT = "feature table"
@@ -174,71 +174,6 @@ def check_whole_counts(table: FeatureTable, path: Path, option: str = "--rarefy-
             f"{path}: {option} draws whole reads, but the table holds {table.counts.data[entry]:g}; "
             f"give raw counts, or leave {option} out"
         )
-
-
-def merge_tables(tables: Sequence[FeatureTable]) -> FeatureTable:
-    """Sum tables per sample ID and feature ID.
-
-    Parameters
-    ----------
-    tables : sequence of FeatureTable
-        At least one; a feature ID must mean the same in all of them, so it should be the sequence.
-
-    Returns
-    -------
-    FeatureTable
-        Samples and features of every table, in the order of their first appearance. Of a sample that several tables
-        describe, a cell that they differ in is missing.
-
-    Raises
-    ------
-    DataError
-        If they hold different kinds of values, or a sample whose relative frequencies or presences would be summed.
-    """
-    kinds = list(dict.fromkeys(table.kind for table in tables))
-    if len(kinds) > 1:
-        raise DataError(
-            f"the tables hold values of different kinds ({', '.join(kinds)}), which cannot be summed; "
-            "give tables of counts"
-        )
-    samples: dict[str, int] = {}
-    features: dict[str, int] = {}
-    rows, columns = [], []
-    for table in tables:
-        shared = next((name for name in table.sample_ids if name in samples), None)
-        if shared is not None and kinds[0] != "counts":
-            values = "relative frequencies" if kinds[0] == "relative" else "presences"
-            raise DataError(
-                f"sample {shown(shared)} is in two tables of {values}, which cannot be summed; give tables of counts"
-            )
-        row_of = np.array([samples.setdefault(name, len(samples)) for name in table.sample_ids], dtype=np.int64)
-        column_of = np.array([features.setdefault(name, len(features)) for name in table.feature_ids], dtype=np.int64)
-        rows.append(np.repeat(row_of, np.diff(table.counts.indptr)))
-        columns.append(column_of[table.counts.indices])
-    data = np.concatenate([table.counts.data for table in tables])
-    shape = (len(samples), len(features))
-    counts = sparse.csr_array((data, (np.concatenate(rows), np.concatenate(columns))), shape=shape)
-    counts.sum_duplicates()
-    metadata = [table.sample_metadata for table in tables if table.sample_metadata is not None]
-    return FeatureTable(
-        _canonical(counts),
-        list(samples),
-        list(features),
-        kinds[0],
-        _merge_sample_metadata(metadata, list(samples)) if metadata else None,
-    )
-
-
-def _merge_sample_metadata(frames: Sequence[pd.DataFrame], sample_ids: list[str]) -> pd.DataFrame:
-    columns = list(dict.fromkeys(column for frame in frames for column in frame.columns))
-    index = pd.Index(sample_ids, dtype=object, name="sample_id")
-    merged = pd.DataFrame(np.nan, index=index, columns=columns, dtype=object)
-    differing = pd.DataFrame(False, index=index, columns=columns)
-    for frame in frames:
-        stated = frame.reindex(index=index, columns=columns)
-        differing |= merged.notna() & stated.notna() & (merged != stated)
-        merged = merged.where(merged.notna(), stated)
-    return merged.mask(differing, np.nan)
 
 
 def _load_hdf5(path: Path, content: bytes | None, sample_metadata: bool) -> FeatureTable:

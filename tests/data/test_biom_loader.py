@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from aam.data.biom_loader import FeatureTable, check_whole_counts, load_table, merge_tables
+from aam.data.biom_loader import FeatureTable, check_whole_counts, load_table
 from aam.data.files import file_sha256
 from aam.errors import DataError
 from tests.data.artifacts import write_artifact
@@ -423,61 +423,6 @@ class TestRelativeFrequencies:
         table = FeatureTable(sparse.csr_array(np.eye(2)), list("ab"), list("xy"), "presence")
         with pytest.raises(DataError, match="presence"):
             check_whole_counts(table, Path("t"))
-
-
-class TestMerge:
-    @settings(max_examples=40)
-    @given(
-        st.lists(
-            st.dictionaries(st.tuples(st.sampled_from("abcd"), st.sampled_from("wxyz")), st.integers(1, 9)),
-            min_size=1,
-            max_size=3,
-        )
-    )
-    def test_sums_per_sample_and_feature(self, parts):
-        tables, expected = [], {}
-        for number, part in enumerate(parts):
-            samples = sorted({"e", *(sample for sample, _ in part)}, reverse=number % 2 == 1)
-            features = sorted({"v", *(feature for _, feature in part)}, reverse=number % 2 == 0)
-            dense = np.array([[float(part.get((s, f), 0)) for f in features] for s in samples])
-            tables.append(FeatureTable(sparse.csr_array(dense), samples, features))
-            for place, count in part.items():
-                expected[place] = expected.get(place, 0) + count
-        merged = merge_tables(tables)
-        assert merged.sample_ids == list(dict.fromkeys(name for table in tables for name in table.sample_ids))
-        assert merged.feature_ids == list(dict.fromkeys(name for table in tables for name in table.feature_ids))
-        coo = merged.counts.tocoo()
-        rows, columns = coo.coords
-        names = [(merged.sample_ids[r], merged.feature_ids[c]) for r, c in zip(rows, columns, strict=True)]
-        assert dict(zip(names, coo.data.tolist(), strict=True)) == expected
-        assert len(names) == len(expected)
-        assert merged.counts.has_sorted_indices
-
-    def test_sample_metadata(self):
-        def table(ids: list[str], **columns: list[object]) -> FeatureTable:
-            frame = pd.DataFrame(columns, index=pd.Index(ids, name="sample_id"), dtype=object) if columns else None
-            return FeatureTable(sparse.csr_array(np.ones((len(ids), 1))), ids, ["f"], "counts", frame)
-
-        first = table(["a", "b"], age=["1", np.nan], run=["x", "x"])
-        second = table(["b", "c"], run=["y", "y"], sex=["f", "m"], age=["2", "3"])
-        merged = merge_tables([first, table(["d"]), second]).sample_metadata
-        assert list(merged.index) == ["a", "b", "d", "c"]
-        assert merged.fillna("?").to_dict("list") == {
-            "age": ["1", "2", "?", "3"],
-            "run": ["x", "?", "?", "y"],
-            "sex": ["?", "f", "?", "m"],
-        }
-        assert merge_tables([table(["a"]), table(["b"])]).sample_metadata is None
-
-    def test_what_cannot_be_summed(self):
-        def table(name: str, kind: str) -> FeatureTable:
-            return FeatureTable(sparse.csr_array([[1.0]]), [name], ["f"], kind)
-
-        assert merge_tables([table("a", "relative"), table("b", "relative")]).kind == "relative"
-        with pytest.raises(DataError, match=r"'a' is in two tables of relative frequencies"):
-            merge_tables([table("a", "relative"), table("a", "relative")])
-        with pytest.raises(DataError, match="counts, presence"):
-            merge_tables([table("a", "counts"), table("b", "presence")])
 
 
 def test_ids_that_differ_by_white_space(tmp_path):
