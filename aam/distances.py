@@ -161,7 +161,7 @@ def _from_cache(wanted: _Wanted, cache: Cache) -> Computed:
     if made:
         return made[0]
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             beside = json.loads(str(stored["beside"]))
             result = DistanceResult(wanted.metric, stored["ids"].tolist(), stored["values"], beside["engine"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
@@ -183,9 +183,11 @@ def _computed(wanted: _Wanted, cache: Cache | None) -> Computed:
             notes.append(f"{merged} features with the sequence of another were merged with it")
     if wanted.rarefy_depth is not None:
         check_whole_counts(features, wanted.table)
-        features, shallow = rarefied(features, wanted.rarefy_depth, wanted.seed, names=resolved)
+        features, shallow, reused = _rarefied(features, wanted, resolved, cache)
         if shallow:
             notes.append(f"{_listed(shallow)} with fewer than {wanted.rarefy_depth} reads left out")
+        if reused:
+            notes.append("the rarefied table was reused from the cache")
     began = time.perf_counter()
     pruned: Tree | None = None
     if wanted.metric in PHYLOGENETIC:
@@ -206,6 +208,37 @@ def _computed(wanted: _Wanted, cache: Cache | None) -> Computed:
         notes.append(f"{_listed(result.left_out)} without reads left out")
     asvs = None if result.tree is None else len(result.tree.tips)
     return Computed(result, seconds, notes + result.notes, len(result.ids) == samples, asvs)
+
+
+def _rarefied(
+    table: FeatureTable, wanted: _Wanted, names: Sequence[str] | None, cache: Cache | None
+) -> tuple[FeatureTable, list[str], bool]:
+    """The table rarefied, the samples that are too shallow, and whether that was in the cache."""
+    assert wanted.rarefy_depth is not None
+    depth = np.asarray(table.counts.sum(axis=1))
+    shallow = [name for name, reads in zip(table.sample_ids, depth, strict=True) if reads < wanted.rarefy_depth]
+    made: list[FeatureTable] = []
+    if cache is None or len(shallow) == len(depth):
+        return (*rarefied(table, wanted.rarefy_depth, wanted.seed, names=names), False)
+
+    def make(path: Path) -> None:
+        made.append(rarefied(table, wanted.rarefy_depth or 0, wanted.seed, names=names)[0])
+        with path.open("wb") as file:
+            sparse.save_npz(file, made[0].counts)
+
+    inputs = [file_sha256(path) for path in (wanted.table, wanted.sequences) if path is not None]
+    key = json.dumps([__version__, *inputs, wanted.rarefy_depth, wanted.seed]).encode()
+    path = cache.file("rarefied", key, make)
+    if made:
+        return made[0], shallow, False
+    try:
+        with path.open("rb") as file:
+            counts = sparse.csr_array(sparse.load_npz(file))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # damaged
+        path.unlink(missing_ok=True)
+        return _rarefied(table, wanted, names, cache)
+    kept = table.select_samples(np.flatnonzero(depth >= wanted.rarefy_depth))
+    return replace(kept, counts=counts), shallow, True
 
 
 def _resolved(table: FeatureTable, fasta: dict[str, str] | None, path: Path) -> list[str] | None:

@@ -140,11 +140,17 @@ def test_sizes_that_cannot_be(arguments, words):
     assert words in result.stderr
 
 
+def heed_interrupts() -> None:
+    """A shell lets what it runs in the background ignore them, tests and all."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_nothing_is_left_behind_when_it_is_stopped(number, tmp_path: Path):
     arguments = ["benchmark", "data", "--simulate", "4000x2000x400000", "--work-dir", str(tmp_path)]
-    running = subprocess.Popen([sys.executable, "-m", "aam", *arguments], stderr=subprocess.PIPE)
+    command = [sys.executable, "-m", "aam", *arguments]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=heed_interrupts)
     began = time.monotonic()
     while not list(tmp_path.glob("*/*.biom")) and time.monotonic() < began + 60:
         time.sleep(0.02)

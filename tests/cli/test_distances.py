@@ -166,3 +166,21 @@ def test_refusals(files: StudyFiles, tmp_path: Path, monkeypatch: pytest.MonkeyP
     output.write_text("mine")
     assert_one_line_error(aam(*call, "--tree", tree), 1, output, "--overwrite")
     assert output.read_text() == "mine"
+
+
+def test_what_is_kept_in_the_cache_is_said_and_the_same(files: StudyFiles, tmp_path: Path) -> None:
+    cache, plain, kept = tmp_path / "cache", tmp_path / "plain.npy", tmp_path / "kept.npy"
+    for metric, note in (
+        ("bray_curtis", ""),
+        ("jaccard", "rarefied table was reused"),
+        ("jaccard", "distances were reused"),
+    ):
+        call = ["distances", "--table", files.table, "--metric", metric, "--rarefy-depth", 50, "--overwrite"]
+        succeed(*call, "--output", plain)
+        outcome = succeed(*call, "--output", kept, "--cache-dir", cache)
+        assert note in outcome.err and ("reused" in outcome.err) == bool(note)
+        np.testing.assert_array_equal(np.load(kept), np.load(plain))
+    for path in cache.iterdir():  # damaged entries are made again
+        path.write_bytes(b"PK\x03\x04 nonsense")
+    succeed(*call, "--output", kept, "--cache-dir", cache)
+    np.testing.assert_array_equal(np.load(kept), np.load(plain))

@@ -328,6 +328,11 @@ def test_an_ssu_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scri
         compute("unifrac", TABLE, TREE)
 
 
+def heed_interrupts() -> None:
+    """A shell lets what it runs in the background ignore them, tests and all."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_an_interrupt_stops_ssu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_on_path(tmp_path, f"cd {tmp_path}; echo $$ > part; mv part pid; exec sleep 60", monkeypatch)
     code = (
@@ -337,7 +342,8 @@ def test_an_interrupt_stops_ssu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "try: compute('unifrac', table, '(A:1,B:1);')\n"
         "except KeyboardInterrupt: print('stopped')"
     )
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", code]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heed_interrupts)
     deadline = time.monotonic() + 60
     while not (tmp_path / "pid").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
