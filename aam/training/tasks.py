@@ -42,7 +42,7 @@ from aam.training.metrics import BASE_METRICS, classification_metrics, pair_valu
 
 __all__ = ["Evaluation", "LabelledTarget", "PretrainTask", "Reading", "Task", "TrainTask", "prediction_table"]
 
-_MOST_SAMPLES_IN_PAIRS = 5000
+_MOST_SAMPLES_IN_PAIRS = 2000  # two million pairs: their ranks take tens of MB, and R² barely varies with the draw
 _MOST_SAMPLES_OF_A_SCALE = 2000
 _ROUNDING = 1e-3  # of labels, beyond their bounds
 
