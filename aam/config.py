@@ -309,6 +309,9 @@ class TrainConfig(Section):
     allow_pretrained_leak: bool = option(
         False, "Hold out samples that the pre-trained encoder has seen; recorded in metrics.json.", only="train"
     )
+    save_every_minutes: float = option(
+        10.0, "Save what --resume needs this often, beside after every epoch and at a signal to stop.", gt=0
+    )
     resume: bool = option(False, "Continue the run in --output-dir.")
     overwrite: bool = option(False, "Replace the run in --output-dir.")
 

@@ -1,12 +1,13 @@
-"""The one exception that means "the user's input is wrong", so that commands can print it as one line."""
+"""The exceptions that commands print as one line: input that is wrong, and a run that was asked to stop."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["DataError", "in_file", "named"]
+__all__ = ["DataError", "Interrupted", "in_file", "named"]
 
 
 class DataError(ValueError):
@@ -31,3 +32,17 @@ def in_file(path: Path | Sequence[Path] | None) -> Iterator[None]:
 def named(path: Path | Sequence[Path]) -> str:
     """What to call a file, or several that are one input, in a message."""
     return str(path) if isinstance(path, Path) else ", ".join(map(str, path))
+
+
+class Interrupted(Exception):
+    """A run that a signal asked to stop, and that can be resumed.
+
+    Parameters
+    ----------
+    number : int
+        Of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.signal = number

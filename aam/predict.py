@@ -22,8 +22,8 @@ from aam.data.study import Study, load_study
 from aam.data.targets import ClassTarget, NumericTarget
 from aam.errors import DataError, named
 from aam.folds import finished_folds
+from aam.loaders import choose_device, loader
 from aam.models.sequence_predictor import SequencePredictor
-from aam.run import choose_device, loader
 from aam.training.checkpoint import (
     ModelFile,
     build_model,

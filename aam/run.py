@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,50 +15,37 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader
 
 from aam import __version__
 from aam.assembly import build_task
-from aam.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from aam.data.augmentation import Augmentation, require_whole_counts
-from aam.data.batch import Batch
-from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
+from aam.config import DataConfig, ModelConfig, RunConfig
+from aam.data.augmentation import require_whole_counts
 from aam.data.labels import Pairs, common_references
 from aam.data.leaks import leak_warnings
 from aam.data.metadata import load_metadata
 from aam.data.splits import read_splits, write_splits
 from aam.data.study import Study, unknown_samples
 from aam.data.study_splits import as_before, split_study
-from aam.data.targets import ClassTarget, NumericTarget, require_repeated_classes
+from aam.data.targets import require_repeated_classes
 from aam.errors import DataError, in_file, named
 from aam.inputs import load_inputs
+from aam.loaders import choose_device
 from aam.models.base_targets import require_readable
-from aam.run_directory import RunDirectory, write_json, write_table
-from aam.training.callbacks import Checkpoints, Console, EarlyStopping, HistoryFile, TensorBoard
+from aam.outcome import judge_best
+from aam.run_directory import RunDirectory, write_json
+from aam.trainer_setup import build_trainer
 from aam.training.checkpoint import (
-    MODEL_NAME,
     ModelFile,
     load_checkpoint,
     load_model_file,
     model_path,
-    save_model_file,
 )
-from aam.training.metrics import classification_metrics, regression_metrics
-from aam.training.optim import build_optimizer, build_schedule
-from aam.training.tasks import Evaluation, Task, TrainTask, prediction_table
-from aam.training.trainer import Trainer
+from aam.training.tasks import Task, TrainTask
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
-__all__ = [
-    "RunResult",
-    "choose_device",
-    "loader",
-    "pretrained_split_options",
-    "require_same_config",
-    "run",
-]
+__all__ = ["RunResult", "pretrained_split_options", "require_same_config", "run"]
 
 logger = logging.getLogger("aam")
 
@@ -129,7 +115,7 @@ def run(config: RunConfig) -> RunResult:
         for warning in _leaks(config, study, split):
             logger.warning(warning)
         header = _provenance(study, task)
-        trainer = _build_trainer(config, study, split, task, device, directory, header, inputs)
+        trainer = build_trainer(config, study, split, task, device, directory, header, inputs)
         if resumed is not None:
             try:
                 trainer.load_state_dict(resumed["trainer"])
@@ -138,65 +124,15 @@ def run(config: RunConfig) -> RunResult:
                     f"{directory / 'last.ckpt'}: does not fit this run ({type(error).__name__}); "
                     "start again with --overwrite"
                 ) from None
-            logger.info("resuming after epoch %d", trainer.state.epoch)
+            logger.info("resuming after epoch %d, step %d", trainer.state.epoch, trainer.state.step)
         write_json(directory / "config.json", config.model_dump(mode="json"))
         write_splits(directory / "splits.tsv", study.sample_ids, split)
         try:
             trainer.fit()
         finally:
             trainer.close()
-        return _finish(config, study, split, task, trainer, directory, leaked)
-
-
-def choose_device(config: TrainConfig) -> torch.device:
-    """The device of ``--device``, with ``--threads`` set.
-
-    Raises
-    ------
-    DataError
-        If the machine has no such device.
-    """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available[config.device]:
-        raise DataError(f"--device {config.device}: PyTorch {torch.__version__} finds none here; use --device auto")
-    return torch.device(config.device)
-
-
-def loader(
-    dataset: SampleDataset, plan: BatchPlan, config: TrainConfig, device: torch.device, *, workers: int | None = None
-) -> DataLoader[Batch]:
-    """Batches of a plan, built in worker processes.
-
-    Parameters
-    ----------
-    dataset : SampleDataset
-    plan : BatchPlan
-    config : TrainConfig
-    device : torch.device
-        Batches for a GPU are pinned.
-    workers : int, optional
-        In place of the configured number.
-    """
-    if workers is None:
-        workers = config.num_workers if config.num_workers is not None else min(4, _cores())
-    return DataLoader(
-        dataset,
-        sampler=plan,
-        batch_size=None,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=device.type == "cuda",
-        # Its own generator: the loader's draws must not move those of dropout.
-        generator=torch.Generator(),
-    )
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        metrics = judge_best(config, study, split, task, trainer, directory, leaked)
+        return RunResult(directory.path, metrics, pd.DataFrame(trainer.state.history))
 
 
 # --------------------------------------------------------------------------------------------------- pre-trained base
@@ -317,98 +253,7 @@ def _require_pairs(config: RunConfig, study: Study, split: NDArray[Any]) -> None
             )
 
 
-# ------------------------------------------------------------------------------------------------------------ trainer
-
-
-def _datasets(config: RunConfig, study: Study, split: NDArray[Any], task: Task) -> dict[str, SampleDataset]:
-    """The study as each split sees it."""
-    base_learns = not config.train.freeze_base
-    options = replace(
-        DatasetOptions.of(config.data, config.train.seed),
-        nuc_asv_fraction=config.task.nuc_asv_fraction if config.task.nuc_weight > 0 and base_learns else 0.0,
-        nuc_mask_ratio=config.task.nuc_mask_ratio,
-        nuc_mask_strategy=config.task.nuc_mask_strategy,
-        count_mask_ratio=(
-            config.task.count_mask_ratio
-            if config.command == "train"
-            and config.task.count_weight > 0
-            and base_learns
-            and config.model.count_embedding != "none"
-            else 0.0
-        ),
-    )
-    encoded = None
-    if isinstance(task, TrainTask):
-        assert study.target is not None
-        encoded = task.target.encode(study.target)
-    labels = {name: known.labels for name, known in task.labelled.items()}
-    train = study.rows_of(split, "train")
-    classes = None
-    if isinstance(task, TrainTask) and isinstance(task.target, ClassTarget):
-        classes = task.target.encode(task.actual)
-    augmentation = Augmentation.of(config.augmentation, config.train.seed, train, classes)
-    datasets = {
-        "train": SampleDataset.of_study(study, options, labels, encoded, references=train, augmentation=augmentation)
-    }
-    for part in ("val", "test"):
-        rows = study.rows_of(split, part)
-        if len(rows):
-            datasets[part] = SampleDataset.of_study(
-                study, options, labels, encoded, restore_once=rows, references=train
-            )
-    return datasets
-
-
-def _build_trainer(
-    config: RunConfig,
-    study: Study,
-    split: NDArray[Any],
-    task: Task,
-    device: torch.device,
-    directory: RunDirectory,
-    header: dict[str, Any],
-    inputs: dict[str, str],
-) -> Trainer:
-    datasets = _datasets(config, study, split, task)
-    studies = study.studies if config.data.study_batches == "alternate" else None
-    plans = {
-        part: BatchPlan(
-            study.rows_of(split, part),
-            config.train.batch_size,
-            part == "train",
-            config.train.seed,
-            studies if part == "train" else None,
-        )
-        for part in datasets
-    }
-    optimizer = build_optimizer(task.model, config.optim)
-    steps = -(-len(plans["train"]) // config.optim.accumulation_steps) * config.train.epochs
-
-    def save_best(evaluation: Evaluation) -> None:
-        metrics = {"val": evaluation.metrics}
-        save_model_file(directory / MODEL_NAME, task.model, config, {**header, "metrics": metrics})
-
-    shown = ("r2", "mae", "balanced_accuracy", *(f"{name}_r2" for name in task.reading_names))
-    return Trainer(
-        task,
-        plans["train"],
-        loader(datasets["train"], plans["train"], config.train, device),
-        loader(datasets["val"], plans["val"], config.train, device),
-        optimizer,
-        build_schedule(optimizer, config.optim, steps),
-        config.optim,
-        config.train,
-        device,
-        callbacks=[
-            Console(shown),
-            HistoryFile(directory / "history.csv"),
-            TensorBoard(directory / "tensorboard", lambda evaluation: figures(task, study, evaluation)),
-            EarlyStopping(config.train.patience),
-            Checkpoints(
-                save_best, directory / "last.ckpt", {"config": config.model_dump(mode="json"), "inputs": inputs}
-            ),
-        ],
-    )
+# ------------------------------------------------------------------------------------------------------------- resume
 
 
 def _fingerprint(study: Study, split: NDArray[Any]) -> dict[str, str]:
@@ -438,7 +283,8 @@ def require_same_config(config: RunConfig, stored: Mapping[str, Any], directory:
     ------
     DataError
     """
-    free = {"output_dir", "epochs", "patience", "device", "threads", "num_workers", "resume", "overwrite"}
+    machine = {"output_dir", "device", "threads", "num_workers", "save_every_minutes"}
+    free = machine | {"epochs", "patience", "resume", "overwrite"}
     now = config.model_dump(mode="json")
     moved = {str(Path(part["train"]["output_dir"]) / "splits.tsv") for part in (now, stored) if "train" in part}
     for section in now.keys() - {"command"}:
@@ -449,110 +295,6 @@ def require_same_config(config: RunConfig, stored: Mapping[str, Any], directory:
             if before != value and name not in free:
                 option = "--" + name.replace("_", "-")
                 raise DataError(f"{directory}: was begun with {option} {before}, and {option} {value} is asked for")
-
-
-# ------------------------------------------------------------------------------------------------------------- ending
-
-
-def _finish(
-    config: RunConfig,
-    study: Study,
-    split: NDArray[Any],
-    task: Task,
-    trainer: Trainer,
-    directory: RunDirectory,
-    leaked: list[str],
-) -> RunResult:
-    """Judge the best model on the held-out samples and write what a person reads."""
-    from aam.evaluation.plots import history_plot, save_figure
-
-    best = load_model_file(directory / MODEL_NAME)
-    task.model.load_state_dict(best.weights)
-    history = pd.DataFrame(trainer.state.history)
-    metrics: dict[str, Any] = {"best_epoch": trainer.state.best_epoch}
-    datasets = _datasets(config, study, split, task)
-    for part in ("val", "test"):
-        if part not in datasets:
-            continue
-        plan = BatchPlan(study.rows_of(split, part), config.train.batch_size, False, config.train.seed)
-        evaluation = trainer.evaluate(loader(datasets[part], plan, config.train, trainer.device, workers=0))
-        metrics[part] = evaluation.metrics
-        for name, figure in figures(task, study, evaluation).items():
-            save_figure(figure, directory / "plots" / f"{part}_{name}.png")
-        if isinstance(task, TrainTask) and evaluation.output is not None:
-            rows = evaluation.sample_index
-            table = prediction_table(
-                task.target, [study.sample_ids[i] for i in rows], evaluation.output, task.actual[rows]
-            )
-            write_table(directory / f"{part}_predictions.tsv", table)
-    if isinstance(task, TrainTask):
-        metrics["baseline"] = {"guess": _guess(task, split)}
-    if config.train.pretrained_encoder is not None:
-        metrics["pretrained_leak"] = len(leaked)
-    save_figure(history_plot(history), directory / "plots" / "history.png")
-    write_json(directory / "metrics.json", metrics)
-    return RunResult(directory.path, metrics, history)
-
-
-def _guess(task: TrainTask, split: NDArray[Any]) -> dict[str, dict[str, float]]:
-    """What the best constant answer, the training split's median or most frequent class, comes to."""
-    train = task.actual[split == "train"]
-    found = {}
-    for part in ("val", "test"):
-        actual = task.actual[split == part]
-        if not len(actual):
-            continue
-        if isinstance(task.target, NumericTarget):
-            found[part] = regression_metrics(actual, np.full(len(actual), np.median(train)))
-        else:
-            frequencies = np.bincount(task.target.encode(train), minlength=task.target.outputs) / len(train)
-            found[part] = classification_metrics(
-                task.target.encode(actual),
-                np.full(len(actual), frequencies.argmax()),
-                np.tile(frequencies, (len(actual), 1)),
-                task.target.classes,
-            )
-    return found
-
-
-def figures(task: Task, study: Study, evaluation: Evaluation) -> dict[str, Figure]:
-    """The plots of an evaluation: the target's, and one for each reading of a base target."""
-    from aam.evaluation.plots import confusion_plot, distance_plot, regression_plot
-
-    drawn: dict[str, Figure] = {}
-    if isinstance(task, TrainTask) and evaluation.output is not None:
-        table = prediction_table(
-            task.target,
-            [study.sample_ids[i] for i in evaluation.sample_index],
-            evaluation.output,
-            task.actual[evaluation.sample_index],
-        )
-        column = task.target.column
-        if isinstance(task.target, ClassTarget):
-            drawn["predictions"] = confusion_plot(
-                table.actual.to_numpy(), table.predicted.to_numpy(), task.target.classes, title=column
-            )
-        else:
-            drawn["predictions"] = regression_plot(
-                table.actual.to_numpy(), table.predicted.to_numpy(), title=column, units_label=column
-            )
-    distances = [reading.target for reading in evaluation.readings.values() if reading.target.kind == "pairwise"]
-    for reading in evaluation.readings.values():
-        target, actual, predicted = reading.target, reading.actual, reading.predicted
-        title = f"{target.title}, {reading.head} head"
-        if target.kind == "pairwise":
-            name = "distances" if target is distances[0] else target.name
-            drawn[f"{name}_{reading.head}"] = distance_plot(actual, predicted, title=title)
-        elif target.kind == "value":
-            drawn[f"{target.name}_{reading.head}"] = regression_plot(
-                actual, predicted, title=title, units_label=target.title
-            )
-        else:
-            r2 = evaluation.metrics.get(f"{target.name}_r2")  # each part around its own mean
-            drawn[target.name] = distance_plot(
-                actual, predicted, title=target.title, what="share", counted="parts of samples", r2=r2
-            )
-    return drawn
 
 
 def _provenance(study: Study, task: Task) -> dict[str, Any]:

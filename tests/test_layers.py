@@ -21,6 +21,9 @@ FRONT = {
     "estimate",
     "assembly",
     "run_directory",
+    "loaders",
+    "outcome",
+    "trainer_setup",
     "run",
     "folds",
     "predict",
@@ -39,6 +42,9 @@ FORBIDDEN = {
     "inputs": {"training", *(FRONT - {"inputs"}), *LEAVES},
     "run_directory": {"config", "data", "models", *(FRONT - {"run_directory"}), *LEAVES},
     "assembly": {*(FRONT - {"assembly"}), *LEAVES},
+    "loaders": {*(FRONT - {"loaders"}), *LEAVES},
+    "outcome": {*(FRONT - {"outcome", "loaders", "run_directory"}), *(LEAVES - {"evaluation"})},
+    "trainer_setup": {"cli", "run", "folds", "predict", "check", "demo", "assembly", "benchmarks"},
     "run": {"cli", "folds", "predict", "check", "demo", "benchmarks"},
     "folds": {"cli", "predict", "check", "demo", "benchmarks"},
     "predict": {"cli", "check", "demo", *LEAVES},
@@ -49,6 +55,8 @@ FORBIDDEN = {
 # What may be imported within a function, but not when the module is.
 LAZY_ONLY = {
     "run": LEAVES,
+    "outcome": LEAVES,
+    "trainer_setup": LEAVES,
     "folds": LEAVES,
     "cli": {"data", "models", "training", *FRONT - {"cli"}, *LEAVES},
 }

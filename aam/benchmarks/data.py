@@ -20,7 +20,7 @@ from aam.config import RunConfig
 from aam.data.batch import Batch
 from aam.data.dataset import BatchKey, BatchPlan
 from aam.inputs import load_inputs
-from aam.run import choose_device
+from aam.loaders import choose_device
 
 __all__ = ["SimulatedBenchmark", "StudyBenchmark", "benchmark_simulated", "benchmark_study"]
 

@@ -24,8 +24,8 @@ from aam.data.batch import Batch, padded_layout
 from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
 from aam.data.study import Study
 from aam.inputs import load_inputs
+from aam.loaders import choose_device, loader
 from aam.models.sequence_encoder import SequenceEncoder
-from aam.run import choose_device, loader
 from aam.training.checkpoint import build_encoder
 from aam.training.optim import build_optimizer
 from aam.training.tasks import PretrainTask

@@ -60,7 +60,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line: exit code 2 for a wrong call, 1 for input that cannot be used."""
-    from aam.errors import DataError
+    from aam.errors import DataError, Interrupted
 
     try:
         code = cli(prog_name="aam", standalone_mode=False)
@@ -75,6 +75,8 @@ def main() -> None:
         _fail(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)
+    except Interrupted as stop:
+        _fail(f"{stop}; the run is saved, and --resume continues it", 128 + stop.signal)
     except DataError as error:
         _fail(str(error))
     except OSError as error:

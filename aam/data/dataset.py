@@ -94,6 +94,7 @@ class BatchPlan(Sampler[BatchKey]):
         self.shuffle = shuffle
         self.seed = seed
         self.epoch = 0
+        self.first = 0  # batches of the epoch that are passed over: a resumed run has learnt from them
 
     def __len__(self) -> int:
         return sum(-(-len(part) // self.batch_size) for part in self.parts)
@@ -106,7 +107,7 @@ class BatchPlan(Sampler[BatchKey]):
             batches += [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
         if self.shuffle and len(self.parts) > 1:
             batches = [batches[place] for place in draws.permutation(len(batches))]
-        for batch in batches:
+        for batch in batches[self.first :]:
             yield BatchKey(self.epoch, tuple(batch.tolist()))
 
 

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import logging
+import math
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor
 
+from aam.errors import DataError
 from aam.training.checkpoint import save_checkpoint
 from aam.training.tasks import Evaluation
-from aam.training.trainer import Callback, Trainer
+from aam.training.trainer import Callback, Step, Trainer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.progress import Progress, TaskID
 
-__all__ = ["Checkpoints", "Console", "EarlyStopping", "HistoryFile", "TensorBoard"]
+__all__ = ["Checkpoints", "Console", "EarlyStopping", "FiniteLosses", "HistoryFile", "Signals", "TensorBoard"]
 
 logger = logging.getLogger("aam")
 
@@ -43,7 +49,9 @@ class EarlyStopping(Callback):
 
 
 class Checkpoints(Callback):
-    """Writes the best model where an epoch is the best so far, and after every epoch what resuming needs.
+    """Writes the best model where an epoch is the best so far, and what resuming needs.
+
+    That is written before the first step, after every epoch, every so many minutes, and where the run is interrupted.
 
     Parameters
     ----------
@@ -53,17 +61,139 @@ class Checkpoints(Callback):
         Of the checkpoint.
     beside : mapping
         Stored with it, so that a resumed run is known to be the same: ``config``, and ``inputs`` where there are any.
+    every_minutes : float
     """
 
-    def __init__(self, save_best: Callable[[Evaluation], None], path: Path, beside: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        save_best: Callable[[Evaluation], None],
+        path: Path,
+        beside: Mapping[str, Any],
+        every_minutes: float = math.inf,
+    ) -> None:
         self.save_best = save_best
         self.path = path
         self.beside = dict(beside)
+        self.every_seconds = 60 * every_minutes
+        self.saved = time.monotonic()
+
+    def on_start(self, trainer: Trainer) -> None:
+        self.saved = time.monotonic()
+        if trainer.state.step == 0:
+            self._save(trainer)
+
+    def on_step(self, trainer: Trainer, step: Step) -> None:
+        if time.monotonic() - self.saved >= self.every_seconds:
+            self._save(trainer)
 
     def on_epoch(self, trainer: Trainer, evaluation: Evaluation) -> None:
         if trainer.state.improved:
             self.save_best(evaluation)
+        self._save(trainer)
+
+    def on_interrupt(self, trainer: Trainer) -> None:
+        self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        # A loss on a GPU is looked at some steps later: what it ruined must not replace a good checkpoint.
+        if not all(parameter.isfinite().all() for parameter in trainer.task.model.parameters()):
+            raise DataError(
+                f"the weights are no longer finite at step {trainer.state.step}; {self.path} is as it was before. "
+                f"Try a lower --lr than {trainer.optim.lr:g}, or --mixed-precision none"
+            )
         save_checkpoint(self.path, {"trainer": trainer.state_dict(), **self.beside})
+        self.saved = time.monotonic()
+
+
+class Signals(Callback):
+    """Ends the run in good order at SIGTERM, SIGUSR1 (SLURM's warning) or Ctrl-C; at a second Ctrl-C at once."""
+
+    HEEDED = ("SIGTERM", "SIGUSR1", "SIGINT")  # Windows has no SIGUSR1
+
+    def __init__(self) -> None:
+        self.before: dict[int, Any] = {}
+
+    def on_start(self, trainer: Trainer) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python lets the main thread alone handle signals
+        self.close()
+
+        def stop_soon(number: int, frame: object) -> None:
+            logger.info("%s: saving, then stopping", signal.Signals(number).name)
+            trainer.stop_soon(number)
+            signal.signal(signal.SIGINT, self.before[signal.SIGINT])
+
+        for name in self.HEEDED:
+            if hasattr(signal, name):
+                number = getattr(signal, name)
+                self.before[number] = signal.signal(number, stop_soon)
+
+    def close(self) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        self.before = {}
+
+
+class _Pending(NamedTuple):
+    """The losses of a step on their way from the device."""
+
+    step: int
+    epoch: int
+    names: tuple[str, ...]
+    values: Tensor
+    samples: list[Tensor]
+    arrived: Callable[[], bool]
+
+
+class FiniteLosses(Callback):
+    """Ends a run in which a loss is not a number, naming the part and the samples.
+
+    On a GPU the losses of a step are looked at when they have arrived, which no step waits for.
+
+    Parameters
+    ----------
+    sample_ids : sequence of str
+        Of the rows of the study.
+    checkpoint : Path
+        Where the run can be resumed from.
+    """
+
+    def __init__(self, sample_ids: Sequence[str], checkpoint: Path) -> None:
+        self.sample_ids = sample_ids
+        self.checkpoint = checkpoint
+        self.pending: deque[_Pending] = deque()
+
+    def on_step(self, trainer: Trainer, step: Step) -> None:
+        values = torch.stack(list(step.parts.values())).to("cpu", non_blocking=True)
+        arrived: Callable[[], bool] = _at_once
+        if trainer.device.type == "cuda":
+            event = torch.cuda.Event()
+            event.record()
+            arrived = event.query
+        samples = [batch.sample_index[: len(batch)] for batch in step.batches]
+        state = trainer.state
+        self.pending.append(_Pending(state.step, state.epoch + 1, tuple(step.parts), values, samples, arrived))
+        while self.pending and self.pending[0].arrived():
+            self._require_finite(self.pending.popleft(), trainer)
+
+    def _require_finite(self, losses: _Pending, trainer: Trainer) -> None:
+        broken = [
+            name for name, value in zip(losses.names, losses.values.tolist(), strict=True) if not math.isfinite(value)
+        ]
+        if not broken:
+            return
+        name = next((name for name in broken if name != "loss"), "loss")  # a part's
+        value = losses.values[losses.names.index(name)].item()
+        samples = [self.sample_ids[row] for rows in losses.samples for row in rows.tolist()]
+        raise DataError(
+            f"{name} is {value} at step {losses.step}, in epoch {losses.epoch}, of {len(samples)} samples: "
+            f"{', '.join(samples[:8])}{', …' if samples[8:] else ''}. {self.checkpoint} is as it was before. "
+            f"Look at these samples, or try a lower --lr than {trainer.optim.lr:g} or --mixed-precision none"
+        )
+
+
+def _at_once() -> bool:
+    return True
 
 
 class HistoryFile(Callback):
@@ -116,14 +246,14 @@ class Console(Callback):
         self.progress.start()
         self.bar = self.progress.add_task("", total=trainer.steps_per_epoch, epoch=trainer.state.epoch + 1, losses="")
 
-    def on_step(self, trainer: Trainer, parts: dict[str, Tensor]) -> None:
+    def on_step(self, trainer: Trainer, step: Step) -> None:
         if self.progress is None or self.bar is None:
             return
         self.progress.advance(self.bar)
         # Reading a loss waits for the device, so it is done twice a second and not in every step.
         if time.monotonic() - self.refreshed > 0.5:
             self.refreshed = time.monotonic()
-            losses = "  ".join(f"{name} {float(value):.4f}" for name, value in parts.items())
+            losses = "  ".join(f"{name} {float(value):.4f}" for name, value in step.parts.items())
             self.progress.update(self.bar, losses=f"{losses}  lr {trainer.learning_rate:.1e}")
 
     def on_epoch(self, trainer: Trainer, evaluation: Evaluation) -> None:

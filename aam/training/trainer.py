@@ -9,6 +9,10 @@ One run, as a timeline of the callbacks' events::
         validation
         on_epoch
     on_end
+    close
+
+and on_interrupt where it was asked to stop. A run may be saved after any step (`Trainer.state_dict`), and goes on from
+there as if it had not stopped.
 """
 
 from __future__ import annotations
@@ -28,10 +32,10 @@ from torch.utils.data import DataLoader
 from aam.config import OptimConfig, TrainConfig
 from aam.data.batch import Batch
 from aam.data.dataset import BatchPlan
-from aam.errors import DataError
+from aam.errors import DataError, Interrupted
 from aam.training.tasks import Evaluation, Task
 
-__all__ = ["Callback", "TrainState", "Trainer", "precision"]
+__all__ = ["Callback", "Step", "TrainState", "Trainer", "precision"]
 
 
 @dataclass
@@ -39,6 +43,7 @@ class TrainState:
     """Where a run stands. All of it is saved for resuming."""
 
     epoch: int = 0  # finished
+    batch: int = 0  # batches of the epoch after it that are learnt from
     step: int = 0  # optimizer steps
     best_epoch: int = 0
     best_value: float = math.inf  # of the task's monitored validation loss
@@ -51,16 +56,31 @@ class TrainState:
         return self.best_epoch == self.epoch
 
 
+@dataclass(frozen=True)
+class Step:
+    """An optimizer step, done."""
+
+    parts: dict[str, Tensor]  # each part of the loss, a mean over the samples; still on the device
+    batches: Sequence[Batch]  # joined in the step
+    gradient_norm: Tensor | None  # before it was clipped; None where it is not
+
+    @property
+    def samples(self) -> int:
+        return sum(map(len, self.batches))
+
+
 class Callback:
     """One concern beside the loop. Each event does nothing unless a subclass says so."""
 
     def on_start(self, trainer: Trainer) -> None: ...
 
-    def on_step(self, trainer: Trainer, parts: dict[str, Tensor]) -> None: ...
+    def on_step(self, trainer: Trainer, step: Step) -> None: ...
 
     def on_epoch(self, trainer: Trainer, evaluation: Evaluation) -> None: ...
 
     def on_end(self, trainer: Trainer) -> None: ...
+
+    def on_interrupt(self, trainer: Trainer) -> None: ...
 
     def close(self) -> None:
         """Let go of what is held, also where training was interrupted."""
@@ -88,6 +108,13 @@ class _PartMeans:
 
     def means(self) -> dict[str, Tensor]:
         return {name: torch.as_tensor(value) / self.samples[name] for name, value in self.sums.items()}
+
+    def state_dict(self) -> dict[str, tuple[Tensor, int]]:
+        return {name: (torch.as_tensor(value), self.samples[name]) for name, value in self.sums.items()}
+
+    def load_state_dict(self, saved: Mapping[str, tuple[Tensor, int]], device: torch.device) -> None:
+        self.sums = defaultdict(float, {name: value.to(device) for name, (value, _) in saved.items()})
+        self.samples = defaultdict(int, {name: samples for name, (_, samples) in saved.items()})
 
 
 class Trainer:
@@ -133,6 +160,8 @@ class Trainer:
         self.callbacks = callbacks
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.mixed_precision == "fp16")
         self.state = TrainState()
+        self.epoch_parts = _PartMeans()  # of the epoch that is under way
+        self.stop_signal: int | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -145,18 +174,37 @@ class Trainer:
         return self.optimizer.param_groups[0]["lr"]
 
     def fit(self) -> TrainState:
-        """Train until the last epoch or until a callback says stop."""
-        for callback in self.callbacks:
-            callback.on_start(self)
-        while self.state.epoch < self.config.epochs and not self.state.stop:
-            losses = self.train_epoch()
-            evaluation = self.evaluate(self.val_loader)
-            self._record(losses, evaluation)
-            for callback in self.callbacks:
-                callback.on_epoch(self, evaluation)
-        for callback in self.callbacks:
-            callback.on_end(self)
+        """Train until the last epoch or until a callback says stop.
+
+        Raises
+        ------
+        Interrupted
+            If `stop_soon` was called; the run can be resumed.
+        """
+        try:
+            self._tell("on_start")
+            while self.state.epoch < self.config.epochs and not self.state.stop:
+                losses = self.train_epoch()
+                evaluation = self.evaluate(self.val_loader)
+                self._record(losses, evaluation)
+                self._tell("on_epoch", evaluation)
+            self._tell("on_end")
+        except Interrupted:
+            self._tell("on_interrupt")
+            raise
         return self.state
+
+    def stop_soon(self, signal: int) -> None:
+        """Stop after the step, or the held-out batch, that is under way."""
+        self.stop_signal = signal
+
+    def _tell(self, event: str, *about: object) -> None:
+        for callback in self.callbacks:
+            getattr(callback, event)(self, *about)
+
+    def _heed_signal(self) -> None:
+        if self.stop_signal is not None:
+            raise Interrupted(self.stop_signal)
 
     def close(self) -> None:
         """Close the callbacks and end the processes that build batches.
@@ -169,18 +217,16 @@ class Trainer:
             loader._iterator = None
 
     def train_epoch(self) -> dict[str, float]:
-        """One pass over the training samples; the mean of each part of the loss."""
+        """What is left of a pass over the training samples; the mean of each part of the loss over all of it."""
         self.plan.epoch = self.state.epoch + 1
+        self.plan.first = self.state.batch
         self.task.train()
-        epoch = _PartMeans()
         for group in _grouped(self.train_loader, self.optim.accumulation_steps):
-            step = self.train_step(group)
-            epoch.merge(step)
-            for callback in self.callbacks:
-                callback.on_step(self, step.means())
-        return {name: float(mean) for name, mean in epoch.means().items()}
+            self._tell("on_step", self.train_step(group))
+            self._heed_signal()
+        return {name: float(mean) for name, mean in self.epoch_parts.means().items()}
 
-    def train_step(self, group: list[Batch]) -> _PartMeans:
+    def train_step(self, group: list[Batch]) -> Step:
         """One optimizer step over one batch or several, each weighing as many samples as it has."""
         samples = sum(map(len, group))
         parts = _PartMeans()
@@ -189,30 +235,41 @@ class Trainer:
                 loss = self.task.loss(batch.to(self.device))
             self.scaler.scale(loss.total * (len(batch) / samples)).backward()
             parts.add({"loss": loss.total, **loss.parts}, len(batch))
-        self._apply_gradients()
-        return parts
+        norm = self._apply_gradients()
+        self.epoch_parts.merge(parts)
+        self.state.batch += len(group)
+        self.state.step += 1
+        return Step(parts.means(), group, norm)
 
     def evaluate(self, batches: Iterable[Batch]) -> Evaluation:
         """Judge held-out samples."""
         self.task.model.eval()
         with precision(self.config.mixed_precision, self.device):
-            return self.task.judge(batch.to(self.device) for batch in batches)
+            return self.task.judge(self._on_device(batches))
 
-    def _apply_gradients(self) -> None:
+    def _on_device(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            self._heed_signal()
+            yield batch.to(self.device)
+
+    def _apply_gradients(self) -> Tensor | None:
+        norm = None
         if self.optim.gradient_clip > 0:
             self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.task.model.parameters(), self.optim.gradient_clip)
+            norm = torch.nn.utils.clip_grad_norm_(self.task.model.parameters(), self.optim.gradient_clip)
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.scaler.get_scale() >= scale:  # else the gradient overflowed and the step was left out
             self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.state.step += 1
+        return norm
 
     def _record(self, losses: dict[str, float], evaluation: Evaluation) -> None:
         state = self.state
         state.epoch += 1
+        state.batch = 0
+        self.epoch_parts = _PartMeans()
         row = {"epoch": float(state.epoch), "step": float(state.step), "lr": self.learning_rate}
         row |= {f"train_{name}": value for name, value in losses.items()}
         row |= {f"val_{name}": value for name, value in (evaluation.losses | evaluation.metrics).items()}
@@ -236,6 +293,7 @@ class Trainer:
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "state": asdict(self.state),
+            "epoch_parts": self.epoch_parts.state_dict(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
         }
@@ -247,6 +305,7 @@ class Trainer:
         self.schedule.load_state_dict(saved["schedule"])
         self.scaler.load_state_dict(saved["scaler"])
         self.state = TrainState(**saved["state"])
+        self.epoch_parts.load_state_dict(saved["epoch_parts"], self.device)
         torch.set_rng_state(saved["random"])
         if saved["random_cuda"] and self.device.type == "cuda":
             torch.cuda.set_rng_state_all(saved["random_cuda"])

@@ -27,7 +27,7 @@ from aam.data.draws import stable_keys
 from aam.data.labels import PairLabels
 from aam.data.tokenizer import detokenize, tokenize
 from aam.errors import DataError
-from aam.run import loader
+from aam.loaders import loader
 from tests.conftest import MAX_BP, TinyStudy
 from tests.data.test_batch import as_dictionaries
 from tests.data.test_dataset import same

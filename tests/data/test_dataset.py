@@ -15,7 +15,7 @@ from aam.data.draws import stable_keys
 from aam.data.study import StudyFiles, TableFile, align
 from aam.data.tokenizer import MASK, PAD, START, detokenize, tokenize
 from aam.data.unifrac_loader import DistanceMatrix
-from aam.run import loader
+from aam.loaders import loader
 from tests.conftest import MAX_BP, TinyStudy
 from tests.data.test_batch import as_dictionaries
 

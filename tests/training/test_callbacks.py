@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,10 +14,19 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from aam.training.callbacks import Checkpoints, Console, EarlyStopping, HistoryFile, TensorBoard
+from aam.errors import DataError, Interrupted
+from aam.training.callbacks import (
+    Checkpoints,
+    Console,
+    EarlyStopping,
+    FiniteLosses,
+    HistoryFile,
+    Signals,
+    TensorBoard,
+)
 from aam.training.checkpoint import load_checkpoint
 from aam.training.tasks import Evaluation
-from aam.training.trainer import Callback
+from aam.training.trainer import Callback, Step, Trainer
 from tests.training.tiny import build_task, build_trainer
 
 
@@ -27,7 +39,9 @@ CALLBACKS: dict[str, Callable[[Path], Callback]] = {
     "Checkpoints": lambda path: Checkpoints(lambda evaluation: None, path / "last.ckpt", {}),
     "Console": lambda path: Console(("r2",)),
     "EarlyStopping": lambda path: EarlyStopping(3),
+    "FiniteLosses": lambda path: FiniteLosses(list("abcdef"), path / "last.ckpt"),
     "HistoryFile": lambda path: HistoryFile(path / "history.csv"),
+    "Signals": lambda path: Signals(),
     "TensorBoard": lambda path: TensorBoard(path / "tensorboard", no_figures),
 }
 
@@ -46,9 +60,12 @@ def test_events(name, kind, equal_study, tmp_path):
     assert trainer.fit().epoch == 2
     evaluation = trainer.evaluate(trainer.val_loader)
     callback.on_start(trainer)  # and once more, as in a run that is resumed
-    callback.on_step(trainer, {"loss": torch.tensor(1.0)})
+    batch = next(iter(trainer.train_loader))
+    callback.on_step(trainer, Step({"loss": torch.tensor(1.0)}, [batch], torch.tensor(0.5)))
     callback.on_epoch(trainer, evaluation)
     callback.on_end(trainer)
+    callback.on_interrupt(trainer)
+    callback.close()
     assert not list(tmp_path.glob("*.tmp"))
 
 
@@ -113,3 +130,88 @@ def test_tensorboard(equal_study, tmp_path):
         [row["lr"] for row in history]
     )
     assert [event.step for event in read["validation"].Images("predictions")] == [1, 2]
+
+
+# -------------------------------------------------------------------------------------------------------- what it saves
+
+
+def test_checkpoints_between_epochs(equal_study, tmp_path):
+    """With no time between them, one after every step; the first before any step."""
+    steps: list[tuple[int, int, int]] = []
+
+    class Reader(Callback):
+        def read(self, trainer: Trainer) -> None:
+            state = load_checkpoint(tmp_path / "last.ckpt")["trainer"]["state"]
+            steps.append((state["epoch"], state["batch"], state["step"]))
+
+        def on_start(self, trainer: Trainer) -> None:
+            self.read(trainer)
+
+        def on_step(self, trainer: Trainer, step: Step) -> None:
+            self.read(trainer)
+
+    saving = Checkpoints(lambda evaluation: None, tmp_path / "last.ckpt", {"config": {}}, every_minutes=0)
+    task = build_task(equal_study, "pretrain")
+    build_trainer(equal_study, task, tmp_path, epochs=2, callbacks=[saving, Reader()]).fit()
+    assert steps == [(0, 0, 0), *((0, i, i) for i in (1, 2, 3)), *((1, i, 3 + i) for i in (1, 2, 3))]
+
+
+def test_weights_that_are_not_finite_are_not_saved(equal_study, tmp_path):
+    saving = Checkpoints(lambda evaluation: None, tmp_path / "last.ckpt", {"config": {}}, every_minutes=0)
+    task = build_task(equal_study, "pretrain")
+
+    class Ruin(Callback):
+        def on_step(self, trainer: Trainer, step: Step) -> None:
+            if trainer.state.step == 2:
+                next(iter(trainer.task.model.parameters())).data.fill_(math.inf)
+
+    trainer = build_trainer(equal_study, task, tmp_path, callbacks=[Ruin(), saving])
+    with pytest.raises(DataError, match=r"no longer finite at step 2; .*last\.ckpt is as it was"):
+        trainer.fit()
+    assert load_checkpoint(tmp_path / "last.ckpt")["trainer"]["state"]["step"] == 1
+
+
+def test_a_loss_that_is_not_finite_is_named_with_its_samples(equal_study, tmp_path):
+    task = build_task(equal_study, "regression")
+    target = task.target.encode(equal_study.values)
+    target[2] = math.nan
+    guard = FiniteLosses(equal_study.sample_ids, tmp_path / "last.ckpt")
+    trainer = build_trainer(equal_study, task, tmp_path, batch_size=2, target=target, callbacks=[guard])
+    with pytest.raises(DataError, match=r"^target_loss is nan at step \d, in epoch 1, of \d samples: ") as refused:
+        trainer.fit()
+    samples = str(refused.value).split(": ")[1].split(". ")[0].split(", ")
+    assert equal_study.sample_ids[2] in samples and len(samples) <= 2
+
+
+# ------------------------------------------------------------------------------------------------------------- signals
+
+
+@pytest.mark.parametrize("name", Signals.HEEDED)
+def test_a_signal_ends_the_run_after_its_step(name, equal_study, tmp_path):
+    before = {each: signal.getsignal(getattr(signal, each)) for each in Signals.HEEDED}
+
+    class Sender(Callback):
+        def on_step(self, trainer: Trainer, step: Step) -> None:
+            if trainer.state.step == 2:
+                os.kill(os.getpid(), getattr(signal, name))
+
+    saving = Checkpoints(lambda evaluation: None, tmp_path / "last.ckpt", {"config": {}})
+    task = build_task(equal_study, "pretrain")
+    trainer = build_trainer(equal_study, task, tmp_path, callbacks=[Signals(), Sender(), saving])
+    with pytest.raises(Interrupted, match=name):
+        trainer.fit()
+    trainer.close()
+    assert load_checkpoint(tmp_path / "last.ckpt")["trainer"]["state"]["step"] == 2
+    assert before == {each: signal.getsignal(getattr(signal, each)) for each in Signals.HEEDED}
+
+
+def test_a_second_interrupt_does_not_wait(equal_study, tmp_path):
+    class Sender(Callback):
+        def on_step(self, trainer: Trainer, step: Step) -> None:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    trainer = build_trainer(equal_study, build_task(equal_study, "pretrain"), tmp_path, callbacks=[Signals(), Sender()])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    trainer.close()

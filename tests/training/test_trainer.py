@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +13,11 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from aam.config import OptimConfig, TrainConfig
-from aam.errors import DataError
-from aam.training.callbacks import EarlyStopping
+from aam.data.batch import Batch
+from aam.errors import DataError, Interrupted
+from aam.training.callbacks import Checkpoints, EarlyStopping
 from aam.training.checkpoint import load_checkpoint, save_checkpoint
-from aam.training.trainer import Callback, Trainer
+from aam.training.trainer import Callback, Step, Trainer
 from tests.conftest import TinyStudy
 from tests.training.tiny import build_dataset, build_task, build_trainer
 
@@ -150,6 +153,70 @@ def test_resumed_equals_uninterrupted(kind, unequal_study, tmp_path):
     )
 
 
+class StopAt(Callback):
+    """Asks for an end at an event, the so-manieth time."""
+
+    def __init__(self, event: str, number: int) -> None:
+        self.event, self.number = event, number
+
+    def tell(self, trainer: Trainer, event: str) -> None:
+        self.number -= event == self.event
+        if self.number == 0:
+            trainer.stop_soon(15)
+
+    def on_step(self, trainer: Trainer, step: Step) -> None:
+        self.tell(trainer, "step")
+
+    def on_epoch(self, trainer: Trainer, evaluation: object) -> None:
+        self.tell(trainer, "epoch")
+
+
+@pytest.mark.parametrize("event", ["step", "epoch", "held-out batch"])
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_stopped_anywhere_and_resumed_equals_uninterrupted(kind, accumulation_steps, event, unequal_study, tmp_path):
+    optim = OptimConfig(accumulation_steps=accumulation_steps)
+
+    def fresh(*callbacks: Callback) -> Trainer:
+        task = build_task(unequal_study, kind, dropout=0.1)
+        saving = Checkpoints(lambda evaluation: None, tmp_path / "last.ckpt", {"config": {}})
+        return build_trainer(
+            unequal_study, task, tmp_path, batch_size=1, epochs=3, optim=optim, callbacks=[*callbacks, saving]
+        )
+
+    whole = fresh()
+    torch.manual_seed(6)
+    whole.fit()
+    for number in (1, 2, 4) if event == "step" else (1, 2):
+        first = fresh(StopAt(event, number))
+        if event == "held-out batch":
+            judge, left = first.task.judge, number
+
+            def judge_and_stop(batches, trainer=first, judge=judge, left=left):
+                return judge(itertools.chain([next(batches)], stopping(batches, trainer, left)))
+
+            first.task.judge = judge_and_stop
+        torch.manual_seed(6)
+        with pytest.raises(Interrupted):
+            first.fit()
+        torch.manual_seed(99)
+        second = fresh()
+        second.load_state_dict(load_checkpoint(tmp_path / "last.ckpt")["trainer"])
+        assert second.state.step == first.state.step < whole.state.step
+        second.fit()
+        assert second.state == whole.state
+        for (name, found), expected in zip(weights_of(second).items(), weights_of(whole).values(), strict=True):
+            assert torch.equal(found, expected), name
+
+
+def stopping(batches: Iterator[Batch], trainer: Trainer, left: int) -> Iterator[Batch]:
+    for batch in batches:
+        left -= 1
+        if left == 0:
+            trainer.stop_soon(15)
+        yield batch
+
+
 # ------------------------------------------------------------------------------------------------------- early stopping
 
 
@@ -162,8 +229,8 @@ class Recorder(Callback):
     def on_start(self, trainer: Trainer) -> None:
         self.events.append("start")
 
-    def on_step(self, trainer: Trainer, parts: dict[str, torch.Tensor]) -> None:
-        assert "loss" in parts and all(not part.requires_grad for part in parts.values())
+    def on_step(self, trainer: Trainer, step: Step) -> None:
+        assert "loss" in step.parts and all(not part.requires_grad for part in step.parts.values())
         self.events.append("step")
 
     def on_epoch(self, trainer: Trainer, evaluation: object) -> None:

@@ -1,0 +1,112 @@
+"""From a study and its split to batches: what each split sees of the study, and the processes that build batches."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+from aam.config import RunConfig, TrainConfig
+from aam.data.augmentation import Augmentation
+from aam.data.batch import Batch
+from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
+from aam.data.study import Study
+from aam.data.targets import ClassTarget
+from aam.errors import DataError
+from aam.training.tasks import Task, TrainTask
+
+__all__ = ["choose_device", "datasets_of", "loader"]
+
+
+def choose_device(config: TrainConfig) -> torch.device:
+    """The device of ``--device``, with ``--threads`` set.
+
+    Raises
+    ------
+    DataError
+        If the machine has no such device.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available[config.device]:
+        raise DataError(f"--device {config.device}: PyTorch {torch.__version__} finds none here; use --device auto")
+    return torch.device(config.device)
+
+
+def loader(
+    dataset: SampleDataset, plan: BatchPlan, config: TrainConfig, device: torch.device, *, workers: int | None = None
+) -> DataLoader[Batch]:
+    """Batches of a plan, built in worker processes.
+
+    Parameters
+    ----------
+    dataset : SampleDataset
+    plan : BatchPlan
+    config : TrainConfig
+    device : torch.device
+        Batches for a GPU are pinned.
+    workers : int, optional
+        In place of the configured number.
+    """
+    if workers is None:
+        workers = config.num_workers if config.num_workers is not None else min(4, _cores())
+    return DataLoader(
+        dataset,
+        sampler=plan,
+        batch_size=None,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+        # Its own generator: the loader's draws must not move those of dropout.
+        generator=torch.Generator(),
+    )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def datasets_of(config: RunConfig, study: Study, split: NDArray[Any], task: Task) -> dict[str, SampleDataset]:
+    """The study as each split sees it."""
+    base_learns = not config.train.freeze_base
+    options = replace(
+        DatasetOptions.of(config.data, config.train.seed),
+        nuc_asv_fraction=config.task.nuc_asv_fraction if config.task.nuc_weight > 0 and base_learns else 0.0,
+        nuc_mask_ratio=config.task.nuc_mask_ratio,
+        nuc_mask_strategy=config.task.nuc_mask_strategy,
+        count_mask_ratio=(
+            config.task.count_mask_ratio
+            if config.command == "train"
+            and config.task.count_weight > 0
+            and base_learns
+            and config.model.count_embedding != "none"
+            else 0.0
+        ),
+    )
+    encoded = None
+    if isinstance(task, TrainTask):
+        assert study.target is not None
+        encoded = task.target.encode(study.target)
+    labels = {name: known.labels for name, known in task.labelled.items()}
+    train = study.rows_of(split, "train")
+    classes = None
+    if isinstance(task, TrainTask) and isinstance(task.target, ClassTarget):
+        classes = task.target.encode(task.actual)
+    augmentation = Augmentation.of(config.augmentation, config.train.seed, train, classes)
+    datasets = {
+        "train": SampleDataset.of_study(study, options, labels, encoded, references=train, augmentation=augmentation)
+    }
+    for part in ("val", "test"):
+        rows = study.rows_of(split, part)
+        if len(rows):
+            datasets[part] = SampleDataset.of_study(
+                study, options, labels, encoded, restore_once=rows, references=train
+            )
+    return datasets

@@ -1,0 +1,126 @@
+"""What a run came to: its best model judged on the held-out samples, and what a person reads of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from aam.config import RunConfig
+from aam.data.dataset import BatchPlan
+from aam.data.study import Study
+from aam.data.targets import ClassTarget, NumericTarget
+from aam.loaders import datasets_of, loader
+from aam.run_directory import RunDirectory, write_json, write_table
+from aam.training.checkpoint import MODEL_NAME, load_model_file
+from aam.training.metrics import classification_metrics, regression_metrics
+from aam.training.tasks import Evaluation, Task, TrainTask, prediction_table
+from aam.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["figures", "judge_best"]
+
+
+def judge_best(
+    config: RunConfig,
+    study: Study,
+    split: NDArray[Any],
+    task: Task,
+    trainer: Trainer,
+    directory: RunDirectory,
+    leaked: list[str],
+) -> dict[str, Any]:
+    """Judge the best model on the held-out samples, and write what a person reads; what ``metrics.json`` holds."""
+    from aam.evaluation.plots import history_plot, save_figure
+
+    best = load_model_file(directory / MODEL_NAME)
+    task.model.load_state_dict(best.weights)
+    history = pd.DataFrame(trainer.state.history)
+    metrics: dict[str, Any] = {"best_epoch": trainer.state.best_epoch}
+    datasets = datasets_of(config, study, split, task)
+    for part in ("val", "test"):
+        if part not in datasets:
+            continue
+        plan = BatchPlan(study.rows_of(split, part), config.train.batch_size, False, config.train.seed)
+        evaluation = trainer.evaluate(loader(datasets[part], plan, config.train, trainer.device, workers=0))
+        metrics[part] = evaluation.metrics
+        for name, figure in figures(task, study, evaluation).items():
+            save_figure(figure, directory / "plots" / f"{part}_{name}.png")
+        if isinstance(task, TrainTask) and evaluation.output is not None:
+            rows = evaluation.sample_index
+            table = prediction_table(
+                task.target, [study.sample_ids[i] for i in rows], evaluation.output, task.actual[rows]
+            )
+            write_table(directory / f"{part}_predictions.tsv", table)
+    if isinstance(task, TrainTask):
+        metrics["baseline"] = {"guess": _guess(task, split)}
+    if config.train.pretrained_encoder is not None:
+        metrics["pretrained_leak"] = len(leaked)
+    save_figure(history_plot(history), directory / "plots" / "history.png")
+    write_json(directory / "metrics.json", metrics)
+    return metrics
+
+
+def _guess(task: TrainTask, split: NDArray[Any]) -> dict[str, dict[str, float]]:
+    """What the best constant answer, the training split's median or most frequent class, comes to."""
+    train = task.actual[split == "train"]
+    found = {}
+    for part in ("val", "test"):
+        actual = task.actual[split == part]
+        if not len(actual):
+            continue
+        if isinstance(task.target, NumericTarget):
+            found[part] = regression_metrics(actual, np.full(len(actual), np.median(train)))
+        else:
+            frequencies = np.bincount(task.target.encode(train), minlength=task.target.outputs) / len(train)
+            found[part] = classification_metrics(
+                task.target.encode(actual),
+                np.full(len(actual), frequencies.argmax()),
+                np.tile(frequencies, (len(actual), 1)),
+                task.target.classes,
+            )
+    return found
+
+
+def figures(task: Task, study: Study, evaluation: Evaluation) -> dict[str, Figure]:
+    """The plots of an evaluation: the target's, and one for each reading of a base target."""
+    from aam.evaluation.plots import confusion_plot, distance_plot, regression_plot
+
+    drawn: dict[str, Figure] = {}
+    if isinstance(task, TrainTask) and evaluation.output is not None:
+        table = prediction_table(
+            task.target,
+            [study.sample_ids[i] for i in evaluation.sample_index],
+            evaluation.output,
+            task.actual[evaluation.sample_index],
+        )
+        column = task.target.column
+        if isinstance(task.target, ClassTarget):
+            drawn["predictions"] = confusion_plot(
+                table.actual.to_numpy(), table.predicted.to_numpy(), task.target.classes, title=column
+            )
+        else:
+            drawn["predictions"] = regression_plot(
+                table.actual.to_numpy(), table.predicted.to_numpy(), title=column, units_label=column
+            )
+    distances = [reading.target for reading in evaluation.readings.values() if reading.target.kind == "pairwise"]
+    for reading in evaluation.readings.values():
+        target, actual, predicted = reading.target, reading.actual, reading.predicted
+        title = f"{target.title}, {reading.head} head"
+        if target.kind == "pairwise":
+            name = "distances" if target is distances[0] else target.name
+            drawn[f"{name}_{reading.head}"] = distance_plot(actual, predicted, title=title)
+        elif target.kind == "value":
+            drawn[f"{target.name}_{reading.head}"] = regression_plot(
+                actual, predicted, title=title, units_label=target.title
+            )
+        else:
+            r2 = evaluation.metrics.get(f"{target.name}_r2")  # each part around its own mean
+            drawn[target.name] = distance_plot(
+                actual, predicted, title=target.title, what="share", counted="parts of samples", r2=r2
+            )
+    return drawn
