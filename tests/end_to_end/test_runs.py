@@ -7,8 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
@@ -163,6 +165,47 @@ class TestResume:
         assert "resuming after epoch" in outcome.err
         assert_same_run(killed, whole)
         assert files_below(killed) == files_below(whole)
+
+    def test_killed_at_any_moment(self, study: StudyFiles, tmp_path: Path) -> None:
+        """Three times in a row, wherever it is; checkpoints are written between steps too."""
+        whole, killed = tmp_path / "whole", tmp_path / "killed"
+        arguments = [*self.arguments(study, "train"), "--epochs", 5, "--batch-size", 2, "--save-every-minutes", 1e-6]
+        moments = np.random.default_rng(0)
+        self.kill([*arguments, "--output-dir", killed], signal.SIGKILL, moments.uniform(0, 0.3))
+        for _ in range(2):
+            self.kill(["train", "--output-dir", killed, "--resume"], signal.SIGKILL, moments.uniform(0, 0.3))
+        succeed(*arguments, "--output-dir", whole)
+        succeed("train", "--output-dir", killed, "--resume")
+        assert_same_run(killed, whole)
+        assert files_below(killed) == files_below(whole)
+
+    @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+    def test_a_signal_leaves_a_run_that_goes_on(self, study: StudyFiles, tmp_path: Path, name: str) -> None:
+        whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+        arguments = [*self.arguments(study, "pretrain"), "--epochs", 6, "--batch-size", 2, "--num-workers", 1]
+        number = getattr(signal, name)
+        code, err = self.kill([*arguments, "--output-dir", stopped], number, 0.1)
+        assert code == 128 + number
+        assert err.splitlines()[-1] == f"Error: stopped by {name}; the run is saved, and --resume continues it"
+        assert "Traceback" not in err and not (stopped / "metrics.json").exists()
+        succeed(*arguments, "--output-dir", whole)
+        succeed("pretrain", "--output-dir", stopped, "--resume")
+        assert_same_run(stopped, whole)
+
+    def kill(self, arguments: list[object], number: int, after: float) -> tuple[int, str]:
+        """Send a signal so many seconds after training began; exit code and what was said."""
+        command = [sys.executable, "-m", "aam", *map(str, arguments)]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+            assert process.stderr is not None
+            said = ""
+            for line in process.stderr:
+                said += line
+                if line.startswith(("epoch 1/", "resuming")):
+                    time.sleep(after)
+                    process.send_signal(number)
+                    break
+            said += process.stderr.read()
+        return process.returncode, said
 
     def kill_after_an_epoch(self, arguments: list[object]) -> None:
         command = [sys.executable, "-m", "aam", *map(str, arguments)]
