@@ -38,7 +38,7 @@ from aam.data.files import (
     zip_first_name,
 )
 from aam.data.hdf5_layout import hdf5_layout
-from aam.data.lazy_matrix import LazyMatrix, MappedMatrix, MeanMatrix, lazy_hdf5
+from aam.data.lazy_matrix import LazyMatrix, MappedMatrix, MeanMatrix, lazy_hdf5, mean_of
 from aam.data.qza import read_artifact
 from aam.errors import DataError
 
@@ -289,7 +289,7 @@ def _read_hdf5(path: Path, memory_limit: int) -> MatrixFile:
     lazy = [matrix for matrix in matrices if isinstance(matrix, LazyMatrix)]
     if lazy:
         return MatrixFile(row_ids, column_ids, MeanMatrix(path, lazy))
-    return MatrixFile(row_ids, column_ids, np.mean(np.array(matrices), axis=0))
+    return MatrixFile(row_ids, column_ids, mean_of(list(map(np.asarray, matrices))))
 
 
 def _matrix_hdf5(file: h5py.File, name: str, path: Path, memory_limit: int) -> NDArray[np.float32] | LazyMatrix:

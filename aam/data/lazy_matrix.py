@@ -8,7 +8,7 @@ from __future__ import annotations
 import mmap
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from aam.data.files import open_hdf5, reading, shown
 from aam.data.hdf5_layout import HDF5Layout, HDF5Part, hdf5_layout
 from aam.errors import DataError
 
-__all__ = ["LazyMatrix", "MappedMatrix", "MeanMatrix", "lazy_hdf5"]
+__all__ = ["LazyMatrix", "MappedMatrix", "MeanMatrix", "lazy_hdf5", "mean_of"]
 
 _WHAT = "distance matrix"
 _PAGE = 4096
@@ -261,6 +261,12 @@ class ChunkedMatrix(LazyMatrix):
         return found
 
 
+def mean_of(matrices: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """The mean of matrices of one shape; exact where they are alike."""
+    found: NDArray[np.float32] = np.stack(matrices).mean(axis=0, dtype=np.float64).astype(np.float32)
+    return found
+
+
 class MeanMatrix(LazyMatrix):
     """The mean of matrices of one shape.
 
@@ -276,8 +282,7 @@ class MeanMatrix(LazyMatrix):
         self.matrices = matrices
 
     def entries(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float32]:
-        found: NDArray[np.float32] = np.mean([matrix.entries(rows, columns) for matrix in self.matrices], axis=0)
-        return found
+        return mean_of([matrix.entries(rows, columns) for matrix in self.matrices])
 
 
 class VirtualMatrix(LazyMatrix):

@@ -184,7 +184,7 @@ class Task:
     labelled : mapping of str to LabelledTarget
         By the name of the base target; may be empty.
     seed : int
-        Of the subset of held-out samples whose pairs are judged where there are more than 5,000.
+        Of the subset of held-out samples whose pairs are judged where there are more than 2,000.
     studies : ndarray (N,) of int, optional
         The study of each sample, for metrics by study.
     study_names : sequence of str
@@ -367,7 +367,7 @@ class Task:
         return blocks
 
     def _pairs(self, kept: list[_Judged], sample_index: NDArray[np.int64]) -> list[_Block]:
-        """All pairs of held-out samples, up to 5,000 of these."""
+        """All pairs of held-out samples, up to 2,000 of these."""
         distances = [labelled for labelled in self.labelled.values() if labelled.target.kind == "pairwise"]
         if not distances:
             return []
