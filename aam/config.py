@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from aam.errors import DataError
+
 __all__ = [
     "AugmentationConfig",
     "Command",
@@ -59,6 +61,15 @@ def _as_several(value: Any) -> Any:
 
 
 Paths = Annotated[tuple[Path, ...], BeforeValidator(_as_several)]
+
+
+def _samples_of_a_batch(value: Any) -> Any:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError(f"--batch-size {value}: give a whole number from 1 on, or auto")
+
+
+BatchSize = Annotated[int | Literal["auto"], BeforeValidator(_samples_of_a_batch)]
 
 
 class DataConfig(Section):
@@ -275,17 +286,105 @@ class TaskConfig(Section):
 
 
 class OptimConfig(Section):
-    """The optimizer and its schedule."""
+    """The optimizer, its schedule, and averages of the weights. `docs/optimization.md` says what to choose when."""
 
-    lr: float = option(1e-3, "Peak learning rate of AdamW.", gt=0)
+    optimizer: Literal["adamw", "adam", "sgd", "radam", "lamb", "muon"] = option(
+        "adamw", "How weights follow their gradients; sgd wants an --lr near 0.1, lamb one near 0.01."
+    )
+    lookahead: bool = option(False, "Pull the weights half way back to where they were five steps ago, every five.")
+    lr: float = option(1e-3, "Peak learning rate.", gt=0)
+    head_lr: float | None = option(
+        None, "Peak learning rate of the heads that a pre-trained encoder lacks; by default --lr.", gt=0, only="train"
+    )
+    layer_decay: float | None = option(
+        None,
+        "Lower --lr by this factor for every layer of a pre-trained encoder, from its heads down to the nucleotides.",
+        gt=0,
+        le=1,
+        only="train",
+    )
     weight_decay: float = option(0.01, "Weight decay, on matrices alone.", ge=0)
+    schedule: Literal[
+        "warmup_cosine", "cosine", "cosine_restarts", "plateau", "onecycle", "exponential", "constant"
+    ] = option("warmup_cosine", "How the learning rate changes in the run.")
     warmup_steps: int | None = option(
         None,
-        "Optimizer steps of linear warm-up before the cosine; by default a tenth of the run, at most 500.",
+        "Optimizer steps of linear warm-up; by default none, but with warmup_cosine a tenth of the run, at most 500.",
         ge=0,
+    )
+    min_lr: float | None = option(
+        None, "Learning rate that the schedule ends at, or never goes below; by default a hundredth of --lr.", ge=0
+    )
+    cycle_steps: int | None = option(
+        None, "Optimizer steps of the first cycle of cosine_restarts; by default such that the run has three.", ge=1
+    )
+    cycle_growth: int | None = option(
+        None, "How many times as long as the one before each cycle of cosine_restarts is; by default 2.", ge=1
+    )
+    plateau_factor: float | None = option(
+        None, "What plateau multiplies the learning rate by, each time; by default 0.3.", gt=0, lt=1
+    )
+    plateau_patience: int = option(
+        5, "Epochs without improvement that are a plateau: it is logged, and plateau goes by it.", ge=1
+    )
+    restart_on_plateau: bool = option(False, "Begin the schedule anew at a plateau, over what is left of the run.")
+    average: Literal["none", "ema", "swa"] = option(
+        "none", "Validate and save averaged weights: exponentially, or evenly over the end of the run."
+    )
+    ema_decay: float | None = option(
+        None, "Share of the old average that an optimizer step leaves with --average ema; by default 0.999.", gt=0, lt=1
+    )
+    swa_start: float | None = option(
+        None, "Share of the run after which --average swa begins; by default 0.75.", ge=0, lt=1
+    )
+    lr_find: Literal["none", "apply", "print"] = option(
+        "none", "Search the peak learning rate first, to train with it or only to print it."
     )
     gradient_clip: float = option(1.0, "Largest norm of the gradient; 0 for no clipping.", ge=0)
     accumulation_steps: int = option(1, "Batches whose gradients are joined in one optimizer step.", ge=1)
+    target_effective_batch_size: int | None = option(
+        None, "Samples of an optimizer step: as many batches are joined as come nearest to it.", ge=1
+    )
+
+    @model_validator(mode="after")
+    def _options_are_of_the_schedule(self) -> Self:
+        takers = {
+            "warmup_steps": ("warmup_cosine", "cosine_restarts", "plateau", "exponential", "constant"),
+            "min_lr": ("warmup_cosine", "cosine", "cosine_restarts", "plateau", "exponential"),
+            "cycle_steps": ("cosine_restarts",),
+            "cycle_growth": ("cosine_restarts",),
+            "plateau_factor": ("plateau",),
+        }
+        for name, schedules in takers.items():
+            if getattr(self, name) is not None and self.schedule not in schedules:
+                raise ValueError(f"{self._given(name)} is for --schedule {' or '.join(schedules)}, not {self.schedule}")
+        if self.restart_on_plateau and self.schedule in ("plateau", "constant"):
+            raise ValueError(f"--restart-on-plateau is for schedules that end low, not for --schedule {self.schedule}")
+        if self.min_lr is not None and self.min_lr > self.lr:
+            raise ValueError(f"{self._given('min_lr')} is above {self._given('lr')}")
+        if self.min_lr == 0 and self.schedule == "exponential":
+            raise ValueError("--min-lr 0 is never reached by --schedule exponential; give a small one")
+        return self
+
+    @model_validator(mode="after")
+    def _options_are_of_the_average(self) -> Self:
+        for name, average in (("ema_decay", "ema"), ("swa_start", "swa")):
+            if getattr(self, name) is not None and self.average != average:
+                raise ValueError(f"{self._given(name)} is for --average {average}, not {self.average}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_accumulate(self) -> Self:
+        if self.target_effective_batch_size is not None and self.accumulation_steps != 1:
+            raise ValueError(
+                f"{self._given('target_effective_batch_size')} and {self._given('accumulation_steps')} both say how "
+                "many batches are joined; give one of them"
+            )
+        return self
+
+    def _given(self, name: str) -> str:
+        value = getattr(self, name)
+        return f"--{name.replace('_', '-')} {value:g}"
 
 
 class TrainConfig(Section):
@@ -293,7 +392,13 @@ class TrainConfig(Section):
 
     output_dir: Path = option(..., "The run directory to write.")
     epochs: int = option(50, "Most passes over the training samples.", ge=1)
-    batch_size: int = option(32, "Samples of a batch.", ge=1)
+    batch_size: BatchSize = option(32, "Samples of a batch; auto for as many as memory allows.")
+    max_memory_fraction: float | None = option(
+        None,
+        "Share of the memory that --batch-size auto may use; by default 0.8 of a GPU's, or 0.5 of what is free.",
+        gt=0,
+        le=1,
+    )
     patience: int = option(10, "Stop after this many epochs without improvement on the validation split.", ge=1)
     seed: int = option(0, "Seed of every random draw.", ge=0, lt=2**32)
     device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "Where to compute.")
@@ -329,7 +434,25 @@ class TrainConfig(Section):
             raise ValueError(
                 "--freeze-base needs --pretrained-encoder: an encoder that never learnt is not worth freezing"
             )
+        if self.max_memory_fraction is not None and self.batch_size != "auto":
+            raise ValueError(
+                f"--max-memory-fraction {self.max_memory_fraction:g} is for --batch-size auto, and it is "
+                f"{self.batch_size}"
+            )
         return self
+
+    @property
+    def samples_per_batch(self) -> int:
+        """``batch_size``, once it is a number.
+
+        Raises
+        ------
+        DataError
+            If it is still to be found.
+        """
+        if self.batch_size == "auto":
+            raise DataError("--batch-size auto is for `aam pretrain` and `aam train`; give a number here")
+        return self.batch_size
 
 
 class RunConfig(Section):
@@ -342,6 +465,43 @@ class RunConfig(Section):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig
     augmentation: AugmentationConfig = AugmentationConfig()
+
+    @property
+    def accumulation_steps(self) -> int:
+        """Batches of an optimizer step, as asked for or by ``--target-effective-batch-size``."""
+        target = self.optim.target_effective_batch_size
+        if target is None:
+            return self.optim.accumulation_steps
+        return max(1, round(target / self.train.samples_per_batch))
+
+    @model_validator(mode="after")
+    def _optimizer_fits_the_run(self) -> Self:
+        optim, train = self.optim, self.train
+        for name in ("head_lr", "layer_decay"):
+            value = getattr(optim, name)
+            given = f"--{name.replace('_', '-')} {value}"
+            if value is not None and train.pretrained_encoder is None:
+                raise ValueError(
+                    f"{given} needs --pretrained-encoder: without one, everything is new and learns at --lr"
+                )
+            if value is not None and train.freeze_base:
+                raise ValueError(f"{given} and --freeze-base: the heads alone are trained, at --lr {optim.lr:g}")
+        target, batch = optim.target_effective_batch_size, train.batch_size
+        if target is not None and batch != "auto" and batch > target:
+            raise ValueError(f"--batch-size {batch} is more than --target-effective-batch-size {target}; lower it")
+        if optim.plateau_patience >= train.patience and (optim.schedule == "plateau" or optim.restart_on_plateau):
+            asks = "--schedule plateau" if optim.schedule == "plateau" else "--restart-on-plateau"
+            raise ValueError(
+                f"--plateau-patience {optim.plateau_patience} with --patience {train.patience}: training stops before "
+                f"{asks} can act; raise --patience"
+            )
+        if optim.lr_find == "print":
+            if self.data.cross_validated:
+                folds = f"--folds {self.data.folds}" if self.data.folds else "--leave-one-group-out"
+                raise ValueError(f"--lr-find print is for one run, and {folds} asks for several")
+            if train.resume:
+                raise ValueError("--lr-find print trains nothing, and --resume continues a run; give one of them")
+        return self
 
     @model_validator(mode="after")
     def _command_has_its_inputs(self) -> Self:

@@ -78,6 +78,10 @@ def run_folds(config: RunConfig) -> FoldsResult:
         If the inputs or the folds cannot be used.
     """
     encoders = _encoder_folds(config)
+    if config.optim.lr_find == "print":
+        raise DataError(
+            f"--lr-find print is for one run, and {config.train.pretrained_encoder} has folds; give one of them"
+        )
     if encoders:
         before = load_model_file(model_path(encoders[0])).config.data
         config = config.model_copy(update={"data": _group_of_encoder(config.data, before)})

@@ -45,7 +45,7 @@ def judge_best(
     for part in ("val", "test"):
         if part not in datasets:
             continue
-        plan = BatchPlan(study.rows_of(split, part), config.train.batch_size, False, config.train.seed)
+        plan = BatchPlan(study.rows_of(split, part), config.train.samples_per_batch, False, config.train.seed)
         evaluation = trainer.evaluate(loader(datasets[part], plan, config.train, trainer.device, workers=0))
         metrics[part] = evaluation.metrics
         for name, figure in figures(task, study, evaluation).items():

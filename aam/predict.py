@@ -143,7 +143,7 @@ def _output(
     load_weights(predictor, without_base_heads(file.weights), path)
     predictor.to(device).eval()
     dataset = SampleDataset.of_study(study, options)
-    plan = BatchPlan(np.arange(len(study)), settings.batch_size, False, 0)
+    plan = BatchPlan(np.arange(len(study)), settings.samples_per_batch, False, 0)
     # In the arithmetic that the model was judged in: half precision rounds in the third digit.
     with torch.no_grad(), precision(trained.train.mixed_precision, device):
         outputs = [predictor(batch.to(device)).target for batch in _tracked(loader(dataset, plan, settings, device))]

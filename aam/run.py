@@ -7,6 +7,7 @@ import logging
 import platform
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,8 @@ from aam.loaders import choose_device
 from aam.models.base_targets import require_readable
 from aam.outcome import judge_best
 from aam.run_directory import RunDirectory, write_json
-from aam.trainer_setup import build_trainer
+from aam.searches import as_found, search_learning_rate, with_batch_size, with_learning_rate
+from aam.trainer_setup import build_callbacks, build_trainer
 from aam.training.checkpoint import (
     ModelFile,
     load_checkpoint,
@@ -72,6 +74,7 @@ def run(config: RunConfig) -> RunResult:
     Returns
     -------
     RunResult
+        Without metrics where ``--lr-find print`` asks for no training.
 
     Raises
     ------
@@ -104,9 +107,12 @@ def run(config: RunConfig) -> RunResult:
 
     inputs = _fingerprint(study, split)
     resumed = _load_resumed(config, directory, inputs) if config.train.resume else None
+    searches_alone = config.optim.lr_find == "print"
     if resumed is None:
-        directory.create(overwrite=config.train.overwrite)
-    with directory.logging():
+        directory.create(overwrite=config.train.overwrite and not searches_alone)
+    else:
+        config = as_found(config, resumed["config"])
+    with nullcontext() if searches_alone else directory.logging():
         _log_study(config, study, split, device)
         if pretrained is not None:
             _log_other_reading(config.data, pretrained.config.data)
@@ -115,7 +121,14 @@ def run(config: RunConfig) -> RunResult:
         for warning in _leaks(config, study, split):
             logger.warning(warning)
         header = _provenance(study, task)
-        trainer = build_trainer(config, study, split, task, device, directory, header, inputs)
+        config = with_batch_size(config, study, split, task, device)
+        trainer = build_trainer(config, study, split, task, device)
+        if searches_alone:
+            search_learning_rate(trainer, directory)
+            trainer.close()
+            return RunResult(directory.path, {}, pd.DataFrame())
+        if config.optim.lr_find == "apply":
+            config = with_learning_rate(config, trainer, directory)
         if resumed is not None:
             try:
                 trainer.load_state_dict(resumed["trainer"])
@@ -125,6 +138,7 @@ def run(config: RunConfig) -> RunResult:
                     "start again with --overwrite"
                 ) from None
             logger.info("resuming after epoch %d, step %d", trainer.state.epoch, trainer.state.step)
+        trainer.callbacks = build_callbacks(config, study, task, directory, header, inputs)
         write_json(directory / "config.json", config.model_dump(mode="json"))
         write_splits(directory / "splits.tsv", study.sample_ids, split)
         try:
@@ -272,7 +286,7 @@ def _load_resumed(config: RunConfig, directory: RunDirectory, inputs: Mapping[st
                 f"{directory.path}: cannot be resumed, since {what} is another than when it was begun; "
                 "put it back, or start again with --overwrite"
             )
-    require_same_config(config, saved["config"], directory.path)
+    require_same_config(as_found(config, saved["config"]), saved["config"], directory.path)
     return saved
 
 

@@ -35,7 +35,11 @@ class RunDirectory:
         "last.ckpt",
         "aam.log",
     )
-    IN_FOLDERS = ("tensorboard/*/events.out.tfevents.*", "plots/history.png", "plots/val_*.png", "plots/test_*.png")
+    # Removed with a run, but no sign of one: `--lr-find print` writes lr_find alone.
+    IN_FOLDERS = (
+        *("tensorboard/*/events.out.tfevents.*", "plots/history.png", "plots/val_*.png", "plots/test_*.png"),
+        *("lr_find.tsv", "plots/lr_find.png"),
+    )
     FOLDERS = ("tensorboard/train", "tensorboard/validation", "tensorboard", "plots")
 
     def __init__(self, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,34 +15,30 @@ from aam.data.study import Study
 from aam.loaders import datasets_of, loader
 from aam.outcome import figures
 from aam.run_directory import RunDirectory
+from aam.training.averaging import build_average
 from aam.training.callbacks import (
     Checkpoints,
     Console,
     EarlyStopping,
     FiniteLosses,
     HistoryFile,
+    Plateau,
     Signals,
     TensorBoard,
 )
 from aam.training.checkpoint import MODEL_NAME, save_model_file
-from aam.training.optim import build_optimizer, build_schedule
+from aam.training.optimizers import build_optimizer, learning_rates
+from aam.training.schedules import build_schedule
 from aam.training.tasks import Evaluation, Task
 from aam.training.trainer import Callback, Trainer
 
-__all__ = ["build_trainer"]
+__all__ = ["build_callbacks", "build_trainer"]
+
+logger = logging.getLogger("aam")
 
 
-def build_trainer(
-    config: RunConfig,
-    study: Study,
-    split: NDArray[Any],
-    task: Task,
-    device: torch.device,
-    directory: RunDirectory,
-    header: Mapping[str, Any],
-    inputs: Mapping[str, str],
-) -> Trainer:
-    """The trainer of a run.
+def build_trainer(config: RunConfig, study: Study, split: NDArray[Any], task: Task, device: torch.device) -> Trainer:
+    """The trainer of a run, its callbacks left to `build_callbacks`.
 
     Parameters
     ----------
@@ -52,27 +49,26 @@ def build_trainer(
     task : Task
         On the device.
     device : torch.device
-    directory : RunDirectory
-    header : mapping
-        What the model file says beside its configuration and metrics.
-    inputs : mapping
-        What tells that a resumed run has the inputs that it had.
     """
     datasets = datasets_of(config, study, split, task)
     plans = _plans(config, study, split)
-    optimizer = build_optimizer(task.model, config.optim)
-    steps = -(-len(plans["train"]) // config.optim.accumulation_steps) * config.train.epochs
+    optim = config.optim.model_copy(update={"accumulation_steps": config.accumulation_steps})
+    optimizer = build_optimizer(task.model, optim)
+    rates = ", ".join(f"{name} {lr:.2g}" for name, lr in learning_rates(optimizer))
+    if optim.head_lr is not None or optim.layer_decay is not None:
+        logger.info("peak learning rates: %s", rates)
+    steps = -(-len(plans["train"]) // optim.accumulation_steps) * config.train.epochs
     return Trainer(
         task,
         plans["train"],
         loader(datasets["train"], plans["train"], config.train, device),
         loader(datasets["val"], plans["val"], config.train, device),
         optimizer,
-        build_schedule(optimizer, config.optim, steps),
-        config.optim,
+        build_schedule(optimizer, optim, steps),
+        optim,
         config.train,
         device,
-        callbacks=_callbacks(config, study, task, directory, header, inputs),
+        average=build_average(task.model, optim, steps),
     )
 
 
@@ -81,12 +77,12 @@ def _plans(config: RunConfig, study: Study, split: NDArray[Any]) -> dict[str, Ba
     train, seed = config.train, config.train.seed
     studies = study.studies if config.data.study_batches == "alternate" else None
     return {
-        "train": BatchPlan(study.rows_of(split, "train"), train.batch_size, True, seed, studies),
-        "val": BatchPlan(study.rows_of(split, "val"), train.batch_size, False, seed),
+        "train": BatchPlan(study.rows_of(split, "train"), train.samples_per_batch, True, seed, studies),
+        "val": BatchPlan(study.rows_of(split, "val"), train.samples_per_batch, False, seed),
     }
 
 
-def _callbacks(
+def build_callbacks(
     config: RunConfig,
     study: Study,
     task: Task,
@@ -94,7 +90,19 @@ def _callbacks(
     header: Mapping[str, Any],
     inputs: Mapping[str, str],
 ) -> list[Callback]:
-    """What happens beside the loop, in this order."""
+    """What happens beside the loop, in this order.
+
+    Parameters
+    ----------
+    config : RunConfig
+    study : Study
+    task : Task
+    directory : RunDirectory
+    header : mapping
+        What the model file says beside its configuration and metrics.
+    inputs : mapping
+        What tells that a resumed run has the inputs that it had.
+    """
 
     def save_best(evaluation: Evaluation) -> None:
         metrics = {"val": evaluation.metrics}
@@ -108,6 +116,7 @@ def _callbacks(
         Console(shown),
         HistoryFile(directory / "history.csv"),
         TensorBoard(directory / "tensorboard", lambda evaluation: figures(task, study, evaluation)),
+        Plateau(config.optim.plateau_patience, config.optim.restart_on_plateau),
         EarlyStopping(config.train.patience),
         Checkpoints(save_best, directory / "last.ckpt", beside, config.train.save_every_minutes),
     ]

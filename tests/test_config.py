@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from aam.cli.main import cli
 from aam.cli.options import SECTIONS, config_options, run_config
 from aam.config import AugmentationConfig, Command, DataConfig, RunConfig, Section, TrainConfig
+from aam.errors import DataError
 from aam.models.base_targets import base_target_names
 
 COMMANDS: tuple[Command, ...] = get_args(Command)
@@ -216,6 +217,49 @@ class TestWrongCombinations:
                 ["--classifier", "--target-transform minmax"],
             ),
             ("train", ["--classifier", "--loss", "mae"], ["--classifier", "--loss mae"]),
+            ("train", ["--head-lr", "0.1"], ["--head-lr 0.1", "--pretrained-encoder"]),
+            ("train", ["--layer-decay", "0.8"], ["--layer-decay 0.8", "--pretrained-encoder"]),
+            (
+                "train",
+                ["--layer-decay", "0.8", "--pretrained-encoder", "e", "--freeze-base"],
+                ["--layer-decay 0.8", "--freeze-base"],
+            ),
+            ("pretrain", ["--warmup-steps", "5", "--schedule", "onecycle"], ["--warmup-steps 5", "onecycle"]),
+            ("pretrain", ["--cycle-steps", "5"], ["--cycle-steps 5", "cosine_restarts", "warmup_cosine"]),
+            ("pretrain", ["--cycle-growth", "2", "--schedule", "cosine"], ["--cycle-growth 2", "not cosine"]),
+            ("pretrain", ["--plateau-factor", "0.5"], ["--plateau-factor 0.5", "plateau", "warmup_cosine"]),
+            ("pretrain", ["--min-lr", "1e-5", "--schedule", "constant"], ["--min-lr 1e-05", "constant"]),
+            ("pretrain", ["--min-lr", "0.1", "--lr", "0.01"], ["--min-lr 0.1", "--lr 0.01"]),
+            ("pretrain", ["--min-lr", "0", "--schedule", "exponential"], ["--min-lr 0", "exponential"]),
+            (
+                "pretrain",
+                ["--restart-on-plateau", "--schedule", "plateau"],
+                ["--restart-on-plateau", "--schedule plateau"],
+            ),
+            (
+                "pretrain",
+                ["--schedule", "plateau", "--patience", "4"],
+                ["--plateau-patience 5", "--patience 4", "--schedule plateau"],
+            ),
+            ("pretrain", ["--ema-decay", "0.9"], ["--ema-decay 0.9", "--average ema", "none"]),
+            ("pretrain", ["--swa-start", "0.9", "--average", "ema"], ["--swa-start 0.9", "--average swa", "ema"]),
+            ("pretrain", ["--lr-find", "print", "--folds", "3"], ["--lr-find print", "--folds 3"]),
+            ("pretrain", ["--lr-find", "print", "--resume"], ["--lr-find print", "--resume"]),
+            (
+                "pretrain",
+                ["--target-effective-batch-size", "64", "--accumulation-steps", "2"],
+                ["--target-effective-batch-size 64", "--accumulation-steps 2"],
+            ),
+            (
+                "pretrain",
+                ["--target-effective-batch-size", "8", "--batch-size", "16"],
+                ["--target-effective-batch-size 8", "--batch-size 16"],
+            ),
+            (
+                "pretrain",
+                ["--max-memory-fraction", "0.3"],
+                ["--max-memory-fraction 0.3", "--batch-size auto", "32"],
+            ),
             ("train", ["--group-column", "age"], ["--group-column", "--metadata-column", "'age'"]),
             ("train", ["--folds", "5", "--test-size", "0.2"], ["--folds 5", "--test-size 0.2"]),
             ("train", ["--folds", "5", "--split-column", "part"], ["--folds 5", "--split-column part"]),
@@ -279,6 +323,31 @@ class TestWrongCombinations:
         message = refusal("pretrain", *PRETRAIN, "--config", path)
         assert "--batch-size some" in message
         assert "--distance-head cosine" in message
+
+
+class TestBatchSize:
+    def test_is_a_number_or_auto(self, tmp_path: Path) -> None:
+        assert configure("pretrain", *PRETRAIN, "--batch-size", "7").train.samples_per_batch == 7
+        found = configure("pretrain", *PRETRAIN, "--batch-size", "auto", "--max-memory-fraction", "0.3")
+        assert (found.train.batch_size, found.train.max_memory_fraction) == ("auto", 0.3)
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(found.model_dump(mode="json")))
+        assert configure("pretrain", "--config", path) == found
+        with pytest.raises(DataError, match="--batch-size auto is for"):
+            _ = found.train.samples_per_batch
+
+    @pytest.mark.parametrize("command", ["check", "predict"])
+    def test_is_a_number_where_nothing_is_trained(self, command: str) -> None:
+        result = CliRunner().invoke(cli, [command, "--batch-size", "auto"])
+        assert result.exit_code == 2 and "'auto' is not a valid integer" in result.output
+
+    @pytest.mark.parametrize(
+        ("batch", "target", "batches"), [(32, None, 1), (32, 32, 1), (32, 100, 3), (32, 128, 4), (5, 7, 1), (30, 32, 1)]
+    )
+    def test_batches_of_a_step(self, batch: int, target: int | None, batches: int) -> None:
+        asked = [] if target is None else ["--target-effective-batch-size", target]
+        assert configure("pretrain", *PRETRAIN, "--batch-size", batch, *asked).accumulation_steps == batches
+        assert configure("pretrain", *PRETRAIN, "--accumulation-steps", 5).accumulation_steps == 5
 
 
 class TestSplitOptions:

@@ -23,6 +23,7 @@ FRONT = {
     "run_directory",
     "loaders",
     "outcome",
+    "searches",
     "trainer_setup",
     "run",
     "folds",
@@ -44,6 +45,7 @@ FORBIDDEN = {
     "assembly": {*(FRONT - {"assembly"}), *LEAVES},
     "loaders": {*(FRONT - {"loaders"}), *LEAVES},
     "outcome": {*(FRONT - {"outcome", "loaders", "run_directory"}), *(LEAVES - {"evaluation"})},
+    "searches": {"cli", "run", "folds", "predict", "check", "demo", "assembly", "trainer_setup", "benchmarks"},
     "trainer_setup": {"cli", "run", "folds", "predict", "check", "demo", "assembly", "benchmarks"},
     "run": {"cli", "folds", "predict", "check", "demo", "benchmarks"},
     "folds": {"cli", "predict", "check", "demo", "benchmarks"},
@@ -56,11 +58,25 @@ FORBIDDEN = {
 LAZY_ONLY = {
     "run": LEAVES,
     "outcome": LEAVES,
+    "searches": LEAVES,
     "trainer_setup": LEAVES,
     "folds": LEAVES,
     "cli": {"data", "models", "training", *FRONT - {"cli"}, *LEAVES},
 }
-HEAVY = {"torch", "numpy", "pandas", "scipy", "h5py", "biom", "skbio", "sklearn", "matplotlib", "tensorboard", "rich"}
+HEAVY = {
+    "torch",
+    "pytorch_optimizer",
+    "numpy",
+    "pandas",
+    "scipy",
+    "h5py",
+    "biom",
+    "skbio",
+    "sklearn",
+    "matplotlib",
+    "tensorboard",
+    "rich",
+}
 
 
 def part_of(path: Path) -> str:

@@ -27,7 +27,7 @@ from aam.inputs import load_inputs
 from aam.loaders import choose_device, loader
 from aam.models.sequence_encoder import SequenceEncoder
 from aam.training.checkpoint import build_encoder
-from aam.training.optim import build_optimizer
+from aam.training.optimizers import build_optimizer
 from aam.training.tasks import PretrainTask
 from aam.training.trainer import precision
 
@@ -125,7 +125,7 @@ def pretraining(
         nuc_mask_ratio=config.task.nuc_mask_ratio,
         nuc_mask_strategy=config.task.nuc_mask_strategy,
     )
-    plan = BatchPlan(rows, config.train.batch_size, True, config.train.seed)
+    plan = BatchPlan(rows, config.train.samples_per_batch, True, config.train.seed)
     steps = TrainingSteps(task, encoder, build_optimizer(encoder, config.optim), device, config)
     return SampleDataset.of_study(study, options, labels), plan, steps
 

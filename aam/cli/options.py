@@ -97,7 +97,7 @@ def config_options(command: Command) -> Callable[[Function], Function]:
 def machine_options(function: Function) -> Function:
     """Decorate a command that only runs a model with the options of the machine it runs on."""
     for name in reversed(("batch_size", "device", "threads", "num_workers")):
-        function = _click_option(name, TrainConfig.model_fields[name])(function)
+        function = _click_option(name, TrainConfig.model_fields[name], numbers_alone=True)(function)
     return function
 
 
@@ -107,16 +107,33 @@ def study_options(function: Function) -> Function:
         (name, _section(section).model_fields[name]) for section, names in STUDY_OPTIONS.items() for name in names
     ]
     for name, field in reversed(fields):
-        function = _click_option(name, field)(function)
+        function = _click_option(name, field, numbers_alone=True)(function)
     return function
 
 
-def _click_option(name: str, field: FieldInfo) -> Callable[[Function], Function]:
-    """The option of a field. Its value is None unless typed: defaults are the configuration's own."""
+class _NumberOr(click.ParamType):
+    """A whole number, or a word in its place."""
+
+    def __init__(self, word: str) -> None:
+        self.word = word
+        self.name = f"integer|{word}"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == self.word else click.INT.convert(value, param, ctx)
+
+
+def _click_option(name: str, field: FieldInfo, *, numbers_alone: bool = False) -> Callable[[Function], Function]:
+    """The option of a field. Its value is None unless typed: defaults are the configuration's own.
+
+    With ``numbers_alone``, a word that a run would find a number for is none of its values.
+    """
     extra = field.json_schema_extra
     assert isinstance(extra, dict)
     spellings = [_flag(name)] + ([f"--{extra['alias']}"] if extra["alias"] else [])
     kind = _without_none(field.annotation)
+    if get_origin(kind) in (Union, types.UnionType):  # a number or a word
+        number, word = get_args(kind)
+        kind = number if numbers_alone else _NumberOr(get_args(word)[0])
     help_text = (field.description or "") + _default_text(field)
     if kind is bool:
         return click.option(f"{spellings[0]}/--no-{name.replace('_', '-')}", name, default=None, help=help_text)
@@ -143,8 +160,8 @@ def _without_none(annotation: Any) -> Any:
     if get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     if get_origin(annotation) in (Union, types.UnionType):
-        (kind,) = (part for part in get_args(annotation) if part is not type(None))
-        return kind
+        kinds = [part for part in get_args(annotation) if part is not type(None)]
+        return kinds[0] if len(kinds) == 1 else annotation
     return annotation
 
 

@@ -33,6 +33,8 @@ def metric_lines(metrics: Mapping[str, float]) -> str:
 def print_result(result: RunResult) -> None:
     """The metrics of a run, guess beside model, and where to look next."""
     metrics = result.metrics
+    if not metrics:
+        return  # nothing was trained
     guess = metrics.get("baseline", {}).get("guess", {})
     parts = [part for part in ("val", "test") if part in metrics]
     names = list(dict.fromkeys(name for part in parts for name in metrics[part]))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["confusion_plot", "distance_plot", "history_plot", "regression_plot", "save_figure"]
+__all__ = ["confusion_plot", "distance_plot", "history_plot", "range_test_plot", "regression_plot", "save_figure"]
 
 BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#666666"
 MARKERS_UP_TO = 40  # epochs; longer curves are drawn without points
@@ -208,6 +208,40 @@ def history_plot(history: pd.DataFrame) -> Figure:
         axes.set_axis_off()
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def range_test_plot(
+    lr: NDArray[np.float64], loss: NDArray[np.float64], smoothed: NDArray[np.float64], suggestion: float | None
+) -> Figure:
+    """Plot a learning-rate range test, with the rate that is suggested.
+
+    Parameters
+    ----------
+    lr, loss, smoothed : ndarray (n,)
+        Of every step.
+    suggestion : float, optional
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, axes = _figure(6.4, 4.2)
+    axes.plot(lr, loss, color=GREY, linewidth=0.8, alpha=0.6, label="loss of each step")
+    axes.plot(lr, smoothed, color=BLUE, linewidth=1.8, label="smoothed")
+    if suggestion is not None:
+        axes.axvline(suggestion, color=VERMILLION, linestyle="--", linewidth=1.2, label=f"suggested: {suggestion:.2g}")
+    known = smoothed[np.isfinite(smoothed)]
+    if len(known):  # a loss that runs away must not flatten the rest
+        low, start = min(known.min(), np.nanmin(loss)), known[: max(1, len(known) // 4)].max()
+        axes.set_ylim(low - 0.1 * (start - low) - 1e-9, start + 0.5 * (start - low) + 1e-9)
+    axes.set_xscale("log")
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("training loss")
+    axes.set_title("Learning-rate range test", fontsize=11)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
     return figure
 
 

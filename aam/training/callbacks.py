@@ -25,7 +25,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.progress import Progress, TaskID
 
-__all__ = ["Checkpoints", "Console", "EarlyStopping", "FiniteLosses", "HistoryFile", "Signals", "TensorBoard"]
+__all__ = [
+    "Checkpoints",
+    "Console",
+    "EarlyStopping",
+    "FiniteLosses",
+    "HistoryFile",
+    "Plateau",
+    "Signals",
+    "TensorBoard",
+]
 
 logger = logging.getLogger("aam")
 
@@ -46,6 +55,31 @@ class EarlyStopping(Callback):
 
     def _enough(self, trainer: Trainer) -> bool:
         return trainer.state.epoch - trainer.state.best_epoch >= self.patience
+
+
+class Plateau(Callback):
+    """Says where the validation loss has not improved for some epochs, and may begin the schedule anew.
+
+    Parameters
+    ----------
+    patience : int
+        Epochs since the best one, or since the last plateau.
+    restart : bool
+    """
+
+    def __init__(self, patience: int, restart: bool) -> None:
+        self.patience = patience
+        self.restart = restart
+
+    def on_epoch(self, trainer: Trainer, evaluation: Evaluation) -> None:
+        state = trainer.state
+        if state.epoch - max(state.best_epoch, state.plateau_epoch) < self.patience:
+            return
+        state.plateau_epoch = state.epoch
+        again = self.restart and state.epoch < trainer.config.epochs
+        if again:
+            trainer.schedule.restart()
+        logger.info("no better epoch in %d: a plateau%s", self.patience, "; the schedule begins anew" if again else "")
 
 
 class Checkpoints(Callback):
@@ -88,7 +122,8 @@ class Checkpoints(Callback):
 
     def on_epoch(self, trainer: Trainer, evaluation: Evaluation) -> None:
         if trainer.state.improved:
-            self.save_best(evaluation)
+            with trainer.average.in_model():
+                self.save_best(evaluation)
         self._save(trainer)
 
     def on_interrupt(self, trainer: Trainer) -> None:

@@ -26,13 +26,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from aam.config import OptimConfig, TrainConfig
 from aam.data.batch import Batch
 from aam.data.dataset import BatchPlan
 from aam.errors import DataError, Interrupted
+from aam.training.averaging import WeightAverage
+from aam.training.schedules import Schedule
 from aam.training.tasks import Evaluation, Task
 
 __all__ = ["Callback", "Step", "TrainState", "Trainer", "precision"]
@@ -47,6 +48,7 @@ class TrainState:
     step: int = 0  # optimizer steps
     best_epoch: int = 0
     best_value: float = math.inf  # of the task's monitored validation loss
+    plateau_epoch: int = 0  # the last that ended a plateau
     stop: bool = False
     history: list[dict[str, float]] = field(default_factory=list)  # a row an epoch
 
@@ -127,12 +129,14 @@ class Trainer:
         Of the training samples; told the epoch.
     train_loader, val_loader : DataLoader of Batch
     optimizer, schedule
-        The schedule is stepped with the optimizer.
+        The schedule is stepped with the optimizer, and told what validation comes to.
     optim, config
         Clipping and accumulation; epochs and precision.
     device : torch.device
     callbacks : sequence of Callback
         Called in this order.
+    average : WeightAverage, optional
+        Of the weights after every step; validated and saved in place of the last ones.
     """
 
     def __init__(
@@ -142,11 +146,12 @@ class Trainer:
         train_loader: DataLoader[Batch],
         val_loader: DataLoader[Batch],
         optimizer: torch.optim.Optimizer,
-        schedule: LRScheduler,
+        schedule: Schedule,
         optim: OptimConfig,
         config: TrainConfig,
         device: torch.device,
         callbacks: Sequence[Callback] = (),
+        average: WeightAverage | None = None,
     ) -> None:
         self.task = task
         self.plan = plan
@@ -158,6 +163,7 @@ class Trainer:
         self.config = config
         self.device = device
         self.callbacks = callbacks
+        self.average = average or WeightAverage()
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.mixed_precision == "fp16")
         self.state = TrainState()
         self.epoch_parts = _PartMeans()  # of the epoch that is under way
@@ -167,6 +173,11 @@ class Trainer:
     def steps_per_epoch(self) -> int:
         """Optimizer steps of an epoch."""
         return math.ceil(len(self.plan) / self.optim.accumulation_steps)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.steps_per_epoch * self.config.epochs
 
     @property
     def learning_rate(self) -> float:
@@ -185,7 +196,8 @@ class Trainer:
             self._tell("on_start")
             while self.state.epoch < self.config.epochs and not self.state.stop:
                 losses = self.train_epoch()
-                evaluation = self.evaluate(self.val_loader)
+                with self.average.in_model():
+                    evaluation = self.evaluate(self.val_loader)
                 self._record(losses, evaluation)
                 self._tell("on_epoch", evaluation)
             self._tell("on_end")
@@ -262,6 +274,7 @@ class Trainer:
         self.scaler.update()
         if self.scaler.get_scale() >= scale:  # else the gradient overflowed and the step was left out
             self.schedule.step()
+            self.average.update()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
@@ -284,6 +297,7 @@ class Trainer:
         value = evaluation.losses[self.task.monitor]
         if value < state.best_value:
             state.best_value, state.best_epoch = value, state.epoch
+        self.schedule.on_validation(value)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that resuming needs, as tensors and plain values."""
@@ -291,6 +305,7 @@ class Trainer:
             "model": self.task.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "average": self.average.state_dict(),
             "scaler": self.scaler.state_dict(),
             "state": asdict(self.state),
             "epoch_parts": self.epoch_parts.state_dict(),
@@ -303,6 +318,7 @@ class Trainer:
         self.task.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.schedule.load_state_dict(saved["schedule"])
+        self.average.load_state_dict(saved["average"])
         self.scaler.load_state_dict(saved["scaler"])
         self.state = TrainState(**saved["state"])
         self.epoch_parts.load_state_dict(saved["epoch_parts"], self.device)

@@ -21,6 +21,7 @@ from aam.training.callbacks import (
     EarlyStopping,
     FiniteLosses,
     HistoryFile,
+    Plateau,
     Signals,
     TensorBoard,
 )
@@ -41,6 +42,7 @@ CALLBACKS: dict[str, Callable[[Path], Callback]] = {
     "EarlyStopping": lambda path: EarlyStopping(3),
     "FiniteLosses": lambda path: FiniteLosses(list("abcdef"), path / "last.ckpt"),
     "HistoryFile": lambda path: HistoryFile(path / "history.csv"),
+    "Plateau": lambda path: Plateau(1, restart=True),
     "Signals": lambda path: Signals(),
     "TensorBoard": lambda path: TensorBoard(path / "tensorboard", no_figures),
 }

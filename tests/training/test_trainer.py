@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.optim.lr_scheduler import LambdaLR
 
 from aam.config import OptimConfig, TrainConfig
 from aam.data.batch import Batch
@@ -19,7 +18,7 @@ from aam.training.callbacks import Checkpoints, EarlyStopping
 from aam.training.checkpoint import load_checkpoint, save_checkpoint
 from aam.training.trainer import Callback, Step, Trainer
 from tests.conftest import TinyStudy
-from tests.training.tiny import build_dataset, build_task, build_trainer
+from tests.training.tiny import build_dataset, build_task, build_trainer, constant
 
 KINDS = ["pretrain", "regression", "classes"]
 
@@ -40,7 +39,7 @@ def test_accumulation_weighs_samples(kind, clip, accumulation_steps, equal_study
     task.model.double()  # sums of gradients in another order differ by rounding
     by_hand = copy.deepcopy(task)
     optimizer = torch.optim.SGD(task.model.parameters(), lr=0.1)
-    schedule = LambdaLR(optimizer, lambda step: 1.0)
+    schedule = constant(optimizer)
     optim = OptimConfig(accumulation_steps=accumulation_steps, gradient_clip=clip)
     trainer = build_trainer(equal_study, task, tmp_path, optim=optim, optimizer=optimizer, schedule=schedule)
     losses = trainer.train_epoch()
@@ -82,7 +81,7 @@ def test_the_mean_of_a_part_is_over_the_samples_that_have_it(accumulation_steps,
         batch_size=1,
         optim=OptimConfig(accumulation_steps=accumulation_steps),
         optimizer=optimizer,
-        schedule=LambdaLR(optimizer, lambda step: 1.0),
+        schedule=constant(optimizer),
     )
     dataset = trainer.train_loader.dataset
     trainer.plan.epoch = 1
@@ -250,7 +249,7 @@ def test_early_stopping_and_the_order_of_events(equal_study, tmp_path):
         tmp_path,
         epochs=9,
         optimizer=optimizer,
-        schedule=LambdaLR(optimizer, lambda step: 1.0),
+        schedule=constant(optimizer),
         callbacks=[EarlyStopping(2), recorder],
     )
     state = trainer.fit()

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from aam.config import ModelConfig, OptimConfig, TaskConfig, TrainConfig
@@ -16,8 +15,10 @@ from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
 from aam.data.targets import ClassTarget, NumericTarget
 from aam.models.base_targets import base_target
 from aam.models.sequence_predictor import SequencePredictor
+from aam.training.averaging import build_average
 from aam.training.checkpoint import build_encoder
-from aam.training.optim import build_optimizer, build_schedule
+from aam.training.optimizers import build_optimizer
+from aam.training.schedules import Schedule, build_schedule
 from aam.training.tasks import LabelledTarget, PretrainTask, Task, TrainTask
 from aam.training.trainer import Callback, Trainer
 from tests.conftest import MAX_BP, TinyStudy
@@ -45,6 +46,11 @@ def build_task(study: TinyStudy, kind: str, dropout: float = 0.0) -> Task:
     return TrainTask(predictor, TaskConfig(), target, study.values, None, labelled, seed=0)
 
 
+def constant(optimizer: torch.optim.Optimizer) -> Schedule:
+    """A schedule that leaves the learning rate as it is."""
+    return Schedule(optimizer, lambda steps: lambda step: 1.0, steps=1)
+
+
 def build_dataset(study: TinyStudy, task: Task, held_out: bool = False, **arrays: Any) -> SampleDataset:
     if isinstance(task, TrainTask) and "target" not in arrays:
         arrays["target"] = task.target.encode(task.actual)
@@ -64,7 +70,7 @@ def build_trainer(
     scheduled_epochs: int | None = None,
     optim: OptimConfig | None = None,
     optimizer: torch.optim.Optimizer | None = None,
-    schedule: LRScheduler | None = None,
+    schedule: Schedule | None = None,
     callbacks: Sequence[Callback] = (),
     **arrays: Any,
 ) -> Trainer:
@@ -85,4 +91,5 @@ def build_trainer(
         TrainConfig(output_dir=directory, epochs=epochs, batch_size=batch_size),
         CPU,
         callbacks,
+        build_average(task.model, optim, steps),
     )

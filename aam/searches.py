@@ -1,0 +1,133 @@
+"""What a run finds out before it trains: the batch size that memory allows, and a learning rate.
+
+A found value takes the place of what asked for it in the configuration, so that ``config.json`` says what was run, and
+a run that is resumed does not search again.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from aam.config import RunConfig
+from aam.data.study import Study
+from aam.loaders import datasets_of
+from aam.run_directory import RunDirectory, write_table
+from aam.training.batch_size import find_batch_size
+from aam.training.lr_finder import MOST_STEPS, RangeTest, range_test
+from aam.training.optimizers import build_optimizer
+from aam.training.schedules import build_schedule
+from aam.training.tasks import Task
+from aam.training.trainer import Trainer
+
+__all__ = ["as_found", "search_learning_rate", "with_batch_size", "with_learning_rate"]
+
+logger = logging.getLogger("aam")
+
+
+def as_found(config: RunConfig, stored: Mapping[str, Any]) -> RunConfig:
+    """A configuration with what the searches of the run found that is to be continued.
+
+    Parameters
+    ----------
+    config : RunConfig
+        As asked for now.
+    stored : mapping
+        As that run has it.
+    """
+    train, optim = stored.get("train", {}), stored.get("optim", {})
+    if config.train.batch_size == "auto" and isinstance(train.get("batch_size"), int):
+        config = _updated(config, "train", batch_size=train["batch_size"], max_memory_fraction=None)
+    if config.optim.lr_find == "apply" and "lr" in optim:
+        names = ("lr", "head_lr", "min_lr", "lr_find")
+        config = _updated(config, "optim", **{name: optim[name] for name in names if name in optim})
+    return config
+
+
+def _updated(config: RunConfig, section: str, **values: Any) -> RunConfig:
+    return config.model_copy(update={section: getattr(config, section).model_copy(update=values)})
+
+
+def with_batch_size(
+    config: RunConfig, study: Study, split: NDArray[Any], task: Task, device: torch.device
+) -> RunConfig:
+    """A configuration with a number for ``--batch-size auto``.
+
+    Raises
+    ------
+    DataError
+        If not even a batch of two samples fits into memory.
+    """
+    if config.train.batch_size == "auto":
+        target = config.optim.target_effective_batch_size
+        found = find_batch_size(
+            task,
+            datasets_of(config, study, split, task)["train"],
+            study.rows_of(split, "train"),
+            device,
+            mixed_precision=config.train.mixed_precision,
+            fraction=config.train.max_memory_fraction,
+            copies=2 + config.optim.lookahead + (config.optim.average != "none"),
+            most=target,
+        )
+        size = found.samples
+        if target is not None:
+            size = math.ceil(target / math.ceil(target / size))  # as many batches, and no larger than they need be
+        logger.info(
+            "batch size %d: the largest batch of %d takes %.2f GB, and %.2f GB are allowed",
+            *(size, found.samples, found.bytes / 1e9, found.budget / 1e9),
+        )
+        config = _updated(config, "train", batch_size=size, max_memory_fraction=None)
+    if config.accumulation_steps > 1:
+        logger.info(
+            "%d samples in an optimizer step: %d batches of %d",
+            *(config.accumulation_steps * config.train.samples_per_batch, config.accumulation_steps),
+            config.train.samples_per_batch,
+        )
+    return config
+
+
+def search_learning_rate(trainer: Trainer, directory: RunDirectory) -> RangeTest:
+    """Run a range test and write what it saw; the trainer is as before."""
+    from aam.evaluation.plots import range_test_plot, save_figure
+
+    found = range_test(trainer, min(MOST_STEPS, trainer.steps))
+    write_table(
+        directory / "lr_find.tsv", pd.DataFrame({"lr": found.lr, "loss": found.loss, "smoothed_loss": found.smoothed})
+    )
+    save_figure(
+        range_test_plot(found.lr, found.loss, found.smoothed, found.suggestion), directory / "plots" / "lr_find.png"
+    )
+    what = "no learning rate lowered the loss" if found.suggestion is None else f"try --lr {found.suggestion:.2g}"
+    logger.info(
+        "learning-rate range test, %d steps up to %.2g%s: %s (%s)",
+        *(len(found.lr), found.lr[-1], ", where the loss diverged" if found.diverged else ""),
+        *(what, directory / "plots" / "lr_find.png"),
+    )
+    return found
+
+
+def with_learning_rate(config: RunConfig, trainer: Trainer, directory: RunDirectory) -> RunConfig:
+    """The configuration with the learning rate that ``--lr-find apply`` finds, which the trainer then has too.
+
+    Rates of parameter groups keep their ratios. Where the loss never falls, the rates stay.
+    """
+    found = search_learning_rate(trainer, directory).suggestion
+    if found is None:
+        logger.warning("--lr-find found nothing: training with --lr %g", config.optim.lr)
+        return _updated(config, "optim", lr_find="none")
+    lr = float(f"{found:.2g}")
+    factor = lr / config.optim.lr
+    others = {name: getattr(config.optim, name) for name in ("head_lr", "min_lr")}
+    values = {name: None if value is None else value * factor for name, value in others.items()}
+    config = _updated(config, "optim", lr=lr, lr_find="none", **values)
+    trainer.optim = trainer.optim.model_copy(update={"lr": lr, **values})
+    trainer.optimizer = build_optimizer(trainer.task.model, config.optim)
+    trainer.schedule = build_schedule(trainer.optimizer, config.optim, trainer.steps)
+    return config
