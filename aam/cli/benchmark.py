@@ -118,6 +118,35 @@ def data(
         click.echo("\n".join([table(rows), *lines]))
 
 
+@command.command("optimizers")
+@click.option(
+    "--compare",
+    type=click.Choice(["optimizers", "schedules", "averages"]),
+    multiple=True,
+    help="What to compare, all by default  (may be given several times)",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@config_options("pretrain")
+@click.pass_context
+def optimizers(ctx: click.Context, compare: tuple[Any, ...], as_json: bool, **_: Any) -> None:
+    """Pre-train for the same number of steps with each optimizer, schedule and average, and judge held-out samples.
+
+    Unless said otherwise for 2 epochs in batches of 16. Optimizers have a learning rate each, the others --lr, which is
+    0.002 here.
+    """
+    config = run_config("pretrain", ctx, output_dir=Path("unused"), preset={"epochs": 2, "batch_size": 16, "lr": 2e-3})
+    from aam.benchmarks.optimizers import benchmark_optimizers
+
+    measured = benchmark_optimizers(config, compare or ("optimizers", "schedules", "averages"))
+    records = [figures.to_dict() for figures in measured]
+    if as_json:
+        click.echo(json.dumps(records, indent=2))
+    else:
+        rows = [("", *list(records[0])[2:])]
+        rows += [(f"{r['compared'][:-1]} {r['name']}", *map(_shown, list(r.values())[2:])) for r in records]
+        click.echo(table(rows))
+
+
 def _simulated(
     ctx: click.Context, simulate: tuple[int, int, int], against: int | None, steps: int, work_dir: Path | None
 ) -> tuple[list[dict[str, Any]], list[str]]:

@@ -95,7 +95,10 @@ def _diverged(losses: list[float]) -> bool:
 
 
 def suggest(lr: NDArray[np.float64], smoothed: NDArray[np.float64]) -> float | None:
-    """The learning rate at which the smoothed loss falls most steeply, by its logarithm.
+    """A tenth of the learning rate at which the smoothed loss is lowest (Howard and Gugger 2020).
+
+    The rate of steepest descent, which is suggested too, is a matter of luck with batches as small as those of most
+    studies: on ECAM it was 1.4e-5, where single losses vary as much as the whole curve falls. This one gave 1e-3.
 
     Parameters
     ----------
@@ -104,12 +107,12 @@ def suggest(lr: NDArray[np.float64], smoothed: NDArray[np.float64]) -> float | N
     Returns
     -------
     float or None
-        None where the loss never falls.
+        None where the loss never falls below the mean of the first quarter.
     """
     finite = np.isfinite(smoothed)
     lr, smoothed = lr[finite], smoothed[finite]
-    if len(lr) < 3:
+    quarter = len(lr) // 4
+    # The first values are means of few losses: one of them may be the lowest by chance.
+    if quarter == 0 or smoothed[quarter:].min() >= smoothed[:quarter].mean():
         return None
-    lowest = int(smoothed.argmin())
-    slope = np.gradient(smoothed, np.log(lr))[: lowest + 1]
-    return float(lr[slope.argmin()]) if slope.min() < 0 else None
+    return float(lr[quarter + smoothed[quarter:].argmin()] / 10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -43,16 +44,17 @@ def what_it_came_to(trainer: Trainer) -> dict[str, Any]:
     """Everything that a run leaves, tensors by name."""
     saved = trainer.state_dict()
     saved.pop("random")
-    return dict(_flat("", saved))
+    return dict(flat("", saved))
 
 
-def _flat(name: str, value: Any) -> Any:
+def flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The leaves of nested containers, by their path."""
     if isinstance(value, dict):
         for key, entry in value.items():
-            yield from _flat(f"{name}/{key}", entry)
+            yield from flat(f"{name}/{key}", entry)
     elif isinstance(value, list | tuple):
         for place, entry in enumerate(value):
-            yield from _flat(f"{name}/{place}", entry)
+            yield from flat(f"{name}/{place}", entry)
     else:
         yield name, value
 
