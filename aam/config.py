@@ -285,14 +285,18 @@ class TaskConfig(Section):
     )
 
 
+# Of the optimizers whose step is not about as long as the rate says.
+USUAL_LR = {"sgd": 0.1, "lamb": 0.01}
+
+
 class OptimConfig(Section):
     """The optimizer, its schedule, and averages of the weights. `docs/optimization.md` says what to choose when."""
 
     optimizer: Literal["adamw", "adam", "sgd", "radam", "lamb", "muon"] = option(
-        "adamw", "How weights follow their gradients; sgd wants an --lr near 0.1, lamb one near 0.01."
+        "adamw", "How weights follow their gradients."
     )
     lookahead: bool = option(False, "Pull the weights half way back to where they were five steps ago, every five.")
-    lr: float = option(1e-3, "Peak learning rate.", gt=0)
+    lr: float = option(1e-3, "Peak learning rate; unless given, 0.1 with sgd and 0.01 with lamb.", gt=0)
     head_lr: float | None = option(
         None, "Peak learning rate of the heads that a pre-trained encoder lacks; by default --lr.", gt=0, only="train"
     )
@@ -345,6 +349,13 @@ class OptimConfig(Section):
     target_effective_batch_size: int | None = option(
         None, "Samples of an optimizer step: as many batches are joined as come nearest to it.", ge=1
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _learning_rate_of_the_optimizer(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "lr" not in given and given.get("optimizer") in USUAL_LR:
+            return {**given, "lr": USUAL_LR[given["optimizer"]]}
+        return given
 
     @model_validator(mode="after")
     def _options_are_of_the_schedule(self) -> Self:

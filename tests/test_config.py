@@ -350,6 +350,17 @@ class TestBatchSize:
         assert configure("pretrain", *PRETRAIN, "--accumulation-steps", 5).accumulation_steps == 5
 
 
+class TestLearningRate:
+    @pytest.mark.parametrize(("optimizer", "usual"), [("adamw", 1e-3), ("muon", 1e-3), ("sgd", 0.1), ("lamb", 0.01)])
+    def test_is_the_usual_one_of_the_optimizer(self, optimizer: str, usual: float, tmp_path: Path) -> None:
+        found = configure("pretrain", *PRETRAIN, "--optimizer", optimizer)
+        assert found.optim.lr == usual
+        assert configure("pretrain", *PRETRAIN, "--optimizer", optimizer, "--lr", 0.5).optim.lr == 0.5
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(found.model_dump(mode="json")))
+        assert configure("pretrain", "--config", path) == found
+
+
 class TestSplitOptions:
     def test_an_option_may_be_given_several_times(self) -> None:
         config = configure("train", *TRAIN, "--group-column", "subject", "--leave-out", "a b", "--leave-out", "c")

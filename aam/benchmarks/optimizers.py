@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from aam.assembly import build_task
-from aam.config import OptimConfig, RunConfig
+from aam.config import USUAL_LR, OptimConfig, RunConfig
 from aam.data.study_splits import split_study
 from aam.errors import DataError
 from aam.inputs import load_inputs
@@ -44,13 +44,24 @@ class OptimizerBenchmark:
         return {names.get(name, name): value for name, value in asdict(self).items() if name != "metric"}
 
 
-def variants(optim: OptimConfig, compared: Comparison) -> Iterator[tuple[str, OptimConfig]]:
-    """What is compared, by name: optimizers each at a peak that suits it, the rest at that of ``optim``."""
+def variants(
+    optim: OptimConfig, compared: Comparison, factors: tuple[float, ...] = (1.0,)
+) -> Iterator[tuple[str, OptimConfig]]:
+    """What is compared, by name.
+
+    Parameters
+    ----------
+    optim : OptimConfig
+    compared : {"optimizers", "schedules", "averages"}
+    factors : tuple of float
+        Of the usual learning rate of each optimizer; schedules and averages have that of ``optim``.
+    """
     if compared == "optimizers":
-        for record in OPTIMIZERS.values():
-            yield record.name, optim.model_copy(update={"optimizer": record.name, "lr": record.lr})
-        lookahead = {"optimizer": "adamw", "lr": OPTIMIZERS["adamw"].lr, "lookahead": True}
-        yield "adamw, lookahead", optim.model_copy(update=lookahead)
+        for name, optimizer, lookahead in [*((each, each, False) for each in OPTIMIZERS), _LOOKAHEAD]:
+            usual = USUAL_LR.get(optimizer, OptimConfig.model_fields["lr"].default)
+            chosen = {"optimizer": optimizer, "lookahead": lookahead, "min_lr": None}
+            for factor in factors:
+                yield name, optim.model_copy(update={**chosen, "lr": float(f"{usual * factor:.3g}")})
     elif compared == "schedules":
         for name in SCHEDULES:
             yield name, optim.model_copy(update={"schedule": name})
@@ -59,7 +70,12 @@ def variants(optim: OptimConfig, compared: Comparison) -> Iterator[tuple[str, Op
             yield average, optim.model_copy(update={"average": average})
 
 
-def benchmark_optimizers(config: RunConfig, compared: tuple[Comparison, ...]) -> Iterator[OptimizerBenchmark]:
+_LOOKAHEAD = ("adamw, lookahead", "adamw", True)
+
+
+def benchmark_optimizers(
+    config: RunConfig, compared: tuple[Comparison, ...], factors: tuple[float, ...] = (1.0,)
+) -> Iterator[OptimizerBenchmark]:
     """Pre-train once for each variant, from the same weights on the same batches.
 
     Parameters
@@ -67,13 +83,15 @@ def benchmark_optimizers(config: RunConfig, compared: tuple[Comparison, ...]) ->
     config : RunConfig
         Its epochs say how many steps, and its options what is not compared.
     compared : tuple of {"optimizers", "schedules", "averages"}
+    factors : tuple of float
+        See `variants`.
     """
     device = choose_device(config.train)
     study = load_inputs(config)
     split, _ = split_study(study, config.data, config.train.seed)
     found: dict[OptimConfig, dict[str, Any]] = {}
     for kind in compared:
-        for name, optim in variants(config.optim, kind):
+        for name, optim in variants(config.optim, kind, factors):
             if optim not in found:
                 variant = config.model_copy(update={"optim": optim})
                 task = build_task(variant, study, split, None).to(device)

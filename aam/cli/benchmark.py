@@ -125,25 +125,36 @@ def data(
     multiple=True,
     help="What to compare, all by default  (may be given several times)",
 )
+@click.option(
+    "--lr-factor",
+    "factors",
+    type=click.FloatRange(min=0, min_open=True),
+    multiple=True,
+    default=(1.0,),
+    help="Times the usual learning rate of each optimizer; one row for each  (may be given several times)",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @config_options("pretrain")
 @click.pass_context
-def optimizers(ctx: click.Context, compare: tuple[Any, ...], as_json: bool, **_: Any) -> None:
+def optimizers(
+    ctx: click.Context, compare: tuple[Any, ...], factors: tuple[float, ...], as_json: bool, **_: Any
+) -> None:
     """Pre-train for the same number of steps with each optimizer, schedule and average, and judge held-out samples.
 
-    Unless said otherwise for 2 epochs in batches of 16. Optimizers have a learning rate each, the others --lr, which is
-    0.002 here.
+    Unless said otherwise for 2 epochs in batches of 16. --lr is that of schedules and averages.
     """
-    config = run_config("pretrain", ctx, output_dir=Path("unused"), preset={"epochs": 2, "batch_size": 16, "lr": 2e-3})
+    config = run_config("pretrain", ctx, output_dir=Path("unused"), preset={"epochs": 2, "batch_size": 16})
     from aam.benchmarks.optimizers import benchmark_optimizers
 
-    measured = benchmark_optimizers(config, compare or ("optimizers", "schedules", "averages"))
+    measured = benchmark_optimizers(config, compare or ("optimizers", "schedules", "averages"), factors)
     records = [figures.to_dict() for figures in measured]
     if as_json:
         click.echo(json.dumps(records, indent=2))
     else:
         rows = [("", *list(records[0])[2:])]
-        rows += [(f"{r['compared'][:-1]} {r['name']}", *map(_shown, list(r.values())[2:])) for r in records]
+        for record in records:
+            compared, name, lr, *rest = record.values()
+            rows.append((f"{compared[:-1]} {name}", f"{lr:.3g}", *map(_shown, rest)))
         click.echo(table(rows))
 
 

@@ -40,7 +40,6 @@ class OptimizerRecord:
     name: str
     build: Callable[[list[Group]], torch.optim.Optimizer]
     sharded: bool  # whether it takes parameters of which each process holds a part (DTensor), with the same result
-    lr: float  # a peak that suits an encoder 32 to 128 wide, where `aam benchmark optimizers` compares them
     description: str
 
 
@@ -79,12 +78,12 @@ def _muon(groups: list[Group]) -> torch.optim.Optimizer:
 OPTIMIZERS: dict[str, OptimizerRecord] = {
     record.name: record
     for record in (
-        OptimizerRecord("adamw", _adamw, True, 2e-3, "Adam with decoupled decay (Loshchilov and Hutter 2019)"),
-        OptimizerRecord("adam", _adam, True, 2e-3, "Adam with decay in the gradient (Kingma and Ba 2015)"),
-        OptimizerRecord("sgd", _sgd, True, 0.1, "gradient descent with momentum 0.9"),
-        OptimizerRecord("radam", _radam, True, 2e-3, "Adam, rectified where it knows little yet (Liu et al. 2020)"),
-        OptimizerRecord("lamb", _lamb, False, 1e-2, "Adam scaled by each tensor's norm (You et al. 2020)"),
-        OptimizerRecord("muon", _muon, False, 2e-3, "orthogonalised updates of the blocks' matrices, AdamW elsewhere"),
+        OptimizerRecord("adamw", _adamw, True, "Adam with decoupled decay (Loshchilov and Hutter 2019)"),
+        OptimizerRecord("adam", _adam, True, "Adam with decay in the gradient (Kingma and Ba 2015)"),
+        OptimizerRecord("sgd", _sgd, True, "gradient descent with momentum 0.9"),
+        OptimizerRecord("radam", _radam, True, "Adam, rectified where it knows little yet (Liu et al. 2020)"),
+        OptimizerRecord("lamb", _lamb, False, "Adam scaled by each tensor's norm (You et al. 2020)"),
+        OptimizerRecord("muon", _muon, False, "orthogonalised updates of the blocks' matrices, AdamW elsewhere"),
     )
 }
 
