@@ -67,7 +67,7 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         x = x + self.dropout(self.attention(self.norm_attention(x), mask))
-        return x + self.dropout(self.contract(F.gelu(self.expand(self.norm_feed_forward(x)), approximate="tanh")))
+        return x + self.dropout(self.contract(F.gelu(self.expand(self.norm_feed_forward(x)))))
 
 
 class Transformer(nn.Module):

@@ -25,11 +25,6 @@ def gelu(x: Tensor) -> Tensor:
     return x * 0.5 * (1 + torch.erf(x / 2**0.5))
 
 
-def gelu_tanh(x: Tensor) -> Tensor:
-    """The approximation by a hyperbolic tangent."""
-    return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
-
-
 @dataclass
 class ReferenceOutput:
     """What the reference makes of samples."""
@@ -79,7 +74,7 @@ class Reference:
         for layer in range(self.layers):
             block = f"{name}.blocks.{layer}"
             x = x + self.attention(f"{block}.attention", self.norm(f"{block}.norm_attention", x), real)
-            hidden = gelu_tanh(self.linear(f"{block}.expand", self.norm(f"{block}.norm_feed_forward", x)))
+            hidden = gelu(self.linear(f"{block}.expand", self.norm(f"{block}.norm_feed_forward", x)))
             x = x + self.linear(f"{block}.contract", hidden)
         return self.norm(f"{name}.norm", x)
 

@@ -25,7 +25,7 @@ def torch_layer(block) -> nn.TransformerEncoderLayer:
         HEADS,
         dim_feedforward=3 * DIM,
         dropout=0.0,
-        activation=lambda x: F.gelu(x, approximate="tanh"),
+        activation="gelu",
         batch_first=True,
         norm_first=True,
     ).double()
