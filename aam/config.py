@@ -417,7 +417,14 @@ class TrainConfig(Section):
     num_workers: int | None = option(
         None, "Processes that build batches; by default the cores there are, at most 4.", ge=0, le=256
     )
-    mixed_precision: Literal["none", "bf16", "fp16"] = option("none", "Arithmetic of the encoders.")
+    mixed_precision: Literal["none", "bf16", "fp16"] = option(
+        "none", "Arithmetic of the encoders; heads, distances and losses stay in single precision."
+    )
+    tf32: bool = option(False, "Let an NVIDIA GPU round factors of single-precision products to TF32: faster.")
+    attn_implementation: Literal["auto", "flash", "mem_efficient", "math"] = option(
+        "auto", "PyTorch's kernel of attention; auto takes the best that there is for each call."
+    )
+    compile_model: bool = option(False, "Compile the transformer blocks: a minute at first, for GPUs.")
     pretrained_encoder: Path | None = option(
         None, "Run directory (or model file) of `aam pretrain` to start from; its split is taken over.", only="train"
     )

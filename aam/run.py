@@ -298,6 +298,7 @@ def require_same_config(config: RunConfig, stored: Mapping[str, Any], directory:
     DataError
     """
     machine = {"output_dir", "device", "threads", "num_workers", "save_every_minutes"}
+    machine |= {"tf32", "attn_implementation", "compile_model", "gradient_checkpointing", "asv_chunk_size"}
     free = machine | {"epochs", "patience", "resume", "overwrite"}
     now = config.model_dump(mode="json")
     moved = {str(Path(part["train"]["output_dir"]) / "splits.tsv") for part in (now, stored) if "train" in part}

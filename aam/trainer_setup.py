@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from aam.config import RunConfig
 from aam.data.dataset import BatchPlan
 from aam.data.study import Study
+from aam.data.tokenizer import PAD
 from aam.loaders import datasets_of, loader
 from aam.outcome import figures
 from aam.run_directory import RunDirectory
@@ -27,6 +28,7 @@ from aam.training.callbacks import (
     TensorBoard,
 )
 from aam.training.checkpoint import MODEL_NAME, save_model_file
+from aam.training.kernels import prepare_kernels
 from aam.training.optimizers import build_optimizer, learning_rates
 from aam.training.schedules import build_schedule
 from aam.training.tasks import Evaluation, Task
@@ -50,6 +52,7 @@ def build_trainer(config: RunConfig, study: Study, split: NDArray[Any], task: Ta
         On the device.
     device : torch.device
     """
+    prepare_kernels(task, config.train, device, padded=bool((study.tokens[:, -1] == PAD).any()))
     datasets = datasets_of(config, study, split, task)
     plans = _plans(config, study, split)
     optim = config.optim.model_copy(update={"accumulation_steps": config.accumulation_steps})

@@ -39,6 +39,7 @@ class Batch:
     asv_index: Tensor  # (B, S) int64: rows of tokens; 0 at padding
     counts: Tensor  # (B, S) float32: reads; 0 at padding
     depth: Tensor  # (B,) float32: reads of the sample, those beyond the token limit included
+    ragged: bool = True  # whether any place of asv_index is padding
     labels: dict[str, Tensor] = field(default_factory=dict)
     # by base target, float32, NaN where unknown: (B, B) of pairs, (B,) of values, (B, T) of compositions; may lack one
     # of which nothing is known here
@@ -115,6 +116,7 @@ def arrange(
         asv_index=torch.from_numpy(asv_index),
         counts=torch.from_numpy(counts),
         depth=torch.from_numpy(depth.astype(np.float32)),
+        ragged=bool((counts == 0).any()),
     )
     return batch, distinct
 

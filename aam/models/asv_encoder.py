@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from aam.models.attention_pooling import AttentionPooling
-from aam.models.precision import at_least_float32
 from aam.models.transformer import Transformer
 
 __all__ = ["PAD", "REFERENCE_ASVS", "VOCABULARY_SIZE", "ASVEncoder"]
@@ -142,9 +141,7 @@ class ASVEncoder(nn.Module):
         return (pooled - reference.mean(dim=0)) / spread
 
     def _pooled(self, tokens: Tensor, padded: bool) -> Tensor:
-        return at_least_float32(  # (U, D)
-            self.pooling(self.encode_tokens(tokens, padded), tokens != PAD if padded else None)
-        )
+        return self.pooling(self.encode_tokens(tokens, padded), tokens != PAD if padded else None)  # (U, D)
 
     def in_little_memory(self, encode: Callable[..., Tensor], *chunk: object) -> Tensor:
         """``encode(*chunk)``, whose activations are not kept for the backward pass where chunks have a given size."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from aam.models.precision import at_least_float32
+from aam.models.precision import at_least_float32, without_autocast
 
 __all__ = ["AttentionPooling"]
 
@@ -37,11 +37,14 @@ class AttentionPooling(nn.Module):
         Returns
         -------
         Tensor (N, D)
+            In float32 at least.
         """
         n, t, d = x.shape
-        scores = at_least_float32(self.score(x))  # (N, T, H)
-        if mask is not None:
-            scores = scores.masked_fill(~mask[:, :, None], float("-inf"))
-        weights = scores.softmax(dim=1).to(x.dtype)
-        pooled = torch.einsum("nth,nthc->nhc", weights, x.view(n, t, self.heads, d // self.heads))
-        return self.out(pooled.reshape(n, d))
+        x = at_least_float32(x)
+        with without_autocast(x):
+            scores = self.score(x)  # (N, T, H)
+            if mask is not None:
+                scores = scores.masked_fill(~mask[:, :, None], float("-inf"))
+            weights = scores.softmax(dim=1)
+            pooled = torch.einsum("nth,nthc->nhc", weights, x.view(n, t, self.heads, d // self.heads))
+            return self.out(pooled.reshape(n, d))

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from aam.models.base_targets import BaseTarget, UniFrac
-from aam.models.precision import at_least_float32
+from aam.models.precision import at_least_float32, in_float32, without_autocast
 
 __all__ = [
     "CladeHead",
@@ -203,15 +203,15 @@ class CladeHead(nn.Module):
         """Branch lengths of the clades, (K,), positive; only their ratios matter."""
         return F.softplus(self.log_weights)
 
-    def presence(self, asv_embeddings: Tensor, asv_index: Tensor, present: Tensor) -> Tensor:
+    def presence(self, asv_embeddings: Tensor, asv_index: Tensor, present: Tensor | None = None) -> Tensor:
         """How far each sample has each clade.
 
         Parameters
         ----------
         asv_embeddings : Tensor (U, D)
         asv_index : Tensor (B, S) of int
-        present : Tensor (B, S) of bool
-            False at padding.
+        present : Tensor (B, S) of bool, optional
+            False at padding; left out where there is none.
 
         Returns
         -------
@@ -220,7 +220,9 @@ class CladeHead(nn.Module):
         """
         logits = self._logits(asv_embeddings)  # (U, K)
         # The sigmoid is monotone: the strongest member is that of the largest logit.
-        in_samples = F.embedding(asv_index, logits).masked_fill(~present[:, :, None], -math.inf)  # (B, S, K)
+        in_samples = F.embedding(asv_index, logits)  # (B, S, K)
+        if present is not None:
+            in_samples = in_samples.masked_fill(~present[:, :, None], -math.inf)
         return in_samples.amax(dim=1).sigmoid()
 
     def abundance(self, asv_embeddings: Tensor, asv_index: Tensor, shares: Tensor) -> Tensor:
@@ -241,12 +243,12 @@ class CladeHead(nn.Module):
         """
         memberships = self._logits(asv_embeddings).sigmoid()  # (U, K)
         shares = shares.to(memberships.dtype)
-        with torch.autocast(memberships.device.type, enabled=False):
+        with without_autocast(memberships):
             of_asvs = shares.new_zeros(len(shares), len(memberships)).scatter_add_(1, asv_index, shares)  # (B, U)
             return of_asvs @ memberships
 
     def _logits(self, asv_embeddings: Tensor) -> Tensor:
-        return self.sharpness * at_least_float32(self.membership(asv_embeddings))
+        return self.sharpness * in_float32(self.membership, asv_embeddings)
 
     @torch.no_grad()
     def calibrate(

@@ -130,6 +130,7 @@ class SampleSequenceEncoder(nn.Module):
         counts: Tensor,
         depth: Tensor,
         hidden: Tensor | None = None,
+        ragged: bool = True,
     ) -> Tensor:
         """Encode samples.
 
@@ -143,6 +144,8 @@ class SampleSequenceEncoder(nn.Module):
         depth : Tensor (B,)
         hidden : Tensor (B, S) of bool, optional
             Abundances to withhold.
+        ragged : bool
+            Whether any place is padding; a mask is built only then.
 
         Returns
         -------
@@ -151,4 +154,4 @@ class SampleSequenceEncoder(nn.Module):
         # Not asv_embeddings[asv_index], whose gradient is summed one row at a time on a CPU.
         x = F.embedding(asv_index, asv_embeddings)  # (B, S, D)
         x = self.abundance(x, log_abundance(counts, depth), hidden)
-        return self.transformer(x, counts > 0)
+        return self.transformer(x, counts > 0 if ragged else None)

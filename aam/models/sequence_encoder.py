@@ -16,6 +16,7 @@ from aam.models.asv_encoder import VOCABULARY_SIZE, ASVEncoder
 from aam.models.attention_pooling import AttentionPooling
 from aam.models.base_targets import BaseTarget, Composition, UniFrac
 from aam.models.distances import CladeHead, EuclideanHead
+from aam.models.precision import in_float32, without_autocast
 from aam.models.sample_sequence_encoder import CountEmbedding, SampleSequenceEncoder
 from aam.models.transformer import Transformer
 from aam.models.value_heads import CladeValueHead, CompositionHead, ValueHead
@@ -43,6 +44,10 @@ class SampleBatch(Protocol):
     @property
     def counts(self) -> Tensor:
         """(B, S): reads, 0 at padding."""
+
+    @property
+    def ragged(self) -> bool:
+        """Whether any place of `asv_index` is padding."""
 
     @property
     def depth(self) -> Tensor:
@@ -172,13 +177,15 @@ class SequenceEncoder(nn.Module):
         asv_embeddings : Tensor (U, D)
         batch : SampleBatch
         """
-        present = batch.counts > 0  # (B, S)
-        in_samples = self.sample_encoder(asv_embeddings, batch.asv_index, batch.counts, batch.depth)  # (B, S, D)
+        present = batch.counts > 0 if batch.ragged else None  # (B, S)
+        in_samples = self.sample_encoder(  # (B, S, D)
+            asv_embeddings, batch.asv_index, batch.counts, batch.depth, ragged=batch.ragged
+        )
         pooled = self.pooling(self.transformer(in_samples, present), present)  # (B, D)
         presence = None
         if self.clade_head is not None and self.presence_projection is not None:
             presence = self.clade_head.presence(asv_embeddings, batch.asv_index, present)  # (B, K)
-            pooled = pooled + self.presence_projection(presence.to(pooled.dtype))
+            pooled = pooled + in_float32(self.presence_projection, presence)
         abundance = None
         if self.clade_head is not None and any(target.clades == "abundance" for target in self.targets.values()):
             abundance = self.clade_head.abundance(asv_embeddings, batch.asv_index, _shares(batch))  # (B, K)
@@ -243,7 +250,7 @@ class SequenceEncoder(nn.Module):
             encoder.in_little_memory(at_places, tokens, masked)
             for tokens, masked in zip(masked_tokens.split(size), places.split(size), strict=True)
         ]
-        return self.nucleotide_head(torch.cat(restored))
+        return in_float32(self.nucleotide_head, torch.cat(restored))
 
     def read(
         self, target: BaseTarget, samples: SampleSummary, references: SampleSummary | None = None
@@ -265,7 +272,7 @@ class SequenceEncoder(nn.Module):
             By head, the leading one first: distances (N, M), values (N,), or the logarithms of shares (N, T).
         """
         references = samples if references is None else references
-        with torch.autocast(samples.embedding.device.type, enabled=False):
+        with without_autocast(samples.embedding):
             return {head: self._read(target, head, samples, references) for head in self.heads(target)}
 
     def _read(self, target: BaseTarget, head: str, samples: SampleSummary, references: SampleSummary) -> Tensor:
@@ -274,7 +281,7 @@ class SequenceEncoder(nn.Module):
             read = self._from_clades(target, samples, references)
             return read if module is None else module(read)
         assert module is not None
-        dtype = next(module.parameters()).dtype  # float32, whatever autocast made of the embeddings
+        dtype = next(module.parameters()).dtype
         embedding = samples.embedding.to(dtype)
         if target.kind == "pairwise":
             return module(embedding, embedding if references is samples else references.embedding.to(dtype))

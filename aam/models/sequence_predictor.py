@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from aam.models.precision import in_float32
 from aam.models.sequence_encoder import EncodedSamples, SampleBatch, SequenceEncoder
 
 __all__ = ["Predictions", "SequencePredictor", "TargetHead"]
@@ -39,7 +40,7 @@ class TargetHead(nn.Module):
 
     def forward(self, embedding: Tensor) -> Tensor:
         """(B, D) to (B, C)."""
-        return self.layers(embedding)
+        return in_float32(self.layers, embedding)
 
 
 class SequencePredictor(nn.Module):
@@ -83,5 +84,7 @@ class SequencePredictor(nn.Module):
         Tensor (B, S)
             Standardised log abundances.
         """
-        in_samples = self.encoder.sample_encoder(asv_embeddings, batch.asv_index, batch.counts, batch.depth, hidden)
-        return self.count_head(in_samples).squeeze(-1)
+        in_samples = self.encoder.sample_encoder(
+            asv_embeddings, batch.asv_index, batch.counts, batch.depth, hidden, ragged=batch.ragged
+        )
+        return in_float32(self.count_head, in_samples).squeeze(-1)

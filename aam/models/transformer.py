@@ -1,6 +1,6 @@
 """Pre-norm transformer blocks on ``scaled_dot_product_attention``.
 
-Shapes: ``N`` sequences, ``T`` elements of a sequence, ``D`` width, ``H`` heads.
+Shapes: ``N`` sequences, ``T`` elements of a sequence, ``D`` width.
 """
 
 from __future__ import annotations
@@ -10,37 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from aam.models.attention import SelfAttention
+
 __all__ = ["Transformer", "TransformerBlock"]
-
-
-class SelfAttention(nn.Module):
-    """Multi-head self-attention.
-
-    Parameters
-    ----------
-    dim : int
-        Width ``D``.
-    heads : int
-        Heads ``H``; divides ``dim``.
-    dropout : float
-        Dropout on the attention weights.
-    """
-
-    def __init__(self, dim: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.dropout = dropout
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.out = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        n, t, d = x.shape
-        q, k, v = self.qkv(x).view(n, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)  # each (N, H, T, D/H)
-        key_mask = None if mask is None else mask[:, None, None, :]  # (N, 1, 1, T)
-        attended = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=key_mask, dropout_p=self.dropout if self.training else 0.0
-        )
-        return self.out(attended.transpose(1, 2).reshape(n, t, d))
 
 
 class TransformerBlock(nn.Module):
@@ -81,6 +53,11 @@ class Transformer(nn.Module):
         See `TransformerBlock`.
     gradient_checkpointing : bool
         Keep a block's input alone and recompute the rest in the backward pass.
+
+    Attributes
+    ----------
+    fewest_sequences : int
+        Fewer are repeated to so many, for the sake of compiled blocks, to which a size of 1 is a case of its own.
     """
 
     def __init__(
@@ -96,6 +73,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(TransformerBlock(dim, heads, feed_forward_factor, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(dim)
         self.gradient_checkpointing = gradient_checkpointing
+        self.fewest_sequences = 1
         for module in self.blocks.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -115,9 +93,13 @@ class Transformer(nn.Module):
         Tensor (N, T, D)
             What stands at padded places is not defined.
         """
+        n = len(x)
+        if n < self.fewest_sequences:  # repeated ones are computed beside the others and left out again
+            x = x.repeat(self.fewest_sequences, 1, 1)
+            mask = None if mask is None else mask.repeat(self.fewest_sequences, 1)
         for block in self.blocks:
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, mask, use_reentrant=False)
             else:
                 x = block(x, mask)
-        return self.norm(x)
+        return self.norm(x)[:n]

@@ -36,7 +36,7 @@ from aam.training.averaging import WeightAverage
 from aam.training.schedules import Schedule
 from aam.training.tasks import Evaluation, Task
 
-__all__ = ["Callback", "Step", "TrainState", "Trainer", "precision"]
+__all__ = ["Callback", "Step", "TrainState", "Trainer", "arithmetic_type", "precision"]
 
 
 @dataclass
@@ -331,7 +331,12 @@ def precision(name: str, device: torch.device) -> AbstractContextManager[Any]:
     """Autocast to the arithmetic of ``--mixed-precision``: ``none``, ``bf16`` or ``fp16``."""
     if name == "none":
         return nullcontext()
-    return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[name])
+    return torch.autocast(device.type, dtype=arithmetic_type(name))
+
+
+def arithmetic_type(name: str) -> torch.dtype:
+    """The type that matrices are multiplied in under ``--mixed-precision``."""
+    return {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
 def _grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
