@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from aam.cli.options import config_options, run_config
+from aam.cli.options import config_options, log_to_console, run_config
 from aam.cli.report import table
 
 if TYPE_CHECKING:
@@ -185,6 +186,107 @@ def _simulated(
     smaller, larger = measured
     lines = ["", f"batch_ms, larger over smaller: {larger.batch_ms / smaller.batch_ms:.2f}"]
     return records, lines
+
+
+@command.command("gpu")
+@click.option(
+    "--variant",
+    "variants",
+    multiple=True,
+    metavar="NAME",
+    help="What to measure: fp32, tf32, bf16, bf16-flash, bf16-mem_efficient, bf16-math, bf16-compile, "
+    "bf16-checkpointing, bf16-compile-checkpointing or bf16-chunks.  (may be given several times)  "
+    "[default: all but the last three]",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, max=600),
+    default=5.0,
+    show_default=True,
+    help="Time the steps of a variant for so long, and three at least; warming up and compiling come on top.",
+)
+@click.option("--profile/--no-profile", default=True, show_default=True, help="Look where the time of a step goes.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, a line for each thing measured.")
+@config_options("pretrain")
+@click.pass_context
+def gpu(ctx: click.Context, variants: tuple[str, ...], seconds: float, profile: bool, as_json: bool, **_: Any) -> None:
+    """Time pre-training steps in several precisions and with several kernels, against what the device can do.
+
+    Of the study of --table, or else of random samples. Unless said otherwise the network is 768 wide with 12 layers
+    and 12 heads, and a batch has 8 samples.
+    """
+    preset: dict[str, Any] = {
+        "embedding_dim": 768,
+        "attention_heads": 12,
+        "attention_layers": 12,
+        "batch_size": 8,
+    }
+    simulated = not ctx.params["table"] and ctx.params["config_file"] is None
+    if simulated:
+        preset |= {"table": (Path("simulated.biom"),), "unifrac_matrix": (Path("simulated.h5"),)}
+    config = run_config("pretrain", ctx, output_dir=Path("unused"), preset=preset)
+    from aam.benchmarks.gpu import VARIANTS, benchmark_gpu, record
+
+    unknown = [name for name in variants if name not in VARIANTS]
+    if unknown:
+        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(VARIANTS)}", ctx, param_hint="--variant")
+    log_to_console()
+
+    def show(figures: Any) -> None:
+        click.echo(json.dumps(record(figures)) if as_json else _lines_of(figures))
+        sys.stdout.flush()  # what follows may fail
+
+    extra: dict[str, Any] = {} if profile else {"profiled": ()}
+    benchmark_gpu(config, variants or tuple(VARIANTS)[:-3], seconds, show, simulated=simulated, **extra)
+
+
+def _lines_of(figures: Any) -> str:
+    """What `aam benchmark gpu` prints of something measured."""
+    from aam.benchmarks.gpu import Ceilings, Floors, Profile, VariantFigures
+
+    if isinstance(figures, Ceilings):
+        tf32 = "" if figures.tf32_flops_per_second is None else f", tf32 {figures.tf32_flops_per_second / 1e12:.3g}"
+        return (
+            f"{figures.device}, PyTorch {figures.torch}\nmeasured: products of matrices "
+            f"bf16 {figures.bf16_flops_per_second / 1e12:.3g} TFLOP/s{tf32}, "
+            f"fp32 {figures.fp32_flops_per_second / 1e12:.3g}; "
+            f"copying {figures.copied_bytes_per_second / 1e9:,.0f} GB/s"
+        )
+    if isinstance(figures, Floors):
+        return (
+            f"a batch: {figures.samples} samples, {figures.asvs:.0f} ASVs ({figures.distinct_asvs:.0f} distinct), "
+            f"{figures.tokens} tokens, {figures.padding_share:.0%} of places in samples empty; "
+            f"{figures.parameters / 1e6:.1f} M weights\n"
+            f"floor by arithmetic: {figures.flops / 1e12:.3g} TFLOP, {figures.arithmetic_ms:.1f} ms at the bf16 rate\n"
+            f"floor by bytes: {figures.bytes / 1e9:.3g} GB, {figures.bytes_ms:.1f} ms at the rate of copying\n"
+            + _VARIANT_LINE.format(*_VARIANT_HEADER)
+        )
+    if isinstance(figures, VariantFigures):
+        if figures.error is not None:
+            return f"{figures.variant:<26}  {figures.error}"
+        record = vars(figures)
+        shown = [_shown(record[name]) for name in _VARIANT_HEADER[1:]]
+        return _VARIANT_LINE.format(figures.variant, *shown)
+    if isinstance(figures, Profile):
+        groups = ", ".join(
+            f"{name} {milliseconds:.1f} ms ({milliseconds / figures.step_ms:.0%})"
+            for name, milliseconds in figures.groups.items()
+        )
+        lines = [f"  where {figures.variant} spends a step: {groups}"]
+        lines += [f"    {milliseconds:8.2f} ms {calls:5} x  {name}" for name, milliseconds, calls in figures.top]
+        return "\n".join(lines)
+    return (
+        f"data: {figures.variant}, {figures.workers} workers: {figures.step_ms:.1f} ms a step, "
+        f"{figures.step_ms_batches_at_hand:.1f} with batches at hand; one process builds a batch in "
+        f"{figures.batch_ms:.1f} ms"
+    )
+
+
+_VARIANT_HEADER = (
+    *("variant", "step_ms", "samples_per_second", "asvs_per_second", "flops_per_second", "bf16_rate_share"),
+    *("peak_memory_mb", "graphs", "compile_seconds", "first_step_seconds", "steps", "first_loss"),
+)
+_VARIANT_LINE = "{:<26}" + "".join(f"  {{:>{max(8, len(name))}}}" for name in _VARIANT_HEADER[1:])
 
 
 def _page(measured: list[TrainBenchmark]) -> str:

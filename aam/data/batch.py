@@ -1,7 +1,7 @@
 """A batch: the distinct ASVs of some samples, and where each sample uses them.
 
 Shapes: ``B`` samples, ``U`` distinct ASVs, ``L`` tokens of the longest, ``S`` most ASVs of a sample, ``M`` ASVs with
-masked nucleotides.
+masked nucleotides, ``P`` of these nucleotides.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class MaskedNucleotides:
     tokens: Tensor  # (M, L) uint8, with MASK
     true_tokens: Tensor  # (M, L) uint8
     places: Tensor  # (M, L) bool, True where masked
+    flat: Tensor  # (P,) int64: the same as numbers, so that no device has to count them
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,9 @@ class Batch:
             elif isinstance(value, dict):
                 changed[part.name] = {name: change(tensor) for name, tensor in value.items()}
             elif isinstance(value, MaskedNucleotides):
-                changed[part.name] = MaskedNucleotides(
-                    change(value.tokens), change(value.true_tokens), change(value.places)
+                changed[part.name] = replace(
+                    value,
+                    **{name: change(of) for name, of in vars(value).items() if isinstance(of, Tensor)},
                 )
         return replace(self, **changed)
 

@@ -291,6 +291,7 @@ class SampleDataset(Dataset[Batch]):
             tokens=torch.from_numpy(np.where(places, np.uint8(MASK), tokens)),
             true_tokens=torch.from_numpy(np.ascontiguousarray(tokens)),
             places=torch.from_numpy(places),
+            flat=torch.from_numpy(np.flatnonzero(places)),
         )
 
     def _hidden_counts(

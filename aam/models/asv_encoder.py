@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from aam.models.attention_pooling import AttentionPooling
@@ -114,10 +115,13 @@ class ASVEncoder(nn.Module):
         -------
         Tensor (U, L, D)
         """
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        length = tokens.shape[1]
         # A position scales the token and does not only add to it: so the mean over positions, which is about what a
         # fresh network gives, already tells apart sequences that differ in where their bases stand.
-        x = self.token_embedding(tokens.int()) * self.position_scale(positions) + self.position_shift(positions)
+        scale, shift = self.position_scale.weight[:length, None], self.position_shift.weight[:length, None]
+        of_places = self.token_embedding.weight * scale + shift  # (L, 8, D): smaller than what is looked up in it
+        places = tokens.int() + VOCABULARY_SIZE * torch.arange(length, dtype=torch.int32, device=tokens.device)
+        x = F.embedding(places, of_places.flatten(0, 1))
         return self.transformer(x, tokens != PAD if padded else None)  # (U, L, D)
 
     def forward(self, tokens: Tensor, padded: bool) -> Tensor:
@@ -139,6 +143,25 @@ class ASVEncoder(nn.Module):
         reference = self._pooled(self.reference, self._reference_padded)
         spread = (reference.var(dim=0, correction=0) + 1e-5).sqrt()
         return (pooled - reference.mean(dim=0)) / spread
+
+    def encode_places(self, tokens: Tensor, padded: bool, places: Tensor, flat: Tensor | None = None) -> Tensor:
+        """Embed some nucleotides in their context: ``encode_tokens`` at places (U, L) of bool, in (P, D).
+
+        ``flat`` are the same places as numbers (P,), which spare a GPU the counting of them where it encodes all ASVs
+        at once.
+        """
+
+        def at_places(tokens: Tensor, places: Tensor) -> Tensor:
+            return self.encode_tokens(tokens, padded)[places]
+
+        def at_numbers(tokens: Tensor, numbers: Tensor) -> Tensor:
+            return self.encode_tokens(tokens, padded).flatten(0, 1).index_select(0, numbers)
+
+        size = self.chunk(tokens)
+        if flat is not None and size >= len(tokens):
+            return self.in_little_memory(at_numbers, tokens, flat)
+        chunks = zip(tokens.split(size), places.split(size), strict=True)
+        return torch.cat([self.in_little_memory(at_places, *chunk) for chunk in chunks])
 
     def _pooled(self, tokens: Tensor, padded: bool) -> Tensor:
         return self.pooling(self.encode_tokens(tokens, padded), tokens != PAD if padded else None)  # (U, D)

@@ -224,33 +224,28 @@ class SequenceEncoder(nn.Module):
                 elif isinstance(module, CompositionHead):
                     module.calibrate(level.mean)
 
-    def restore_nucleotides(self, masked_tokens: Tensor, padded: bool, places: Tensor) -> Tensor:
+    def restore_nucleotides(
+        self, masked_tokens: Tensor, padded: bool, places: Tensor, flat: Tensor | None = None
+    ) -> Tensor:
         """Guess masked nucleotides from their context.
 
         Parameters
         ----------
         masked_tokens : Tensor (M, L) of uint8
+            Some ASVs with a part of their nucleotides masked.
         padded : bool
             Whether any token is PAD.
         places : Tensor (M, L) of bool
             The ``P`` masked ones; the head is applied to these alone.
+        flat : Tensor (P,) of int, optional
+            The same places, numbered row by row. A GPU need not be waited for then.
 
         Returns
         -------
         Tensor (P, 8)
             Logits over tokens.
         """
-        size = self.asv_encoder.chunk(masked_tokens)
-        encoder = self.asv_encoder
-
-        def at_places(tokens: Tensor, masked: Tensor) -> Tensor:
-            return encoder.encode_tokens(tokens, padded)[masked]
-
-        restored = [
-            encoder.in_little_memory(at_places, tokens, masked)
-            for tokens, masked in zip(masked_tokens.split(size), places.split(size), strict=True)
-        ]
-        return in_float32(self.nucleotide_head, torch.cat(restored))
+        return in_float32(self.nucleotide_head, self.asv_encoder.encode_places(masked_tokens, padded, places, flat))
 
     def read(
         self, target: BaseTarget, samples: SampleSummary, references: SampleSummary | None = None

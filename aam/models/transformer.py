@@ -58,6 +58,8 @@ class Transformer(nn.Module):
     ----------
     fewest_sequences : int
         Fewer are repeated to so many, for the sake of compiled blocks, to which a size of 1 is a case of its own.
+    elements_of : int
+        Masked sequences are lengthened to a multiple of this, which attention with a mask asks for on a GPU.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Transformer(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.gradient_checkpointing = gradient_checkpointing
         self.fewest_sequences = 1
+        self.elements_of = 1
         for module in self.blocks.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -93,7 +96,10 @@ class Transformer(nn.Module):
         Tensor (N, T, D)
             What stands at padded places is not defined.
         """
-        n = len(x)
+        n, t, _ = x.shape
+        if mask is not None and t % self.elements_of:
+            more = self.elements_of - t % self.elements_of
+            x, mask = F.pad(x, (0, 0, 0, more)), F.pad(mask, (0, more))
         if n < self.fewest_sequences:  # repeated ones are computed beside the others and left out again
             x = x.repeat(self.fewest_sequences, 1, 1)
             mask = None if mask is None else mask.repeat(self.fewest_sequences, 1)
@@ -102,4 +108,4 @@ class Transformer(nn.Module):
                 x = checkpoint(block, x, mask, use_reentrant=False)
             else:
                 x = block(x, mask)
-        return self.norm(x)[:n]
+        return self.norm(x)[:n, :t]

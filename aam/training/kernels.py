@@ -46,7 +46,7 @@ def prepare_kernels(task: Task, config: TrainConfig, device: torch.device, padde
 def set_tf32(allowed: bool, device: torch.device) -> None:
     """Let matrix products of float32 on an NVIDIA GPU round their factors to TF32, or not."""
     if device.type == "cuda":
-        torch.backends.cuda.matmul.fp32_precision = "tf32" if allowed else "ieee"
+        torch.set_float32_matmul_precision("high" if allowed else "highest")
     elif allowed:
         logger.info("--tf32 does nothing on %s: it is for NVIDIA GPUs", device.type)
 

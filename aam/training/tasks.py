@@ -302,8 +302,8 @@ class Task:
         masked = batch.masked_nucleotides
         if masked is None:
             return {}
-        logits = self.encoder.restore_nucleotides(masked.tokens, batch.padded, masked.places)  # (P, 8)
-        true_tokens = masked.true_tokens[masked.places]  # (P,)
+        logits = self.encoder.restore_nucleotides(masked.tokens, batch.padded, masked.places, masked.flat)  # (P, 8)
+        true_tokens = masked.true_tokens.flatten().index_select(0, masked.flat)  # (P,)
         return {"nuc_loss": (nucleotide_loss(logits, true_tokens), len(true_tokens))}
 
     def _all_target_metrics(

@@ -97,5 +97,5 @@ def test_to_a_device_moves_everything(unequal_study: TinyStudy):
     moved = batch.to(torch.device("meta"))
     tensors = [value for value in vars(moved).values() if isinstance(value, torch.Tensor)]
     tensors += [*vars(moved.masked_nucleotides).values(), *moved.labels.values()]
-    assert len(tensors) == 10 and all(tensor.is_meta for tensor in tensors)
+    assert len(tensors) == 11 and all(tensor.is_meta for tensor in tensors)
     assert moved.padded == batch.padded and moved.target is None
