@@ -97,6 +97,7 @@ def test_sizes_for_compiled_blocks_change_nothing(unequal_study):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of PyTorch within its compiler
 def test_compiled_equals_eager_in_few_graphs(unequal_study, tmp_path):
     torch.compiler.reset()
     batches = [(0, 1, 2, 3), (1, 2), (0,), (0, 1, 2, 3, 4)]
