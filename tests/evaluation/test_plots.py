@@ -12,7 +12,14 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from sklearn.metrics import balanced_accuracy_score, mean_absolute_error, r2_score
 
-from aam.evaluation.plots import confusion_plot, distance_plot, history_plot, regression_plot, save_figure
+from aam.evaluation.plots import (
+    confusion_plot,
+    distance_plot,
+    history_plot,
+    range_test_plot,
+    regression_plot,
+    save_figure,
+)
 
 rng = np.random.default_rng(0)
 ACTUAL = rng.uniform(0, 24, 80)
@@ -112,6 +119,20 @@ def test_history_draws_the_metrics_of_both_parts(tmp_path: Path) -> None:
     assert "no metric" in check(history_plot(history[["epoch", "lr"]]), tmp_path)
     many = pd.DataFrame({f"{part}_{i}": [1.0, 2.0] for i in range(7) for part in ("train", "val")} | {"epoch": [0, 1]})
     assert check(history_plot(many), tmp_path)
+
+
+@pytest.mark.parametrize("suggestion", [None, 2e-3])
+def test_range_test_shows_the_curve_where_it_falls(suggestion: float | None, tmp_path: Path) -> None:
+    lr = np.geomspace(1e-6, 1, 50)
+    smoothed = (np.log10(lr) + 2) ** 2
+    loss = smoothed + np.sin(np.arange(50))
+    loss[-1] = smoothed[-1] = np.nan
+    smoothed[-2] = 1e9  # where it runs away
+    figure = range_test_plot(lr, loss, smoothed, suggestion)
+    shown = check(figure, tmp_path)
+    assert ("suggested: 0.002" in shown) == (suggestion is not None)
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "log" and axes.get_ylim()[1] < 50
 
 
 def test_dollars_are_not_mathematics(tmp_path: Path) -> None:

@@ -67,10 +67,9 @@ def test_it_is_learnt_from_as_any_other(study, kind):
 
 
 def find(study, task, most=None, fraction=None):
-    found = find_batch_size(
+    return find_batch_size(
         task, build_dataset(study, task), ROWS, CPU, mixed_precision="none", fraction=fraction, copies=2, most=most
     )
-    return found
 
 
 def test_the_search_leaves_nothing_behind(study):
@@ -93,7 +92,7 @@ def test_as_many_samples_as_there_are_or_are_asked_for_where_memory_allows(study
 
 
 def test_memory_that_two_samples_exceed_is_refused(study):
-    with pytest.raises(DataError, match="--batch-size auto: 2 samples take .* raise --max-memory-fraction"):
+    with pytest.raises(DataError, match=r"--batch-size auto: 2 samples take .* raise --max-memory-fraction"):
         find(study, build_task(study, "regression"), fraction=1e-9)
 
 
