@@ -37,7 +37,8 @@ from aam.models.sequence_encoder import SequenceEncoder
 from aam.training.checkpoint import build_encoder
 from aam.training.compilation import graphs_compiled
 from aam.training.kernels import prepare_kernels, set_tf32
-from aam.training.optim import build_optimizer, build_schedule
+from aam.training.optimizers import build_optimizer
+from aam.training.schedules import build_schedule
 from aam.training.tasks import LabelledTarget, PretrainTask
 from aam.training.trainer import Trainer
 
@@ -171,7 +172,7 @@ def benchmark_gpu(
     report(ceilings)
     torch.manual_seed(config.train.seed)
     data = _simulated(config) if simulated else _of_study(config)
-    plan = BatchPlan(data.rows, config.train.batch_size, True, config.train.seed)
+    plan = BatchPlan(data.rows, config.train.samples_per_batch, True, config.train.seed)
     batches = [data.dataset[key] for key in islice(plan, 3) if len(key.samples) == config.train.batch_size]
     batches = batches or [data.dataset[next(iter(plan))]]
     encoder = build_encoder(config.model, tuple(known.target for known in data.labelled.values()))
