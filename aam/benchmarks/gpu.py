@@ -503,7 +503,7 @@ def _kernel_times(profiler: torch.profiler.profile, cuda: bool) -> Iterator[tupl
     for event in profiler.key_averages():
         if not cuda:
             yield event.key, event.self_cpu_time_total / 1e3, event.count
-        elif event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation:
+        elif event.device_type == torch.autograd.DeviceType.CUDA and not getattr(event, "is_user_annotation", False):
             yield event.key, event.self_device_time_total / 1e3, event.count
 
 

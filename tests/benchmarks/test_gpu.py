@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from aam.benchmarks.gpu import VARIANTS, kind_of_kernel
 from aam.cli.main import cli
+from aam.data.simulate import simulate_study, write_study
 
 SMALL = [
     *("benchmark", "gpu", "--device", "cpu", "--embedding-dim", "8", "--attention-heads", "2", "--clades", "4"),
@@ -37,6 +40,16 @@ def test_it_measures_what_it_can():
     assert half["first_loss"] == pytest.approx(plain["first_loss"], rel=0.05)
     assert profile["variant"] == "bf16" and profile["groups"]["matrix products"] > 0
     assert waiting["kind"] == "waiting" and waiting["step_ms"] > 0
+
+
+def test_it_measures_a_study(tmp_path: Path):
+    write_study(simulate_study(samples=12, asvs=20, subjects=6, length=40, depth=300, seed=1), tmp_path)
+    places = np.linspace(0, 0.9, 12)
+    np.save(tmp_path / "d.npy", np.abs(np.subtract.outer(places, places)).astype(np.float32))
+    files = ["--table", str(tmp_path / "table.biom"), "--unifrac-matrix", str(tmp_path / "d.npy")]
+    _, floors, plain, waiting = records_of(*files, "--variant", "fp32")
+    assert (floors["samples"], floors["tokens"]) == (2, 13) and 0 < floors["distinct_asvs"] <= 20
+    assert plain["error"] is None and waiting["workers"] == 0
 
 
 def test_it_prints_a_table():
