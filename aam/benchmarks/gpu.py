@@ -173,7 +173,7 @@ def benchmark_gpu(
     torch.manual_seed(config.train.seed)
     data = _simulated(config) if simulated else _of_study(config)
     plan = BatchPlan(data.rows, config.train.samples_per_batch, True, config.train.seed)
-    batches = [data.dataset[key] for key in islice(plan, 3) if len(key.samples) == config.train.batch_size]
+    batches = [data.dataset[key] for key in islice(plan, 3) if len(key.samples) == config.train.samples_per_batch]
     batches = batches or [data.dataset[next(iter(plan))]]
     encoder = build_encoder(config.model, tuple(known.target for known in data.labelled.values()))
     encoder.asv_encoder.set_reference(batches[0].tokens[:, 1:])
