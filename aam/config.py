@@ -403,7 +403,9 @@ class TrainConfig(Section):
 
     output_dir: Path = option(..., "The run directory to write.")
     epochs: int = option(50, "Most passes over the training samples.", ge=1)
-    batch_size: BatchSize = option(32, "Samples of a batch; auto for as many as memory allows.")
+    batch_size: BatchSize = option(
+        32, "Samples of a batch, of all processes together; auto for as many as memory allows."
+    )
     max_memory_fraction: float | None = option(
         None,
         "Share of the memory that --batch-size auto may use; by default 0.8 of a GPU's, or 0.5 of what is free.",
@@ -425,6 +427,17 @@ class TrainConfig(Section):
         "auto", "PyTorch's kernel of attention; auto takes the best that there is for each call."
     )
     compile_model: bool = option(False, "Compile the transformer blocks: a minute at first, for GPUs.")
+    strategy: Literal["auto", "single", "ddp", "fsdp"] = option(
+        "auto",
+        "One process, or several that torchrun starts, each with a share of every batch and with the whole model (ddp) "
+        "or a part of its weights, gradients and optimizer state (fsdp). auto is single or ddp.",
+    )
+    reshard_after_forward: bool = option(
+        True, "With --strategy fsdp: let go of gathered weights between forward and backward pass; slower, less memory."
+    )
+    sharded_checkpoints: bool = option(
+        False, "With --strategy fsdp: each process saves its own part for --resume, beside last.ckpt in shards/."
+    )
     pretrained_encoder: Path | None = option(
         None, "Run directory (or model file) of `aam pretrain` to start from; its split is taken over.", only="train"
     )
@@ -447,6 +460,17 @@ class TrainConfig(Section):
             raise ValueError(
                 f"--output-dir {self.output_dir} and --pretrained-encoder {encoder} are one run, which this one would "
                 "replace; give another --output-dir"
+            )
+        if self.strategy != "fsdp":
+            for given, name in (
+                (not self.reshard_after_forward, "--no-reshard-after-forward"),
+                (self.sharded_checkpoints, "--sharded-checkpoints"),
+            ):
+                if given:
+                    raise ValueError(f"{name} is for --strategy fsdp, and --strategy is {self.strategy}")
+        elif self.mixed_precision == "fp16":
+            raise ValueError(
+                "--mixed-precision fp16 needs gradients that no process of --strategy fsdp has whole; use bf16"
             )
         if self.freeze_base and self.pretrained_encoder is None:
             raise ValueError(

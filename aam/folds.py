@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ from aam.data.study_splits import StudyFolds, as_before, fold_study
 from aam.data.targets import require_repeated_classes
 from aam.errors import DataError, in_file
 from aam.inputs import load_inputs
+from aam.loaders import choose_device
 from aam.run import pretrained_split_options, require_same_config, run
 from aam.run_directory import RunDirectory, write_json
 from aam.training.checkpoint import MODEL_NAME, load_model_file, model_path
+from aam.training.distributed import Processes, start
 from aam.training.metrics import classification_metrics, regression_metrics
 
 __all__ = ["FoldsResult", "asks_for_folds", "finished_folds", "fold_summary", "run_folds"]
@@ -77,6 +80,7 @@ def run_folds(config: RunConfig) -> FoldsResult:
     DataError
         If the inputs or the folds cannot be used.
     """
+    processes = start(config.train, choose_device(config.train))
     encoders = _encoder_folds(config)
     if config.optim.lr_find == "print":
         raise DataError(
@@ -88,24 +92,27 @@ def run_folds(config: RunConfig) -> FoldsResult:
     directory = RunDirectory(config.train.output_dir)
     if config.train.resume:
         require_same_config(config, _stored_config(directory), directory.path)
-    else:
+    elif processes.first:
         directory.require_free(resume=False, overwrite=config.train.overwrite)
+    processes.barrier()
     plan = _plan(config, encoders)
-    if not config.train.resume:
+    if not config.train.resume and processes.first:
         directory.create(overwrite=config.train.overwrite)
+    processes.barrier()
     number = len(plan.folds.splits)
     results = []
-    with directory.logging():
-        write_json(directory / "config.json", config.model_dump(mode="json"))
-        held_out = np.where(plan.folds.of_sample >= 0, "test", "train")
-        write_splits(directory / "splits.tsv", plan.sample_ids, held_out, plan.folds.of_sample)
+    with directory.logging() if processes.first else nullcontext():
+        if processes.first:
+            write_json(directory / "config.json", config.model_dump(mode="json"))
+            held_out = np.where(plan.folds.of_sample >= 0, "test", "train")
+            write_splits(directory / "splits.tsv", plan.sample_ids, held_out, plan.folds.of_sample)
         for fold in range(number):
             logger.info("fold_%d (%d of %d)", fold, fold + 1, number)
             try:
-                results.append(_run_fold(config, plan, directory, fold))
+                results.append(_run_fold(config, plan, directory, fold, processes))
             except DataError as error:
                 raise DataError(f"fold {fold}: {error}") from None
-        return _finish(config, plan, directory, results)
+        return processes.broadcast(_finish(config, plan, directory, results) if processes.first else None)
 
 
 def finished_folds(path: Path) -> list[Path]:
@@ -228,17 +235,18 @@ def _guess(actual: NDArray[Any], folds: StudyFolds, classifier: bool) -> tuple[N
 # ---------------------------------------------------------------------------------------------------------- one fold
 
 
-def _run_fold(config: RunConfig, plan: _Plan, above: RunDirectory, fold: int) -> dict[str, Any]:
+def _run_fold(config: RunConfig, plan: _Plan, above: RunDirectory, fold: int, processes: Processes) -> dict[str, Any]:
     """The metrics of a fold: of the run as it is, continued or begun."""
     directory = RunDirectory(above / f"fold_{fold}")
     own = _fold_config(config, directory, plan.encoders[fold] if plan.encoders else None)
-    if config.train.resume and _is_finished(own, directory):
+    if processes.broadcast(config.train.resume and _is_finished(own, directory)):
         logger.info("finished before: %s", directory.path)
         return _stored_metrics(directory)
-    resume = config.train.resume and (directory / "last.ckpt").is_file()
-    if not resume:
+    resume = processes.broadcast(config.train.resume and (directory / "last.ckpt").is_file())
+    if not resume and processes.first:
         directory.create(overwrite=True)  # what a fold that was interrupted in its first epoch has left
         write_splits(directory / "splits.tsv", plan.sample_ids, plan.folds.splits[fold])
+    processes.barrier()
     train = own.train.model_copy(update={"resume": resume, "overwrite": not resume})
     return run(own.model_copy(update={"train": train})).metrics
 

@@ -17,19 +17,33 @@ from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
 from aam.data.study import Study
 from aam.data.targets import ClassTarget
 from aam.errors import DataError
+from aam.launch import Launch
 from aam.training.tasks import Task, TrainTask
 
 __all__ = ["choose_device", "datasets_of", "loader"]
 
 
 def choose_device(config: TrainConfig) -> torch.device:
-    """The device of ``--device``, with ``--threads`` set.
+    """The device of ``--device`` for this process, with ``--threads`` set.
 
     Raises
     ------
     DataError
-        If the machine has no such device.
+        If the machine has no such device, or fewer than processes.
     """
+    chosen = _kind_of_device(config)
+    launch = Launch.of_environment()
+    if chosen.type != "cuda" or launch.processes == 1:
+        return chosen
+    if launch.local_rank >= torch.cuda.device_count():
+        raise DataError(
+            f"{launch.local_processes} processes were started on a machine with {torch.cuda.device_count()} GPUs; "
+            f"give torchrun --nproc-per-node {torch.cuda.device_count()}"
+        )
+    return torch.device("cuda", launch.local_rank)
+
+
+def _kind_of_device(config: TrainConfig) -> torch.device:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     if config.device == "auto":
@@ -56,7 +70,8 @@ def loader(
         In place of the configured number.
     """
     if workers is None:
-        workers = config.num_workers if config.num_workers is not None else min(4, _cores())
+        own_cores = _cores() // Launch.of_environment().local_processes
+        workers = config.num_workers if config.num_workers is not None else min(4, own_cores)
     return DataLoader(
         dataset,
         sampler=plan,

@@ -15,6 +15,7 @@ from aam.data.targets import ClassTarget, NumericTarget
 from aam.loaders import datasets_of, loader
 from aam.run_directory import RunDirectory, write_json, write_table
 from aam.training.checkpoint import MODEL_NAME, load_model_file
+from aam.training.distributed import load_weights_into
 from aam.training.metrics import classification_metrics, regression_metrics
 from aam.training.tasks import Evaluation, Task, TrainTask, prediction_table
 from aam.training.trainer import Trainer
@@ -34,20 +35,28 @@ def judge_best(
     directory: RunDirectory,
     leaked: list[str],
 ) -> dict[str, Any]:
-    """Judge the best model on the held-out samples, and write what a person reads; what ``metrics.json`` holds."""
+    """Judge the best model on the held-out samples, and write what a person reads; what ``metrics.json`` holds.
+
+    Every process judges its share; the first alone reads and writes files.
+    """
     from aam.evaluation.plots import history_plot, save_figure
 
-    best = load_model_file(directory / MODEL_NAME)
-    task.model.load_state_dict(best.weights)
+    processes = trainer.processes
+    best = load_model_file(directory / MODEL_NAME).weights if processes.first else None
+    load_weights_into(task.model, processes.broadcast(best))
     history = pd.DataFrame(trainer.state.history)
     metrics: dict[str, Any] = {"best_epoch": trainer.state.best_epoch}
     datasets = datasets_of(config, study, split, task)
     for part in ("val", "test"):
         if part not in datasets:
             continue
-        plan = BatchPlan(study.rows_of(split, part), config.train.samples_per_batch, False, config.train.seed)
+        plan = BatchPlan(
+            study.rows_of(split, part), config.train.samples_per_batch, False, config.train.seed, share=processes.share
+        )
         evaluation = trainer.evaluate(loader(datasets[part], plan, config.train, trainer.device, workers=0))
         metrics[part] = evaluation.metrics
+        if not processes.first:
+            continue
         for name, figure in figures(task, study, evaluation).items():
             save_figure(figure, directory / "plots" / f"{part}_{name}.png")
         if isinstance(task, TrainTask) and evaluation.output is not None:
@@ -60,8 +69,9 @@ def judge_best(
         metrics["baseline"] = {"guess": _guess(task, split)}
     if config.train.pretrained_encoder is not None:
         metrics["pretrained_leak"] = len(leaked)
-    save_figure(history_plot(history), directory / "plots" / "history.png")
-    write_json(directory / "metrics.json", metrics)
+    if processes.first:
+        save_figure(history_plot(history), directory / "plots" / "history.png")
+        write_json(directory / "metrics.json", metrics)
     return metrics
 
 

@@ -34,14 +34,16 @@ from aam.loaders import choose_device
 from aam.models.base_targets import require_readable
 from aam.outcome import judge_best
 from aam.run_directory import RunDirectory, write_json
-from aam.searches import as_found, search_learning_rate, with_batch_size, with_learning_rate
-from aam.trainer_setup import build_callbacks, build_trainer
+from aam.searches import as_found, require_alone, search_learning_rate, with_batch_size, with_learning_rate
+from aam.trainer_setup import build_callbacks, build_trainer, require_sharding
 from aam.training.checkpoint import (
     ModelFile,
     load_checkpoint,
     load_model_file,
     model_path,
 )
+from aam.training.distributed import Processes, start
+from aam.training.sharded import fill_in_shards
 from aam.training.tasks import Task, TrainTask
 
 if TYPE_CHECKING:
@@ -86,9 +88,12 @@ def run(config: RunConfig) -> RunResult:
         require_readable(config.task.base_target, config.model.distance_head)
     except ValueError as error:
         raise DataError(str(error)) from None
-    directory = RunDirectory(config.train.output_dir)
-    directory.require_free(resume=config.train.resume, overwrite=config.train.overwrite)
     device = choose_device(config.train)
+    processes = start(config.train, device)
+    directory = RunDirectory(config.train.output_dir)
+    if processes.first:
+        directory.require_free(resume=config.train.resume, overwrite=config.train.overwrite)
+    processes.barrier()
     pretrained = _load_pretrained(config)
     takes_over = pretrained is not None and not _own_split_options(config.data, pretrained.config.data)
     if pretrained is not None:
@@ -108,12 +113,15 @@ def run(config: RunConfig) -> RunResult:
     inputs = _fingerprint(study, split)
     resumed = _load_resumed(config, directory, inputs) if config.train.resume else None
     searches_alone = config.optim.lr_find == "print"
-    if resumed is None:
-        directory.create(overwrite=config.train.overwrite and not searches_alone)
-    else:
+    if resumed is not None:
         config = as_found(config, resumed["config"])
-    with nullcontext() if searches_alone else directory.logging():
-        _log_study(config, study, split, device)
+    require_alone(config, processes)
+    require_sharding(config)
+    if resumed is None and processes.first:
+        directory.create(overwrite=config.train.overwrite and not searches_alone)
+    processes.barrier()
+    with directory.logging() if processes.first and not searches_alone else nullcontext():
+        _log_study(config, study, split, device, processes)
         if pretrained is not None:
             _log_other_reading(config.data, pretrained.config.data)
         for note in notes:
@@ -122,7 +130,7 @@ def run(config: RunConfig) -> RunResult:
             logger.warning(warning)
         header = _provenance(study, task)
         config = with_batch_size(config, study, split, task, device)
-        trainer = build_trainer(config, study, split, task, device)
+        trainer = build_trainer(config, study, split, task, device, processes)
         if searches_alone:
             search_learning_rate(trainer, directory)
             trainer.close()
@@ -130,6 +138,7 @@ def run(config: RunConfig) -> RunResult:
         if config.optim.lr_find == "apply":
             config = with_learning_rate(config, trainer, directory)
         if resumed is not None:
+            fill_in_shards(directory / "last.ckpt", resumed, trainer)
             try:
                 trainer.load_state_dict(resumed["trainer"])
             except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -139,8 +148,9 @@ def run(config: RunConfig) -> RunResult:
                 ) from None
             logger.info("resuming after epoch %d, step %d", trainer.state.epoch, trainer.state.step)
         trainer.callbacks = build_callbacks(config, study, task, directory, header, inputs)
-        write_json(directory / "config.json", config.model_dump(mode="json"))
-        write_splits(directory / "splits.tsv", study.sample_ids, split)
+        if processes.first:
+            write_json(directory / "config.json", config.model_dump(mode="json"))
+            write_splits(directory / "splits.tsv", study.sample_ids, split)
         try:
             trainer.fit()
         finally:
@@ -299,6 +309,7 @@ def require_same_config(config: RunConfig, stored: Mapping[str, Any], directory:
     """
     machine = {"output_dir", "device", "threads", "num_workers", "save_every_minutes"}
     machine |= {"tf32", "attn_implementation", "compile_model", "gradient_checkpointing", "asv_chunk_size"}
+    machine |= {"strategy", "reshard_after_forward", "sharded_checkpoints"}
     free = machine | {"epochs", "patience", "resume", "overwrite"}
     now = config.model_dump(mode="json")
     moved = {str(Path(part["train"]["output_dir"]) / "splits.tsv") for part in (now, stored) if "train" in part}
@@ -337,8 +348,12 @@ def _log_other_reading(data: DataConfig, before: DataConfig) -> None:
             logger.info("%s is %s here and was %s when the encoder was pre-trained", option, value, theirs)
 
 
-def _log_study(config: RunConfig, study: Study, split: NDArray[Any], device: torch.device) -> None:
+def _log_study(
+    config: RunConfig, study: Study, split: NDArray[Any], device: torch.device, processes: Processes
+) -> None:
     logger.info("aam %s on %s, %d threads", config.command, device, torch.get_num_threads())
+    if processes.strategy != "single":
+        logger.info("%s in %d processes", processes.strategy, processes.number)
     logger.info("%d of %d samples, %d ASVs", len(study), study.samples_in_table, len(study.sequences))
     for reason, names in study.left_out.items():
         logger.info("left out: %d %s (%s%s)", len(names), reason, ", ".join(names[:3]), ", …" if names[3:] else "")

@@ -38,9 +38,9 @@ class RunDirectory:
     # Removed with a run, but no sign of one: `--lr-find print` writes lr_find alone.
     IN_FOLDERS = (
         *("tensorboard/*/events.out.tfevents.*", "plots/history.png", "plots/val_*.png", "plots/test_*.png"),
-        *("lr_find.tsv", "plots/lr_find.png"),
+        *("lr_find.tsv", "plots/lr_find.png", "shards/step_*/shard-*.safetensors"),
     )
-    FOLDERS = ("tensorboard/train", "tensorboard/validation", "tensorboard", "plots")
+    FOLDERS = ("tensorboard/train", "tensorboard/validation", "tensorboard", "plots", "shards/step_*", "shards")
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -77,9 +77,10 @@ class RunDirectory:
         for pattern in self.IN_FOLDERS:
             for path in self.path.glob(pattern):
                 path.unlink(missing_ok=True)
-        for name in self.FOLDERS:
-            with suppress(OSError):  # it is not there, or somebody else's files are in it
-                (self.path / name).rmdir()
+        for pattern in self.FOLDERS:
+            for path in self.path.glob(pattern):
+                with suppress(OSError):  # somebody else's files are in it
+                    path.rmdir()
         for fold in self.folds():
             RunDirectory(fold).create(overwrite=True)
             if not any(fold.iterdir()):

@@ -17,16 +17,18 @@ from numpy.typing import NDArray
 
 from aam.config import RunConfig
 from aam.data.study import Study
+from aam.errors import DataError
 from aam.loaders import datasets_of
 from aam.run_directory import RunDirectory, write_table
 from aam.training.batch_size import find_batch_size
+from aam.training.distributed import Processes
 from aam.training.lr_finder import MOST_STEPS, RangeTest, range_test
 from aam.training.optimizers import build_optimizer
 from aam.training.schedules import build_schedule
 from aam.training.tasks import Task
 from aam.training.trainer import Trainer
 
-__all__ = ["as_found", "search_learning_rate", "with_batch_size", "with_learning_rate"]
+__all__ = ["as_found", "require_alone", "search_learning_rate", "with_batch_size", "with_learning_rate"]
 
 logger = logging.getLogger("aam")
 
@@ -48,6 +50,22 @@ def as_found(config: RunConfig, stored: Mapping[str, Any]) -> RunConfig:
         names = ("lr", "head_lr", "min_lr", "lr_find")
         config = _updated(config, "optim", **{name: optim[name] for name in names if name in optim})
     return config
+
+
+def require_alone(config: RunConfig, processes: Processes) -> None:
+    """Refuse to search in several processes.
+
+    Raises
+    ------
+    DataError
+    """
+    searches = {"--batch-size auto": config.train.batch_size == "auto", "--lr-find": config.optim.lr_find != "none"}
+    for option, asked in searches.items():
+        if asked and processes.strategy != "single":
+            raise DataError(
+                f"{option} searches in one process, and torchrun started {processes.number}; "
+                "search without torchrun first, then give it what was found"
+            )
 
 
 def _updated(config: RunConfig, section: str, **values: Any) -> RunConfig:

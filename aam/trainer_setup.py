@@ -28,18 +28,39 @@ from aam.training.callbacks import (
     TensorBoard,
 )
 from aam.training.checkpoint import MODEL_NAME, save_model_file
+from aam.training.distributed import Processes, distribute, require_whole_tensors, whole
 from aam.training.kernels import prepare_kernels
-from aam.training.optimizers import build_optimizer, learning_rates
+from aam.training.optimizers import OPTIMIZERS, build_optimizer, learning_rates
 from aam.training.schedules import build_schedule
 from aam.training.tasks import Evaluation, Task
 from aam.training.trainer import Callback, Trainer
 
-__all__ = ["build_callbacks", "build_trainer"]
+__all__ = ["build_callbacks", "build_trainer", "require_sharding"]
 
 logger = logging.getLogger("aam")
 
 
-def build_trainer(config: RunConfig, study: Study, split: NDArray[Any], task: Task, device: torch.device) -> Trainer:
+def require_sharding(config: RunConfig) -> None:
+    """Refuse an optimizer that cannot take what ``--strategy fsdp`` leaves each process of a tensor.
+
+    Raises
+    ------
+    DataError
+    """
+    if not OPTIMIZERS[config.optim.optimizer].sharded:
+        require_whole_tensors(config.train, f"--optimizer {config.optim.optimizer}")
+    if config.optim.lookahead:
+        require_whole_tensors(config.train, "--lookahead")
+
+
+def build_trainer(
+    config: RunConfig,
+    study: Study,
+    split: NDArray[Any],
+    task: Task,
+    device: torch.device,
+    processes: Processes = Processes(),  # noqa: B008 - immutable
+) -> Trainer:
     """The trainer of a run, its callbacks left to `build_callbacks`.
 
     Parameters
@@ -51,10 +72,13 @@ def build_trainer(config: RunConfig, study: Study, split: NDArray[Any], task: Ta
     task : Task
         On the device.
     device : torch.device
+    processes : Processes
     """
     prepare_kernels(task, config.train, device, padded=bool((study.tokens[:, -1] == PAD).any()))
     datasets = datasets_of(config, study, split, task)
-    plans = _plans(config, study, split)
+    plans = _plans(config, study, split, processes)
+    learner = distribute(task, processes, reshard_after_forward=config.train.reshard_after_forward)
+    processes.seed(config.train.seed, 0)
     optim = config.optim.model_copy(update={"accumulation_steps": config.accumulation_steps})
     optimizer = build_optimizer(task.model, optim)
     rates = ", ".join(f"{name} {lr:.2g}" for name, lr in learning_rates(optimizer))
@@ -72,16 +96,17 @@ def build_trainer(config: RunConfig, study: Study, split: NDArray[Any], task: Ta
         config.train,
         device,
         average=build_average(task.model, optim, steps),
+        learner=learner,
     )
 
 
-def _plans(config: RunConfig, study: Study, split: NDArray[Any]) -> dict[str, BatchPlan]:
+def _plans(config: RunConfig, study: Study, split: NDArray[Any], processes: Processes) -> dict[str, BatchPlan]:
     """The batches of training, shuffled, and of validation."""
-    train, seed = config.train, config.train.seed
+    train, seed, share = config.train, config.train.seed, processes.share
     studies = study.studies if config.data.study_batches == "alternate" else None
     return {
-        "train": BatchPlan(study.rows_of(split, "train"), train.samples_per_batch, True, seed, studies),
-        "val": BatchPlan(study.rows_of(split, "val"), train.samples_per_batch, False, seed),
+        "train": BatchPlan(study.rows_of(split, "train"), train.samples_per_batch, True, seed, studies, share),
+        "val": BatchPlan(study.rows_of(split, "val"), train.samples_per_batch, False, seed, share=share),
     }
 
 
@@ -108,8 +133,9 @@ def build_callbacks(
     """
 
     def save_best(evaluation: Evaluation) -> None:
-        metrics = {"val": evaluation.metrics}
-        save_model_file(directory / MODEL_NAME, task.model, config, {**header, "metrics": metrics})
+        weights = whole(task.model.state_dict(), keep=task.processes.first)
+        if task.processes.first:
+            save_model_file(directory / MODEL_NAME, weights, config, {**header, "metrics": {"val": evaluation.metrics}})
 
     shown = ("r2", "mae", "balanced_accuracy", *(f"{name}_r2" for name in task.reading_names))
     beside = {"config": config.model_dump(mode="json"), "inputs": dict(inputs)}

@@ -107,7 +107,8 @@ class TestHelp:
             if field.is_required():
                 assert after.startswith("[required]"), name
             elif field.default is not None and field.default is not False and field.default != ():
-                assert after.startswith(f"[default:{field.default}]"), name
+                shown = "on" if field.default is True else field.default
+                assert after.startswith(f"[default:{shown}]"), name
             else:
                 assert not after.startswith("["), name
 

@@ -60,6 +60,17 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line: exit code 2 for a wrong call, 1 for input that cannot be used."""
+    from aam.launch import leave, says_why
+
+    try:
+        _run()
+    except Exception:  # a bug, or in one of several processes what came of another's
+        if not says_why():
+            leave(1)
+        raise
+
+
+def _run() -> None:
     from aam.errors import DataError, Interrupted
 
     try:
@@ -76,7 +87,7 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)
     except Interrupted as stop:
-        _fail(f"{stop}; the run is saved, and --resume continues it", 128 + stop.signal)
+        _fail(f"{stop}; the run is saved, and --resume continues it", 128 + stop.signal, "interrupted")
     except DataError as error:
         _fail(str(error))
     except OSError as error:
@@ -85,6 +96,8 @@ def main() -> None:
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
+            if _is_loss_of_another(error):
+                _fail("another process of this run has ended without a word: killed, or out of memory")
             raise
         _fail("out of memory; use a smaller --batch-size, --gradient-checkpointing, or a machine with more")
 
@@ -94,6 +107,14 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
-def _fail(message: str, code: int = 1) -> None:
-    click.echo(f"Error: {' '.join(message.split())}", err=True)
-    sys.exit(code)
+def _is_loss_of_another(error: RuntimeError) -> bool:
+    """Whether PyTorch says in words that a process it was connected to has gone."""
+    return any(word in str(error) for word in ("Connection closed by peer", "Connection reset by peer"))
+
+
+def _fail(message: str, code: int = 1, event: str = "failed") -> None:
+    from aam.launch import leave, says_why
+
+    if says_why(event):
+        click.echo(f"Error: {' '.join(message.split())}", err=True)
+    leave(code)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from aam.launch import Launch
+
 if TYPE_CHECKING:
     from aam.folds import FoldsResult
     from aam.run import RunResult
@@ -31,7 +33,9 @@ def metric_lines(metrics: Mapping[str, float]) -> str:
 
 
 def print_result(result: RunResult) -> None:
-    """The metrics of a run, guess beside model, and where to look next."""
+    """The metrics of a run, guess beside model, and where to look next. The first of several processes prints them."""
+    if Launch.of_environment().rank > 0:
+        return
     metrics = result.metrics
     if not metrics:
         return  # nothing was trained
@@ -56,6 +60,8 @@ def print_result(result: RunResult) -> None:
 
 def print_folds(result: FoldsResult) -> None:
     """The pooled metrics of folds, guess beside model, with mean and standard deviation over the folds."""
+    if Launch.of_environment().rank > 0:
+        return
     metrics = result.metrics
     folds, pooled = metrics["folds"], metrics.get("oof", {})
     guess = metrics.get("baseline", {}).get("guess", {}).get("oof", {})

@@ -7,7 +7,7 @@ masked nucleotides, ``P`` of these nucleotides.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -17,7 +17,20 @@ from torch import Tensor
 from aam.data.counts import SampleRows
 from aam.data.tokenizer import PAD, START
 
-__all__ = ["Batch", "MaskedNucleotides", "arrange", "padded_layout"]
+__all__ = ["Batch", "MaskedNucleotides", "Share", "arrange", "padded_layout"]
+
+
+class Share(NamedTuple):
+    """The part of one process in what several divide among themselves."""
+
+    rank: int = 0
+    processes: int = 1
+
+    def of(self, number: int) -> slice:
+        """Its places among ``number``: one after the other, and no share larger than another by more than one."""
+        least, more = divmod(number, self.processes)
+        start = self.rank * least + min(self.rank, more)
+        return slice(start, start + least + (self.rank < more))
 
 
 @dataclass(frozen=True)
@@ -26,13 +39,18 @@ class MaskedNucleotides:
 
     tokens: Tensor  # (M, L) uint8, with MASK
     true_tokens: Tensor  # (M, L) uint8
-    places: Tensor  # (M, L) bool, True where masked
+    places: Tensor  # (M, L) bool, True where masked; nowhere in the one ASV of a process that has none to restore
     flat: Tensor  # (P,) int64: the same as numbers, so that no device has to count them
+    padded: bool  # whether any token is PAD
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples as sets of distinct ASVs with counts."""
+    """Samples as sets of distinct ASVs with counts.
+
+    Where several processes learn from one batch, each has a share of its samples. A share may be empty; there is then
+    a sample that stands in, which is computed and counts for nothing.
+    """
 
     sample_index: Tensor  # (B,) int64: rows of the study
     tokens: Tensor  # (U, L) uint8
@@ -45,13 +63,21 @@ class Batch:
     # by base target, float32, NaN where unknown: (B, B) of pairs, (B,) of values, (B, T) of compositions; may lack one
     # of which nothing is known here
     references: int = 0  # R: the last samples are only referred to, and labels of pairs are (B - R, R)
+    together: Tensor | None = None
+    # (G,) int64: rows of all the samples of which these are a share; labels of pairs are (B, G). None where alone
+    stand_ins: int = 0  # of the last samples: 1 in an empty share without references
     target: Tensor | None = None  # (B,) float32 (transformed) or int64 (class)
     masked_nucleotides: MaskedNucleotides | None = None
     hidden_counts: Tensor | None = None  # (B, S) bool: abundances to restore
 
     def __len__(self) -> int:
         """The samples that are learnt from, those that are only referred to left out."""
-        return len(self.sample_index) - self.references
+        return len(self.sample_index) - self.references - self.stand_ins
+
+    @property
+    def everyone(self) -> Tensor:
+        """Rows of the samples that all processes together learn from in this batch, (G,)."""
+        return self.sample_index[: len(self)] if self.together is None else self.together
 
     def to(self, device: torch.device) -> Self:
         """The batch on a device; copies from pinned memory do not wait."""

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, Sampler
 
 from aam.config import DataConfig
 from aam.data.augmentation import Augmentation, draw_reads, substitute_bases
-from aam.data.batch import Batch, MaskedNucleotides, arrange
+from aam.data.batch import Batch, MaskedNucleotides, Share, arrange
 from aam.data.counts import Counts, SampleRows
 from aam.data.draws import generator, stable_keys, uniform
 from aam.data.labels import Labels, Pairs, common_references
@@ -57,10 +57,11 @@ class DatasetOptions:
 
 
 class BatchKey(NamedTuple):
-    """Which samples, and in which epoch: all that a batch depends on."""
+    """Which samples, in which epoch, and which share of them: all that a batch depends on."""
 
     epoch: int
     samples: tuple[int, ...]
+    share: Share = Share()
 
 
 class BatchPlan(Sampler[BatchKey]):
@@ -76,6 +77,8 @@ class BatchPlan(Sampler[BatchKey]):
     seed : int
     studies : ndarray (N,) of int, optional
         The study of each row, where a batch is to hold samples of one alone.
+    share : Share
+        What this process has of each batch. The batches themselves are the same on every process.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class BatchPlan(Sampler[BatchKey]):
         shuffle: bool,
         seed: int,
         studies: NDArray[np.int64] | None = None,
+        share: Share = Share(),  # noqa: B008 - immutable
     ) -> None:
         self.parts = [samples]
         if studies is not None:
@@ -93,6 +97,7 @@ class BatchPlan(Sampler[BatchKey]):
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
+        self.share = share
         self.epoch = 0
         self.first = 0  # batches of the epoch that are passed over: a resumed run has learnt from them
 
@@ -108,7 +113,7 @@ class BatchPlan(Sampler[BatchKey]):
         if self.shuffle and len(self.parts) > 1:
             batches = [batches[place] for place in draws.permutation(len(batches))]
         for batch in batches[self.first :]:
-            yield BatchKey(self.epoch, tuple(batch.tolist()))
+            yield BatchKey(self.epoch, tuple(batch.tolist()), self.share)
 
 
 class SampleDataset(Dataset[Batch]):
@@ -200,26 +205,28 @@ class SampleDataset(Dataset[Batch]):
         )
 
     def __getitem__(self, key: BatchKey) -> Batch:
-        epoch, rows_asked = key
-        samples = np.array(rows_asked, dtype=np.int64)
-        references = self._references_of(samples, epoch)  # (R,)
-        sample_index = np.concatenate([samples, references])
+        epoch, share = key.epoch, key.share
+        everyone = np.array(key.samples, dtype=np.int64)  # (G,)
+        own = share.of(len(everyone))
+        samples = everyone[own]
+        references = self._references_of(everyone, epoch)  # (R,)
+        stand_ins = everyone[: 0 if len(samples) or len(references) else 1]
+        sample_index = np.concatenate([samples, references, stand_ins])
         rows, depth = self.drawn(sample_index, epoch)
         batch, distinct = arrange(rows, depth, self.tokens, sample_index)
-        extra: dict[str, object] = {"references": len(references)}
-        partners = None
-        if self.augmentation is not None and self.augmentation.mix_samples > 0:
-            partners = self.augmentation.partners(sample_index, self.sample_keys[sample_index], epoch)
+        extra: dict[str, object] = {"references": len(references), "stand_ins": len(stand_ins)}
+        if share.processes > 1:
+            extra["together"] = torch.from_numpy(everyone)
         if self.labels:
-            mixed = np.zeros(len(sample_index), dtype=bool) if partners is None else partners.mixed
+            mixed = self._mixed(np.concatenate([everyone, references]), epoch)
             extra["labels"] = {
-                name: torch.from_numpy(_labels_of(labels, samples, references, mixed))
+                name: torch.from_numpy(_labels_of(labels, everyone, own, references, mixed))
                 for name, labels in self.labels.items()
             }
         if self.target is not None:
             extra["target"] = torch.from_numpy(self._target_of(samples, epoch))
         if self.options.nuc_asv_fraction > 0:
-            extra["masked_nucleotides"] = self._masked_nucleotides(distinct, samples, epoch)
+            extra["masked_nucleotides"] = self._masked_nucleotides(distinct, everyone, share, epoch)
         if self.options.count_mask_ratio > 0:
             hidden = self._hidden_counts(batch, distinct, sample_index, epoch)
             hidden[len(samples) :] = False
@@ -229,6 +236,12 @@ class SampleDataset(Dataset[Batch]):
             noisy = substitute_bases(batch.tokens.numpy(), self.asv_keys[distinct], noise, seed, epoch)
             extra["tokens"] = torch.from_numpy(noisy)
         return replace(batch, **extra)  # type: ignore[arg-type]
+
+    def _mixed(self, samples: NDArray[np.int64], epoch: int) -> NDArray[np.bool_]:
+        """Which samples (n,) are mixed with another one."""
+        if self.augmentation is None or self.augmentation.mix_samples == 0:
+            return np.zeros(len(samples), dtype=bool)
+        return self.augmentation.partners(samples, self.sample_keys[samples], epoch).mixed
 
     def _references_of(self, samples: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
         """The reference samples that go with a batch: drawn for each in training, else always the same."""
@@ -272,26 +285,43 @@ class SampleDataset(Dataset[Batch]):
         return rows.keep(rank < self.options.token_limit)
 
     def _masked_nucleotides(
-        self, distinct: NDArray[np.int64], sample_index: NDArray[np.int64], epoch: int
+        self, distinct: NDArray[np.int64], everyone: NDArray[np.int64], share: Share, epoch: int
     ) -> MaskedNucleotides | None:
-        options = self.options
+        """This process's part of the ASVs to restore; None on every process or on none.
+
+        In training they are chosen among the ASVs of the whole batch, so that one which several processes have is
+        restored once.
+        """
+        options, own = self.options, share.of(len(everyone))
+        others = np.delete(everyone, own)
+        if self.first_holder is None and len(others):
+            distinct = np.union1d(distinct, self.drawn(others, epoch)[0].asvs)
         chosen = distinct[
             uniform("ASVs to restore", options.seed, epoch, self.asv_keys[distinct]) < options.nuc_asv_fraction
         ]
         if self.first_holder is not None:
-            chosen = chosen[np.isin(self.first_holder[chosen], sample_index)]
-        if not len(chosen):
+            chosen = chosen[np.isin(self.first_holder[chosen], everyone[own])]
+            none_anywhere = share.processes == 1 and not len(chosen)
+        else:
+            none_anywhere = not len(chosen)
+            chosen = chosen[share.rank :: share.processes]
+        if none_anywhere:
             return None
+        restored = len(chosen) > 0
+        if not restored:
+            chosen = distinct[:1]
         tokens = self.tokens[chosen]
         tokens = tokens[:, : int((tokens != PAD).sum(axis=1).max())]  # (M, L)
         places = mask_nucleotides(
             tokens, self.asv_keys[chosen], options.nuc_mask_ratio, options.nuc_mask_strategy, options.seed, epoch
         )
+        places &= restored
         return MaskedNucleotides(
             tokens=torch.from_numpy(np.where(places, np.uint8(MASK), tokens)),
             true_tokens=torch.from_numpy(np.ascontiguousarray(tokens)),
             places=torch.from_numpy(places),
             flat=torch.from_numpy(np.flatnonzero(places)),
+            padded=bool((tokens[:, -1] == PAD).any()),
         )
 
     def _hidden_counts(
@@ -311,20 +341,28 @@ class SampleDataset(Dataset[Batch]):
 
 
 def _labels_of(
-    labels: Labels, samples: NDArray[np.int64], references: NDArray[np.int64], mixed: NDArray[np.bool_]
+    labels: Labels,
+    everyone: NDArray[np.int64],
+    own: slice,
+    references: NDArray[np.int64],
+    mixed: NDArray[np.bool_],
 ) -> NDArray[np.float32]:
-    """What a batch of samples (n,) and their references (R,) carries; unknown where one is mixed (n + R,)."""
-    to_references = isinstance(labels, Pairs) and len(references) > 0
-    if to_references:
-        assert isinstance(labels, Pairs)
-        values = labels.block(samples, references)
-    else:
-        values = labels.batch(samples)
+    """What a share of a batch carries: of pairs, its samples with all (G,) or with their references (R,).
+
+    Unknown where one is mixed (G + R,).
+    """
+    samples, known = everyone[own], ~mixed[: len(everyone)][own]
+    if isinstance(labels, Pairs):
+        columns = references if len(references) else everyone
+        if not len(samples):
+            return np.empty((0, len(columns)), dtype=np.float32)
+        values = labels.block(samples, columns)
+        known_columns = ~mixed[len(everyone) :] if len(references) else ~mixed
+        return np.where(known[:, None] & known_columns, values, np.float32(np.nan)) if mixed.any() else values
+    values = labels.batch(samples)
     if mixed.any():
         values = values.copy()
-        values[mixed[: len(samples)]] = np.nan
-        if isinstance(labels, Pairs):
-            values[:, mixed[len(samples) :] if to_references else mixed] = np.nan
+        values[~known] = np.nan
     return values
 
 

@@ -173,11 +173,15 @@ class ASVEncoder(nn.Module):
         encoded: Tensor = checkpoint(encode, *chunk, use_reentrant=False)
         return encoded
 
+    def in_one_piece(self, device: torch.device) -> bool:
+        """Whether ASVs are encoded all at once, so that a pass calls each block once however many there are."""
+        return self.chunk_size is None and device.type != "cpu"
+
     def chunk(self, tokens: Tensor) -> int:
         """How many of these ASVs (U, L) to encode at a time."""
         if self.chunk_size is not None:
             return self.chunk_size
-        if tokens.device.type != "cpu":
+        if self.in_one_piece(tokens.device):
             return max(1, len(tokens))
         elements_per_asv = tokens.shape[1] * self.token_embedding.embedding_dim
         return max(1, _CPU_CHUNK_ELEMENTS // elements_per_asv)

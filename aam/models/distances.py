@@ -305,7 +305,7 @@ class EuclideanHead(nn.Module):
         super().__init__()
         self.upper = upper
         self.projection = nn.Linear(dim, dim)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
+        self.log_scale = nn.Parameter(torch.tensor([math.log(scale)]))  # not (), which cannot be sharded
 
     def forward(self, embeddings: Tensor, reference_embeddings: Tensor) -> Tensor:
         """Distances (N, M) from sample embeddings (N, D) and (M, D)."""

@@ -66,6 +66,12 @@ class SampleSummary(NamedTuple):
         of_clades = (None if part is None else part[rows] for part in self[1:])
         return SampleSummary(self.embedding[rows], *of_clades)
 
+    def to(self, device: torch.device) -> SampleSummary:
+        """On a device."""
+        return SampleSummary(
+            self.embedding.to(device), *(None if part is None else part.to(device) for part in self[1:])
+        )
+
     @classmethod
     def cat(cls, summaries: Sequence[SampleSummary]) -> SampleSummary:
         """Of the samples of several, one after the other."""

@@ -24,7 +24,7 @@ class CladeValueHead(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         # In units of the calibrated one, so that a step of the optimizer means the same for every tree.
-        self.log_scale = nn.Parameter(torch.tensor(_ONE))
+        self.log_scale = nn.Parameter(torch.tensor([_ONE]))  # not (), which cannot be sharded
         self.register_buffer("unit", torch.tensor(1.0))
 
     def forward(self, from_clades: Tensor) -> Tensor:

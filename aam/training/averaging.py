@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from aam.config import OptimConfig
+from aam.training.distributed import shard_like
 
 __all__ = ["EMA", "SWA", "WeightAverage", "build_average"]
 
@@ -82,7 +83,7 @@ class _Average(WeightAverage):
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         self.updates = saved["updates"]
         for (name, _), average in zip(self.model.named_parameters(), self.averages, strict=True):
-            average.copy_(saved["averages"][name])
+            average.copy_(shard_like(saved["averages"][name], average))
 
 
 class EMA(_Average):

@@ -127,7 +127,8 @@ def grown(batch: Batch, asvs: int, width: int, tokens: int, restored: int, mask_
         true_tokens = taller[:restored]
         places = torch.zeros_like(true_tokens, dtype=torch.bool)
         places[:, 1 : 1 + math.ceil(mask_ratio * (tokens - 1))] = True
-        masked = MaskedNucleotides(true_tokens, true_tokens, places, places.flatten().nonzero()[:, 0])
+        pads = bool((true_tokens[:, -1] == PAD).any())
+        masked = MaskedNucleotides(true_tokens, true_tokens, places, places.flatten().nonzero()[:, 0], pads)
     return replace(
         batch,
         tokens=taller,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
 import sys
 import threading
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from aam.errors import DataError
 from aam.training.checkpoint import save_checkpoint
+from aam.training.distributed import all_finite
+from aam.training.sharded import save_sharded
 from aam.training.tasks import Evaluation
 from aam.training.trainer import Callback, Step, Trainer
 
@@ -117,7 +120,7 @@ class Checkpoints(Callback):
             self._save(trainer)
 
     def on_step(self, trainer: Trainer, step: Step) -> None:
-        if time.monotonic() - self.saved >= self.every_seconds:
+        if trainer.processes.any(time.monotonic() - self.saved >= self.every_seconds):
             self._save(trainer)
 
     def on_epoch(self, trainer: Trainer, evaluation: Evaluation) -> None:
@@ -131,12 +134,17 @@ class Checkpoints(Callback):
 
     def _save(self, trainer: Trainer) -> None:
         # A loss on a GPU is looked at some steps later: what it ruined must not replace a good checkpoint.
-        if not all(parameter.isfinite().all() for parameter in trainer.task.model.parameters()):
+        if trainer.processes.any(not all_finite(trainer.task.model)):
             raise DataError(
                 f"the weights are no longer finite at step {trainer.state.step}; {self.path} is as it was before. "
                 f"Try a lower --lr than {trainer.optim.lr:g}, or --mixed-precision none"
             )
-        save_checkpoint(self.path, {"trainer": trainer.state_dict(), **self.beside})
+        state = {"trainer": trainer.state_dict(sharded=trainer.config.sharded_checkpoints), **self.beside}
+        if trainer.config.sharded_checkpoints:
+            save_sharded(self.path, state, trainer.processes)
+        elif trainer.processes.first:
+            save_checkpoint(self.path, state)
+        trainer.processes.barrier()  # nobody ends before it is written
         self.saved = time.monotonic()
 
 
@@ -153,7 +161,11 @@ class Signals(Callback):
             return  # Python lets the main thread alone handle signals
         self.close()
 
+        process = os.getpid()
+
         def stop_soon(number: int, frame: object) -> None:
+            if os.getpid() != process:  # one that builds batches; SLURM sends its signal to all there are
+                return
             logger.info("%s: saving, then stopping", signal.Signals(number).name)
             trainer.stop_soon(number)
             signal.signal(signal.SIGINT, self.before[signal.SIGINT])
@@ -205,7 +217,7 @@ class FiniteLosses(Callback):
             event = torch.cuda.Event()
             event.record()
             arrived = event.query
-        samples = [batch.sample_index[: len(batch)] for batch in step.batches]
+        samples = [batch.everyone for batch in step.batches]
         state = trainer.state
         self.pending.append(_Pending(state.step, state.epoch + 1, tuple(step.parts), values, samples, arrived))
         while self.pending and self.pending[0].arrived():
@@ -234,6 +246,8 @@ def _at_once() -> bool:
 class HistoryFile(Callback):
     """Writes ``history.csv``, whole after every epoch."""
 
+    first_process_only = True
+
     def __init__(self, path: Path) -> None:
         self.path = path
 
@@ -254,6 +268,8 @@ class Console(Callback):
     shown : sequence of str
         The metrics of the line, where they exist.
     """
+
+    first_process_only = True
 
     def __init__(self, shown: tuple[str, ...]) -> None:
         self.shown = shown
@@ -325,6 +341,8 @@ class TensorBoard(Callback):
     figures : callable
         Evaluation to named figures.
     """
+
+    first_process_only = True
 
     def __init__(self, directory: Path, figures: Callable[[Evaluation], Mapping[str, Figure]]) -> None:
         self.directory = directory

@@ -109,20 +109,24 @@ def model_path(run: Path, *, finished: bool = True) -> Path:
     return run
 
 
-def save_model_file(path: Path, model: nn.Module, config: RunConfig, header: Mapping[str, Any]) -> None:
+def save_model_file(
+    path: Path, model: nn.Module | Mapping[str, Tensor], config: RunConfig, header: Mapping[str, Any]
+) -> None:
     """Write weights and everything that prediction needs as one safetensors file.
 
     Parameters
     ----------
     path : Path
-    model : nn.Module
+    model : nn.Module or mapping of str to Tensor
+        Or its whole weights, where it is sharded.
     config : RunConfig
     header : mapping
         Whatever JSON takes.
     """
     from safetensors.torch import save_file
 
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    weights = model.state_dict() if isinstance(model, nn.Module) else model
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     whole = {"format_version": FORMAT_VERSION, "config": config.model_dump(mode="json"), **header}
     unfinished = path.with_name(path.name + ".tmp")
     save_file(weights, unfinished, metadata={"aam": json.dumps(whole)})

@@ -1,4 +1,6 @@
-"""The losses, each a plain function, and their weighted sum.
+"""The losses, each a plain function that gives a sum and of how many, and the weighted sum of their means.
+
+A mean is over a batch that several processes may share: sums and numbers add up over them, means would not.
 
 Shapes: ``B`` samples, ``S`` most ASVs of a sample, ``P`` masked nucleotides, ``C`` classes,
 ``T`` parts of a composition.
@@ -17,7 +19,7 @@ __all__ = [
     "BASE_LOSSES",
     "REGRESSION_LOSSES",
     "LossOutput",
-    "above_diagonal",
+    "LossSum",
     "class_loss",
     "count_loss",
     "divergence",
@@ -25,6 +27,18 @@ __all__ = [
     "squared_error",
     "weighted",
 ]
+
+
+class LossSum(NamedTuple):
+    """A mean in the making."""
+
+    total: Tensor  # ()
+    number: Tensor | int  # of what is summed; () where it is a tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """(); 0 where nothing is summed."""
+        return self.total / (self.number.clamp(min=1) if isinstance(self.number, Tensor) else max(1, self.number))
 
 
 class LossOutput(NamedTuple):
@@ -40,8 +54,8 @@ def weighted(parts: Mapping[str, Tensor], weights: Mapping[str, float]) -> LossO
     return LossOutput(total, dict(parts))
 
 
-def squared_error(predicted: Tensor, actual: Tensor, variance: float) -> Tensor:
-    """Mean squared error in units of a variance, so that it reads as ``1 - R²``.
+def squared_error(predicted: Tensor, actual: Tensor, variance: float) -> LossSum:
+    """Squared error in units of a variance, so that it reads as ``1 - R²``.
 
     Parameters
     ----------
@@ -52,16 +66,16 @@ def squared_error(predicted: Tensor, actual: Tensor, variance: float) -> Tensor:
 
     Returns
     -------
-    Tensor ()
-        0 where nothing is known.
+    LossSum
+        Over what is known.
     """
     known = ~actual.isnan()
     errors = torch.where(known, predicted - actual, 0.0)
-    return (errors**2).sum() / known.sum().clamp(min=1) / variance
+    return LossSum((errors**2).sum() / variance, known.sum())
 
 
-def divergence(predicted: Tensor, actual: Tensor, scale: float) -> Tensor:
-    """Mean divergence (Kullback and Leibler 1951) of compositions: cross-entropy less the entropy of the actual ones.
+def divergence(predicted: Tensor, actual: Tensor, scale: float) -> LossSum:
+    """Divergence (Kullback and Leibler 1951) of compositions: cross-entropy less the entropy of the actual ones.
 
     Parameters
     ----------
@@ -74,28 +88,22 @@ def divergence(predicted: Tensor, actual: Tensor, scale: float) -> Tensor:
 
     Returns
     -------
-    Tensor ()
-        0 where nothing is known.
+    LossSum
+        Over the samples that are known.
     """
     known = ~actual.isnan().any(dim=1)  # (B,)
     shares = torch.where(known[:, None], actual, 0.0)
     each = (torch.xlogy(shares, shares) - shares * predicted).sum(dim=1)
-    return each.sum() / known.sum().clamp(min=1) / scale
+    return LossSum(each.sum() / scale, known.sum())
 
 
-BASE_LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+BASE_LOSSES: dict[str, Callable[[Tensor, Tensor, float], LossSum]] = {
     "squared_error": squared_error,
     "divergence": divergence,
 }
 
 
-def above_diagonal(matrix: Tensor) -> Tensor:
-    """The entries of a square matrix (n, n) above its diagonal: every pair once, (n (n - 1) / 2,)."""
-    rows, columns = torch.triu_indices(len(matrix), len(matrix), offset=1, device=matrix.device)
-    return matrix[rows, columns]
-
-
-def nucleotide_loss(logits: Tensor, true_tokens: Tensor) -> Tensor:
+def nucleotide_loss(logits: Tensor, true_tokens: Tensor) -> LossSum:
     """Cross-entropy of the masked nucleotides.
 
     Parameters
@@ -103,36 +111,35 @@ def nucleotide_loss(logits: Tensor, true_tokens: Tensor) -> Tensor:
     logits : Tensor (P, 8)
     true_tokens : Tensor (P,) of uint8
     """
-    return F.cross_entropy(logits.float(), true_tokens.long())
+    return LossSum(F.cross_entropy(logits.float(), true_tokens.long(), reduction="sum"), len(true_tokens))
 
 
-def count_loss(predicted: Tensor, actual: Tensor, hidden: Tensor) -> Tensor:
-    """Mean squared error of the withheld abundances, in standard deviations of the training split.
+def count_loss(predicted: Tensor, actual: Tensor, hidden: Tensor) -> LossSum:
+    """Squared error of the withheld abundances, in standard deviations of the training split.
 
     Parameters
     ----------
     predicted, actual : Tensor (B, S)
         Standardised log abundances.
     hidden : Tensor (B, S) of bool
-
-    Returns
-    -------
-    Tensor ()
-        0 where none was withheld.
     """
     errors = ((predicted.float() - actual) ** 2) * hidden
-    return errors.sum() / hidden.sum().clamp(min=1)
+    return LossSum(errors.sum(), hidden.sum())
 
 
-REGRESSION_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "huber": F.smooth_l1_loss,
-    "mse": F.mse_loss,
-    "mae": F.l1_loss,
+def _over_samples(loss: Callable[..., Tensor]) -> Callable[[Tensor, Tensor], LossSum]:
+    return lambda predicted, actual: LossSum(loss(predicted, actual, reduction="sum"), len(actual))
+
+
+REGRESSION_LOSSES: dict[str, Callable[[Tensor, Tensor], LossSum]] = {
+    "huber": _over_samples(F.smooth_l1_loss),
+    "mse": _over_samples(F.mse_loss),
+    "mae": _over_samples(F.l1_loss),
 }
 
 
-def class_loss(logits: Tensor, places: Tensor, class_weights: Tensor | None) -> Tensor:
-    """Cross-entropy, each class weighted, divided by the number of samples.
+def class_loss(logits: Tensor, places: Tensor, class_weights: Tensor | None) -> LossSum:
+    """Cross-entropy, each class weighted.
 
     Parameters
     ----------
@@ -143,8 +150,8 @@ def class_loss(logits: Tensor, places: Tensor, class_weights: Tensor | None) -> 
 
     Returns
     -------
-    Tensor ()
-        Not divided by the sum of the batch's weights (torch's own mean), which would weigh a sample differently in
-        every batch it comes in.
+    LossSum
+        Over the samples, not over the sum of the batch's weights (torch's own mean), which would weigh a sample
+        differently in every batch it comes in.
     """
-    return F.cross_entropy(logits.float(), places, weight=class_weights, reduction="sum") / len(places)
+    return LossSum(F.cross_entropy(logits.float(), places, weight=class_weights, reduction="sum"), len(places))

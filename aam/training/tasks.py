@@ -28,11 +28,12 @@ from aam.models.base_targets import BaseTarget
 from aam.models.sample_sequence_encoder import log_abundance
 from aam.models.sequence_encoder import EncodedSamples, SampleSummary, SequenceEncoder
 from aam.models.sequence_predictor import SequencePredictor
+from aam.training.distributed import Processes
 from aam.training.losses import (
     BASE_LOSSES,
     REGRESSION_LOSSES,
     LossOutput,
-    above_diagonal,
+    LossSum,
     class_loss,
     count_loss,
     nucleotide_loss,
@@ -40,7 +41,7 @@ from aam.training.losses import (
 )
 from aam.training.metrics import BASE_METRICS, classification_metrics, pair_values, regression_metrics
 
-__all__ = ["Evaluation", "LabelledTarget", "PretrainTask", "Reading", "Task", "TrainTask", "prediction_table"]
+__all__ = ["Evaluation", "Judged", "LabelledTarget", "PretrainTask", "Reading", "Task", "TrainTask", "prediction_table"]
 
 _MOST_SAMPLES_IN_PAIRS = 2000  # two million pairs: their ranks take tens of MB, and R² barely varies with the draw
 _MOST_SAMPLES_OF_A_SCALE = 2000
@@ -76,7 +77,7 @@ class LabelledTarget:
         best = torch.from_numpy(np.broadcast_to(mean, known.shape).copy())
         if target.kind == "composition":
             best = best.log().clamp(min=-1e3)  # of parts that no training sample has
-        scale = float(BASE_LOSSES[target.loss](best, torch.from_numpy(known), 1.0))
+        scale = float(BASE_LOSSES[target.loss](best, torch.from_numpy(known), 1.0).mean)
         return cls(target, labels, scale if scale > 1e-20 else 1.0, mean)
 
 
@@ -115,7 +116,7 @@ class Reading:
         predicted = torch.from_numpy(self.predicted).double()
         if self.target.kind == "composition":
             predicted = predicted.clamp(min=1e-30).log()
-        return float(BASE_LOSSES[self.target.loss](predicted, torch.from_numpy(self.actual).double(), scale))
+        return float(BASE_LOSSES[self.target.loss](predicted, torch.from_numpy(self.actual).double(), scale).mean)
 
     def metrics(self, name: str, study_names: Sequence[str]) -> dict[str, float]:
         """In original units, and by study where there are several."""
@@ -141,17 +142,6 @@ class Evaluation:
     readings: dict[str, Reading] = field(default_factory=dict)  # by the name of their metrics
 
 
-class _Sum(NamedTuple):
-    """A mean in the making."""
-
-    total: float
-    number: float
-
-    @classmethod
-    def of(cls, mean: Tensor, number: Tensor | int) -> _Sum:
-        return cls(float(mean) * float(number), float(number))
-
-
 class _Block(NamedTuple):
     """What one head read of a base target, beside what is known of it."""
 
@@ -161,14 +151,23 @@ class _Block(NamedTuple):
     sample_index: NDArray[np.int64]  # the sample of each entry, or the first of a pair
 
 
-class _Judged(NamedTuple):
+class Judged(NamedTuple):
     """What is kept of a held-out batch."""
 
     sample_index: Tensor  # (B - R,)
     summary: SampleSummary  # of these
     output: Tensor | None  # (B - R, C)
-    sums: dict[str, _Sum]
+    sums: dict[str, tuple[float, float]]  # of each loss, as in `LossSum`
     blocks: list[_Block]  # of everything but the pairs of samples among themselves
+    stripes: bool  # whether distances are those to references
+
+    def to(self, device: torch.device) -> Judged:
+        """On a device."""
+        return self._replace(
+            sample_index=self.sample_index.to(device),
+            summary=self.summary.to(device),
+            output=None if self.output is None else self.output.to(device),
+        )
 
 
 class Task:
@@ -211,6 +210,7 @@ class Task:
         self.seed = seed
         self.studies = studies
         self.study_names = study_names
+        self.processes = Processes()
         self.weights = {f"{name}_loss": config.unifrac_weight for name in self.reading_names} | {
             "nuc_loss": config.nuc_weight,
             "count_loss": config.count_weight,
@@ -242,48 +242,60 @@ class Task:
             self.encoder.eval()
 
     def loss(self, batch: Batch) -> LossOutput:
-        """The loss of a training batch."""
+        """The loss of a training batch.
+
+        Where several processes share it, its values and gradients are this one's part of them: their averages over the
+        processes are those of the whole batch.
+        """
         encoded, output = self._forward(batch)
-        parts: dict[str, Tensor] = {}
+        sums: dict[str, LossSum] = {}
         if self.config.unifrac_weight > 0:
             for name, predicted, actual, labelled in self._readings(self.labelled.values(), batch, encoded.summary):
-                parts[f"{name}_loss"] = BASE_LOSSES[labelled.target.loss](predicted, actual, labelled.scale)
-        parts |= {name: mean for name, (mean, _) in self._other_losses(batch, encoded, output).items()}
-        if not parts:  # nothing was drawn to be restored in this batch
+                sums[f"{name}_loss"] = BASE_LOSSES[labelled.target.loss](predicted, actual, labelled.scale)
+        sums |= self._other_losses(batch, encoded, output)
+        if not sums:  # nothing was drawn to be restored in this batch
             return LossOutput(encoded.embedding.sum() * 0, {})
-        return weighted(parts, self.weights)
+        return weighted(self.processes.means(sums), self.weights)
 
     @torch.no_grad()
     def judge(self, batches: Iterable[Batch]) -> Evaluation:
         """Judge held-out samples; the same for any batch size, but of pairs with references those of each batch."""
-        kept: list[_Judged] = []
-        stripes = False
-        for batch in batches:
-            encoded, output = self._forward(batch)
-            own = slice(len(batch))
-            stripes |= batch.references > 0
-            kept.append(
-                _Judged(
-                    batch.sample_index[own],
-                    encoded.summary.rows(own),
-                    None if output is None else output[own],
-                    {name: _Sum.of(*mean) for name, mean in self._other_losses(batch, encoded, output).items()},
-                    self._blocks(batch, encoded.summary),
-                )
-            )
-        totals: dict[str, list[_Sum]] = defaultdict(list)
+        return self.summarise([self.judge_batch(batch) for batch in batches])
+
+    @torch.no_grad()
+    def judge_batch(self, batch: Batch) -> Judged:
+        """Judge some held-out samples, as far as they suffice for it."""
+        encoded, output = self._forward(batch)
+        own = slice(len(batch))
+        return Judged(
+            batch.sample_index[own],
+            encoded.summary.rows(own),
+            None if output is None else output[own],
+            {
+                name: (float(total), float(number))
+                for name, (total, number) in self._other_losses(batch, encoded, output).items()
+            },
+            self._blocks(batch, encoded.summary),
+            batch.references > 0,
+        )
+
+    @torch.no_grad()
+    def summarise(self, kept: list[Judged]) -> Evaluation:
+        """What all held-out batches come to."""
+        sums: dict[str, list[tuple[float, float]]] = defaultdict(list)
         for judged in kept:
             for name, part in judged.sums.items():
-                totals[name].append(part)
+                sums[name].append(part)
         losses = {
-            name: sum(part.total for part in parts) / max(1.0, sum(part.number for part in parts))
-            for name, parts in totals.items()
+            name: sum(total for total, _ in parts) / max(1.0, sum(number for _, number in parts))
+            for name, parts in sums.items()
         }
         sample_index = torch.cat([judged.sample_index for judged in kept]).cpu().numpy()  # (n,)
         outputs = [judged.output for judged in kept if judged.output is not None]
         output_array = torch.cat(outputs).float().cpu().numpy() if outputs else None  # (n, C)
         metrics = self._all_target_metrics(sample_index, output_array)
         blocks = [block for judged in kept for block in judged.blocks]
+        stripes = any(judged.stripes for judged in kept)
         readings = self._joined(blocks if stripes else blocks + self._pairs(kept, sample_index))
         for name, reading in readings.items():
             metrics |= reading.metrics(name, self.study_names)
@@ -292,19 +304,21 @@ class Task:
         losses["loss"] = sum(self.weights[name] * value for name, value in losses.items())
         return Evaluation(losses, metrics, sample_index, output_array, readings)
 
+    @staticmethod
+    def evaluation_elsewhere(losses: dict[str, float], metrics: dict[str, float]) -> Evaluation:
+        """What a process knows of an evaluation that another has made."""
+        return Evaluation(losses, metrics, np.array([], dtype=np.int64))
+
     def _forward(self, batch: Batch) -> tuple[EncodedSamples, Tensor | None]:
         raise NotImplementedError
 
-    def _other_losses(
-        self, batch: Batch, encoded: EncodedSamples, output: Tensor | None
-    ) -> dict[str, tuple[Tensor, Tensor | int]]:
-        """Losses that are means over something of a batch's own, each with how many that is."""
+    def _other_losses(self, batch: Batch, encoded: EncodedSamples, output: Tensor | None) -> dict[str, LossSum]:
+        """Losses over something of a batch's own. Every process has the same ones, be it with nothing in them."""
         masked = batch.masked_nucleotides
         if masked is None:
             return {}
-        logits = self.encoder.restore_nucleotides(masked.tokens, batch.padded, masked.places, masked.flat)  # (P, 8)
-        true_tokens = masked.true_tokens.flatten().index_select(0, masked.flat)  # (P,)
-        return {"nuc_loss": (nucleotide_loss(logits, true_tokens), len(true_tokens))}
+        logits = self.encoder.restore_nucleotides(masked.tokens, masked.padded, masked.places, masked.flat)  # (P, 8)
+        return {"nuc_loss": nucleotide_loss(logits, masked.true_tokens.flatten().index_select(0, masked.flat))}
 
     def _all_target_metrics(
         self, sample_index: NDArray[np.int64], output: NDArray[np.float32] | None
@@ -329,26 +343,35 @@ class Task:
     ) -> Iterator[tuple[str, Tensor, Tensor, LabelledTarget]]:
         """Every reading of some base targets in a batch: its name, predicted and actual values, and the target.
 
-        Of distances among the batch's own samples every pair once; of those to its references all, but none to itself.
-        A batch may come without labels of which it knows nothing.
+        Distances are those from its samples to all that processes together learn from, so that every pair of them is
+        there twice, or to its references; none to itself. A batch may come without labels of which it knows nothing.
         """
-        own, of_references = slice(len(batch)), slice(len(batch), None)
+        own = slice(len(batch))
         samples = summary.rows(own)
-        references = summary.rows(of_references) if batch.references else None
+        to: SampleSummary | None = None  # what distances are read to
+        columns = batch.everyone  # of these
+        if batch.references:
+            to, columns = summary.rows(slice(len(batch), None)), batch.sample_index[len(batch) :]
+        itself = batch.sample_index[own][:, None] == columns[None, :]
         for labelled in targets:
             if labelled.target.name not in batch.labels:
                 continue
             actual = batch.labels[labelled.target.name][own]
-            pairs = labelled.target.kind == "pairwise"
-            if pairs and batch.references:
-                itself = batch.sample_index[own][:, None] == batch.sample_index[of_references][None, :]
+            if labelled.target.kind == "pairwise":
                 actual = actual.masked_fill(itself, torch.nan)
-            for head, predicted in self.encoder.read(labelled.target, samples, references).items():
-                name = self._reading_name(labelled.target, head)
-                if pairs and not batch.references:
-                    yield name, above_diagonal(predicted), above_diagonal(actual), labelled
-                else:
-                    yield name, predicted, actual, labelled
+                to = self._gathered(samples, len(columns)) if to is None else to
+            for head, predicted in self.encoder.read(labelled.target, samples, to).items():
+                yield self._reading_name(labelled.target, head), predicted, actual, labelled
+
+    def _gathered(self, samples: SampleSummary, number: int) -> SampleSummary:
+        """Of all ``number`` samples that processes together learn from, with gradients."""
+        if self.processes.number == 1:
+            return samples
+        parts = [part for part in samples if part is not None]
+        # At once: collectives of the backward pass must not come in another order on another process.
+        together = self.processes.gather(torch.cat(parts, dim=1), number)
+        columns = iter(together.split([part.shape[1] for part in parts], dim=1))
+        return SampleSummary(*(None if part is None else next(columns) for part in samples))  # type: ignore[arg-type]
 
     def _blocks(self, batch: Batch, summary: SampleSummary) -> list[_Block]:
         """What one batch suffices for: values, compositions, and distances to its references."""
@@ -366,7 +389,7 @@ class Task:
             )
         return blocks
 
-    def _pairs(self, kept: list[_Judged], sample_index: NDArray[np.int64]) -> list[_Block]:
+    def _pairs(self, kept: list[Judged], sample_index: NDArray[np.int64]) -> list[_Block]:
         """All pairs of held-out samples, up to 2,000 of these."""
         distances = [labelled for labelled in self.labelled.values() if labelled.target.kind == "pairwise"]
         if not distances:
@@ -375,7 +398,8 @@ class Task:
         if len(chosen) > _MOST_SAMPLES_IN_PAIRS:
             draws = generator("samples whose pairs are judged", self.seed, 0)
             chosen = np.sort(draws.choice(chosen, _MOST_SAMPLES_IN_PAIRS, replace=False))
-        summary = SampleSummary.cat([judged.summary for judged in kept]).rows(chosen)
+        device = next(self.model.parameters()).device
+        summary = SampleSummary.cat([judged.summary for judged in kept]).rows(chosen).to(device)
         samples = sample_index[chosen]
         blocks = []
         for start in range(0, len(samples), 512):
@@ -483,23 +507,20 @@ class TrainTask(Task):
         predictions = self.predictor(batch)
         return predictions.encoded, predictions.target
 
-    def _other_losses(
-        self, batch: Batch, encoded: EncodedSamples, output: Tensor | None
-    ) -> dict[str, tuple[Tensor, Tensor | int]]:
+    def _other_losses(self, batch: Batch, encoded: EncodedSamples, output: Tensor | None) -> dict[str, LossSum]:
         assert output is not None
         assert batch.target is not None
         losses = super()._other_losses(batch, encoded, output)
         own = slice(len(batch))
-        losses["target_loss"] = (self._target_loss(output[own], batch.target[own]), len(batch))
+        losses["target_loss"] = self._target_loss(output[own], batch.target[own])
         if batch.hidden_counts is not None:
             restored = self.predictor.restore_counts(encoded.asv_embeddings, batch, batch.hidden_counts)[own]  # (B, S)
             abundance = self.encoder.sample_encoder.abundance
             actual = abundance.standardise(log_abundance(batch.counts, batch.depth))[own]
-            hidden = batch.hidden_counts[own]
-            losses["count_loss"] = (count_loss(restored, actual, hidden), hidden.sum())
+            losses["count_loss"] = count_loss(restored, actual, batch.hidden_counts[own])
         return losses
 
-    def _target_loss(self, output: Tensor, actual: Tensor) -> Tensor:
+    def _target_loss(self, output: Tensor, actual: Tensor) -> LossSum:
         if isinstance(self.target, ClassTarget):
             weights = None if self.class_weights is None else self.class_weights.to(output.device)
             return class_loss(output, actual, weights)

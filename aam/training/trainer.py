@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from aam.config import OptimConfig, TrainConfig
@@ -33,6 +33,19 @@ from aam.data.batch import Batch
 from aam.data.dataset import BatchPlan
 from aam.errors import DataError, Interrupted
 from aam.training.averaging import WeightAverage
+from aam.training.distributed import (
+    Learner,
+    clip_gradients,
+    joining,
+    judge_together,
+    judging,
+    load_optimizer_state,
+    load_weights_into,
+    random_state,
+    set_random_state,
+    whole,
+    wrap_again,
+)
 from aam.training.schedules import Schedule
 from aam.training.tasks import Evaluation, Task
 
@@ -63,16 +76,23 @@ class Step:
     """An optimizer step, done."""
 
     parts: dict[str, Tensor]  # each part of the loss, a mean over the samples; still on the device
-    batches: Sequence[Batch]  # joined in the step
+    batches: Sequence[Batch]  # joined in the step; of each, this process's share
     gradient_norm: Tensor | None  # before it was clipped; None where it is not
 
     @property
     def samples(self) -> int:
-        return sum(map(len, self.batches))
+        """Of all processes together."""
+        return sum(len(batch.everyone) for batch in self.batches)
 
 
 class Callback:
-    """One concern beside the loop. Each event does nothing unless a subclass says so."""
+    """One concern beside the loop. Each event does nothing unless a subclass says so.
+
+    Where several processes train together, all of them call it, so that all do alike. Only what writes or prints and
+    takes part in nothing else says ``first_process_only``.
+    """
+
+    first_process_only = False
 
     def on_start(self, trainer: Trainer) -> None: ...
 
@@ -137,6 +157,8 @@ class Trainer:
         Called in this order.
     average : WeightAverage, optional
         Of the weights after every step; validated and saved in place of the last ones.
+    learner : nn.Module, optional
+        The task as `aam.training.distributed.distribute` spreads it over processes.
     """
 
     def __init__(
@@ -152,8 +174,11 @@ class Trainer:
         device: torch.device,
         callbacks: Sequence[Callback] = (),
         average: WeightAverage | None = None,
+        learner: nn.Module | None = None,
     ) -> None:
         self.task = task
+        self.processes = task.processes
+        self.learner = learner or Learner(task)
         self.plan = plan
         self.train_loader = train_loader
         self.val_loader = val_loader
@@ -212,11 +237,14 @@ class Trainer:
 
     def _tell(self, event: str, *about: object) -> None:
         for callback in self.callbacks:
-            getattr(callback, event)(self, *about)
+            if self.processes.first or not callback.first_process_only:
+                getattr(callback, event)(self, *about)
 
     def _heed_signal(self) -> None:
-        if self.stop_signal is not None:
-            raise Interrupted(self.stop_signal)
+        """Stop if any process was asked to, so that all of them do after the same step."""
+        signal = self.processes.largest(self.stop_signal or 0)
+        if signal:
+            raise Interrupted(signal)
 
     def close(self) -> None:
         """Close the callbacks and end the processes that build batches.
@@ -232,6 +260,7 @@ class Trainer:
         """What is left of a pass over the training samples; the mean of each part of the loss over all of it."""
         self.plan.epoch = self.state.epoch + 1
         self.plan.first = self.state.batch
+        self.learner = wrap_again(self.learner)
         self.task.train()
         for group in _grouped(self.train_loader, self.optim.accumulation_steps):
             self._tell("on_step", self.train_step(group))
@@ -240,13 +269,15 @@ class Trainer:
 
     def train_step(self, group: list[Batch]) -> Step:
         """One optimizer step over one batch or several, each weighing as many samples as it has."""
-        samples = sum(map(len, group))
+        samples = sum(len(batch.everyone) for batch in group)
         parts = _PartMeans()
         for batch in group:
-            with precision(self.config.mixed_precision, self.device):
-                loss = self.task.loss(batch.to(self.device))
-            self.scaler.scale(loss.total * (len(batch) / samples)).backward()
-            parts.add({"loss": loss.total, **loss.parts}, len(batch))
+            of_batch = len(batch.everyone)
+            with joining(self.learner, now=batch is group[-1]):
+                with precision(self.config.mixed_precision, self.device):
+                    loss = self.learner(batch.to(self.device))
+                self.scaler.scale(loss.total * (of_batch / samples)).backward()
+            parts.add(self.processes.averages({"loss": loss.total, **loss.parts}), of_batch)
         norm = self._apply_gradients()
         self.epoch_parts.merge(parts)
         self.state.batch += len(group)
@@ -256,8 +287,13 @@ class Trainer:
     def evaluate(self, batches: Iterable[Batch]) -> Evaluation:
         """Judge held-out samples."""
         self.task.model.eval()
-        with precision(self.config.mixed_precision, self.device):
-            return self.task.judge(self._on_device(batches))
+        with (
+            judging(self.learner, self.processes),
+            precision(self.config.mixed_precision, self.device),
+            torch.no_grad(),
+        ):
+            judged = [self.learner(batch, judging=True) for batch in self._on_device(batches)]
+            return judge_together(self.task, self.learner, judged)
 
     def _on_device(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         for batch in batches:
@@ -268,7 +304,7 @@ class Trainer:
         norm = None
         if self.optim.gradient_clip > 0:
             self.scaler.unscale_(self.optimizer)
-            norm = torch.nn.utils.clip_grad_norm_(self.task.model.parameters(), self.optim.gradient_clip)
+            norm = clip_gradients(list(self.task.model.parameters()), self.optim.gradient_clip)
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -299,32 +335,42 @@ class Trainer:
             state.best_value, state.best_epoch = value, state.epoch
         self.schedule.on_validation(value)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that resuming needs, as tensors and plain values."""
-        return {
+    def state_dict(self, *, sharded: bool = False) -> dict[str, Any]:
+        """Everything that resuming needs, as tensors and plain values. Every process has to call it.
+
+        Parameters
+        ----------
+        sharded : bool
+            Leave sharded tensors so. Else the first process has them whole, as one that is alone has, and the others
+            have nothing in their place.
+        """
+        tensors = {
             "model": self.task.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
             "average": self.average.state_dict(),
+        }
+        return {
+            **(tensors if sharded else whole(tensors, keep=self.processes.first)),
+            "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "state": asdict(self.state),
             "epoch_parts": self.epoch_parts.state_dict(),
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+            "random": self.processes.gather_objects(random_state(self.device)),
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Take up where `state_dict` was taken."""
-        self.task.model.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        """Take up where `state_dict` was taken, by however many processes."""
+        load_weights_into(self.task.model, saved["model"])
+        load_optimizer_state(self.optimizer, saved["optimizer"])
         self.schedule.load_state_dict(saved["schedule"])
         self.average.load_state_dict(saved["average"])
         self.scaler.load_state_dict(saved["scaler"])
         self.state = TrainState(**saved["state"])
         self.epoch_parts.load_state_dict(saved["epoch_parts"], self.device)
-        torch.set_rng_state(saved["random"])
-        if saved["random_cuda"] and self.device.type == "cuda":
-            torch.cuda.set_rng_state_all(saved["random_cuda"])
+        if len(saved["random"]) == self.processes.number:
+            set_random_state(saved["random"][self.processes.rank], self.device)
+        else:
+            self.processes.seed_anew(self.config.seed, self.state.step)
 
 
 def precision(name: str, device: torch.device) -> AbstractContextManager[Any]:

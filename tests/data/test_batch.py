@@ -95,7 +95,7 @@ def test_to_a_device_moves_everything(unequal_study: TinyStudy):
     options = DatasetOptions(nuc_asv_fraction=1.0, count_mask_ratio=0.5)
     batch = unequal_study.dataset(options, labels=unequal_study.base_labels)[BatchKey(0, (0, 1))]
     moved = batch.to(torch.device("meta"))
-    tensors = [value for value in vars(moved).values() if isinstance(value, torch.Tensor)]
-    tensors += [*vars(moved.masked_nucleotides).values(), *moved.labels.values()]
+    values = [*vars(moved).values(), *vars(moved.masked_nucleotides).values(), *moved.labels.values()]
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
     assert len(tensors) == 11 and all(tensor.is_meta for tensor in tensors)
     assert moved.padded == batch.padded and moved.target is None

@@ -6,7 +6,7 @@ import torch
 
 from aam.training.losses import (
     REGRESSION_LOSSES,
-    above_diagonal,
+    LossSum,
     class_loss,
     count_loss,
     nucleotide_loss,
@@ -15,26 +15,37 @@ from aam.training.losses import (
 )
 
 
-def test_the_loss_of_distances_counts_every_pair_once():
+def test_squared_error_is_over_what_is_known():
     rng = np.random.default_rng(0)
-    predicted, actual = rng.random((2, 4, 4))
-    pairs = [(i, j) for i in range(4) for j in range(i + 1, 4)]
-    expected = sum((predicted[i, j] - actual[i, j]) ** 2 for i, j in pairs) / 6 / 0.3
-    found = squared_error(*(above_diagonal(torch.from_numpy(matrix)) for matrix in (predicted, actual)), variance=0.3)
-    assert found.item() == pytest.approx(expected)
+    predicted, actual = rng.random((2, 4, 5))
+    actual[0, 3] = actual[2, 2] = np.nan
+    found = squared_error(torch.from_numpy(predicted), torch.from_numpy(actual), variance=0.3)
+    assert found.number.item() == 18
+    assert found.total.item() == pytest.approx(np.nansum((predicted - actual) ** 2) / 0.3)
+    assert found.mean.item() == pytest.approx(np.nanmean((predicted - actual) ** 2) / 0.3)
 
 
 def test_the_loss_of_the_mean_distance_is_one():
-    actual = above_diagonal(torch.rand(6, 6, dtype=torch.float64))
+    actual = torch.rand(6, 6, dtype=torch.float64)
     predicted = torch.full_like(actual, actual.mean().item())
-    assert squared_error(predicted, actual, actual.var(correction=0).item()).item() == pytest.approx(1)
+    assert squared_error(predicted, actual, actual.var(correction=0).item()).mean.item() == pytest.approx(1)
 
 
-def test_the_loss_of_one_sample_is_zero_and_has_a_gradient():
+def test_the_loss_of_nothing_known_is_zero_and_has_a_gradient():
     predicted = torch.rand(1, 1, requires_grad=True)
-    loss = squared_error(above_diagonal(predicted), above_diagonal(torch.zeros(1, 1)), 1.0)
+    loss = squared_error(predicted, torch.full((1, 1), torch.nan), 1.0).mean
     loss.backward()
     assert loss.item() == 0 and predicted.grad.item() == 0
+
+
+def test_sums_of_shares_give_the_mean_of_the_whole():
+    """Where means of shares would not: they are of unlike numbers, and one is empty."""
+    predicted, actual = torch.rand(2, 7, 3, dtype=torch.float64)
+    whole = squared_error(predicted, actual, 0.5)
+    parts = [squared_error(predicted[part], actual[part], 0.5) for part in (slice(0, 2), slice(2, 7), slice(7, 7))]
+    together = LossSum(sum(part.total for part in parts), sum(part.number for part in parts))
+    assert together.mean.item() == pytest.approx(whole.mean.item())
+    assert LossSum(torch.tensor(0.0), 0).mean.item() == 0
 
 
 @pytest.mark.parametrize("class_weights", [None, [0.5, 2.0, 1.0]])
@@ -45,8 +56,8 @@ def test_class_loss(class_weights):
     weights = class_weights or [1.0, 1.0, 1.0]
     each = [-weights[place] * np.log(probabilities[i, place]) for i, place in enumerate(places.tolist())]
     tensor = None if class_weights is None else torch.tensor(class_weights)
-    assert class_loss(logits, places, tensor).item() == pytest.approx(np.mean(each))
-    halves = [class_loss(logits[part], places[part], tensor).item() for part in (slice(0, 1), slice(1, 4))]
+    assert class_loss(logits, places, tensor).mean.item() == pytest.approx(np.mean(each))
+    halves = [class_loss(logits[part], places[part], tensor).mean.item() for part in (slice(0, 1), slice(1, 4))]
     assert np.average(halves, weights=[1, 3]) == pytest.approx(np.mean(each))
 
 
@@ -54,22 +65,23 @@ def test_count_loss():
     predicted = torch.tensor([[1.0, 2, 3], [4, 5, 6]])
     actual = torch.tensor([[1.0, 0, 0], [0, 5, 3]])
     hidden = torch.tensor([[True, True, False], [False, False, True]])
-    assert count_loss(predicted, actual, hidden).item() == pytest.approx((0 + 4 + 9) / 3)
-    assert count_loss(predicted, actual, torch.zeros_like(hidden)).item() == 0
+    assert count_loss(predicted, actual, hidden).mean.item() == pytest.approx((0 + 4 + 9) / 3)
+    assert count_loss(predicted, actual, torch.zeros_like(hidden)).mean.item() == 0
 
 
 def test_nucleotide_loss():
     logits = torch.zeros(3, 8)
     logits[0, 2] = 1e4
     found = nucleotide_loss(logits, torch.tensor([2, 1, 4], dtype=torch.uint8))
-    assert found.item() == pytest.approx(2 / 3 * np.log(8), rel=1e-6)
+    assert found.mean.item() == pytest.approx(2 / 3 * np.log(8), rel=1e-6)
 
 
 @pytest.mark.parametrize(
     ("name", "expected"), [("mse", (0.25 + 9) / 2), ("mae", (0.5 + 3) / 2), ("huber", (0.125 + 2.5) / 2)]
 )
 def test_regression_losses(name, expected):
-    assert REGRESSION_LOSSES[name](torch.tensor([1.5, 0]), torch.tensor([1.0, 3])).item() == pytest.approx(expected)
+    found = REGRESSION_LOSSES[name](torch.tensor([1.5, 0]), torch.tensor([1.0, 3]))
+    assert found.mean.item() == pytest.approx(expected) and found.number == 2
 
 
 def test_weighted():

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -189,12 +188,7 @@ def test_stopped_anywhere_and_resumed_equals_uninterrupted(kind, accumulation_st
     for number in (1, 2, 4) if event == "step" else (1, 2):
         first = fresh(StopAt(event, number))
         if event == "held-out batch":
-            judge, left = first.task.judge, number
-
-            def judge_and_stop(batches, trainer=first, judge=judge, left=left):
-                return judge(itertools.chain([next(batches)], stopping(batches, trainer, left)))
-
-            first.task.judge = judge_and_stop
+            first.val_loader = Stopping(first.val_loader, first, number)
         torch.manual_seed(6)
         with pytest.raises(Interrupted):
             first.fit()
@@ -208,12 +202,17 @@ def test_stopped_anywhere_and_resumed_equals_uninterrupted(kind, accumulation_st
             assert torch.equal(found, expected), name
 
 
-def stopping(batches: Iterator[Batch], trainer: Trainer, left: int) -> Iterator[Batch]:
-    for batch in batches:
-        left -= 1
-        if left == 0:
-            trainer.stop_soon(15)
-        yield batch
+class Stopping:
+    """Held-out batches, at the so-manieth of which after the first the run is asked to stop."""
+
+    def __init__(self, batches: Iterable[Batch], trainer: Trainer, left: int) -> None:
+        self.batches, self.trainer, self.left = batches, trainer, left
+
+    def __iter__(self) -> Iterator[Batch]:
+        for place, batch in enumerate(self.batches):
+            if place == self.left:
+                self.trainer.stop_soon(15)
+            yield batch
 
 
 # ------------------------------------------------------------------------------------------------------- early stopping
