@@ -10,7 +10,7 @@ from typing import NamedTuple, NoReturn
 
 from aam.errors import DataError
 
-__all__ = ["Launch", "connect", "leave", "says_why"]
+__all__ = ["Launch", "connect", "leave", "quieten", "says_why"]
 
 
 class Launch(NamedTuple):
@@ -46,6 +46,12 @@ def _number(name: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise DataError(f"{name} {text!r} in the environment is no number; start the processes with torchrun")
     return int(text)
+
+
+def quieten() -> None:
+    """Keep what PyTorch remarks on its own working, once for each process, off the screen. Called before it loads."""
+    if {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 # What aam.training.distributed knows, and this module may not import.

@@ -60,8 +60,9 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line: exit code 2 for a wrong call, 1 for input that cannot be used."""
-    from aam.launch import leave, says_why
+    from aam.launch import leave, quieten, says_why
 
+    quieten()
     try:
         _run()
     except Exception:  # a bug, or in one of several processes what came of another's

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import hashlib
+import inspect
 import logging
 import os
 import threading
@@ -110,14 +111,17 @@ class Processes:
         device = next(iter(sums.values())).total.device
         numbers = [torch.as_tensor(part.number, dtype=torch.float64, device=device) for part in sums.values()]
         together = self.sum(torch.stack(numbers)).clamp(min=1)
-        scaled = (self.number / together).float()
-        return {name: part.total * scale for (name, part), scale in zip(sums.items(), scaled, strict=True)}
+        scales = (self.number / together).unbind()
+        return {
+            name: part.total * scale.to(part.total.dtype)
+            for (name, part), scale in zip(sums.items(), scales, strict=True)
+        }
 
     def averages(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Each value, averaged over the processes, without gradients."""
         if self.number == 1:
             return {name: value.detach() for name, value in values.items()}
-        together = self.sum(torch.stack([value.detach().float() for value in values.values()])) / self.number
+        together = self.sum(torch.stack([value.detach() for value in values.values()])) / self.number
         return dict(zip(values, together.unbind(), strict=True))
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -348,7 +352,10 @@ def distribute(task: Task, processes: Processes, *, reshard_after_forward: bool 
 def _ddp(learner: nn.Module) -> nn.Module:
     # What nothing was drawn for in a step has no gradient; that is the same on every process, but not in every step.
     warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
-    return _Replicated(learner, broadcast_buffers=False, find_unused_parameters=True)
+    # Buffers are alike everywhere and stay so. The option goes by two names; see PyTorch 2.13.
+    new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    buffers: Any = {"forward_sync_buffers" if new else "broadcast_buffers": False}
+    return _Replicated(learner, find_unused_parameters=True, **buffers)
 
 
 class _Replicated(DistributedDataParallel):

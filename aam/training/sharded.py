@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,11 +91,12 @@ def fill_in_shards(path: Path, saved: dict[str, Any], trainer: Trainer) -> None:
             place: _room_for(_holder(trainer, place), known[_name(place)].size, known[_name(place)].properties.dtype)  # type: ignore[union-attr]
             for place in map(tuple, shards["places"])
         }
-        checkpoint.load(
-            {_name(place): tensor for place, tensor in tensors.items()},
-            storage_reader=HuggingFaceStorageReader(str(folder)),
-            no_dist=True,
-        )
+        with warnings.catch_warnings(action="ignore"):  # that a process which is alone is alone
+            checkpoint.load(
+                {_name(place): tensor for place, tensor in tensors.items()},
+                storage_reader=HuggingFaceStorageReader(str(folder)),
+                no_dist=True,
+            )
     except Exception as error:  # of any kind: files of which one is missing or cut mislead the reader anywhere
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(

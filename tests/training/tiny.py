@@ -17,6 +17,7 @@ from aam.models.base_targets import base_target
 from aam.models.sequence_predictor import SequencePredictor
 from aam.training.averaging import build_average
 from aam.training.checkpoint import build_encoder
+from aam.training.distributed import Processes, distribute
 from aam.training.optimizers import build_optimizer
 from aam.training.schedules import Schedule, build_schedule
 from aam.training.tasks import LabelledTarget, PretrainTask, Task, TrainTask
@@ -72,12 +73,16 @@ def build_trainer(
     optimizer: torch.optim.Optimizer | None = None,
     schedule: Schedule | None = None,
     callbacks: Sequence[Callback] = (),
+    processes: Processes = Processes(),  # noqa: B008 - immutable
+    sharded_checkpoints: bool = False,
     **arrays: Any,
 ) -> Trainer:
     """A trainer that validates on what it trains on."""
     optim = optim or OptimConfig()
     samples = np.arange(len(study))
-    plan, held_out = BatchPlan(samples, batch_size, True, seed=1), BatchPlan(samples, batch_size, False, seed=1)
+    plan = BatchPlan(samples, batch_size, True, seed=1, share=processes.share)
+    held_out = BatchPlan(samples, batch_size, False, seed=1, share=processes.share)
+    learner = distribute(task, processes)
     optimizer = optimizer or build_optimizer(task.model, optim)
     steps = -(-len(plan) // optim.accumulation_steps) * (scheduled_epochs or epochs)
     return Trainer(
@@ -88,8 +93,15 @@ def build_trainer(
         optimizer,
         schedule or build_schedule(optimizer, optim, steps),
         optim,
-        TrainConfig(output_dir=directory, epochs=epochs, batch_size=batch_size),
+        TrainConfig(
+            output_dir=directory,
+            epochs=epochs,
+            batch_size=batch_size,
+            strategy=processes.strategy,
+            sharded_checkpoints=sharded_checkpoints,
+        ),
         CPU,
         callbacks,
         build_average(task.model, optim, steps),
+        learner,
     )

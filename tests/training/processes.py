@@ -1,0 +1,48 @@
+"""Functions run in several processes that are joined as those of torchrun are."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aam.config import TrainConfig
+from aam.launch import says_why
+from aam.training.distributed import Processes, start
+
+# Processes are forked from one that has imported this module and begun nothing.
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["torch.distributed.fsdp", "tests.training.tiny", __name__])
+
+
+def together(function: Callable[..., Any], number: int, strategy: str, *arguments: Any) -> list[Any]:
+    """What ``function(processes, *arguments)`` gives in each of so many processes; the first error is raised here."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with ProcessPoolExecutor(number, _CONTEXT) as pool:
+        futures = [pool.submit(_one, function, rank, number, port, strategy, arguments) for rank in range(number)]
+        errors = [error for future in futures if (error := future.exception()) is not None]
+    for error in sorted(errors, key=lambda error: isinstance(error, BrokenProcessPool)):
+        raise error
+    return [future.result() for future in futures]
+
+
+def _one(
+    function: Callable[..., Any], rank: int, number: int, port: int, strategy: Any, arguments: tuple[Any, ...]
+) -> Any:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    try:
+        processes: Processes = start(TrainConfig(output_dir=Path("run"), strategy=strategy), torch.device("cpu"))
+        return function(processes, *arguments)
+    except BaseException:
+        says_why()
+        raise
