@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 
 from aam.config import Command, DataConfig, RunConfig, Section, TrainConfig
 from aam.errors import DataError
+from aam.launch import Launch
 
 __all__ = [
     "STUDY_OPTIONS",
@@ -222,6 +223,9 @@ def run_config(
             sections[where[name]][name] = value
     for name in ("resume", "overwrite"):  # how that run was begun says nothing of this one
         sections["train"].pop(name, None)
+    if typed.get("resume") and not Launch.of_environment().by_torchrun:
+        for name in ("strategy", "reshard_after_forward", "sharded_checkpoints"):  # one process may go on
+            sections["train"].pop(name, None)
     for name, value in typed.items():
         sections[where[name]][name] = value
     for name in ("table", "output_dir"):

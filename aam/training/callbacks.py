@@ -20,7 +20,7 @@ from torch import Tensor
 from aam.errors import DataError
 from aam.training.checkpoint import save_checkpoint
 from aam.training.distributed import all_finite
-from aam.training.sharded import save_sharded
+from aam.training.sharded import remove_shards, save_sharded
 from aam.training.tasks import Evaluation
 from aam.training.trainer import Callback, Step, Trainer
 
@@ -144,6 +144,7 @@ class Checkpoints(Callback):
             save_sharded(self.path, state, trainer.processes)
         elif trainer.processes.first:
             save_checkpoint(self.path, state)
+            remove_shards(self.path)
         trainer.processes.barrier()  # nobody ends before it is written
         self.saved = time.monotonic()
 

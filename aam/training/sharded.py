@@ -10,6 +10,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from aam.training.distributed import Processes, is_sharded
 if TYPE_CHECKING:
     from aam.training.trainer import Trainer
 
-__all__ = ["SHARDS", "fill_in_shards", "save_sharded"]
+__all__ = ["SHARDS", "fill_in_shards", "remove_shards", "save_sharded"]
 
 SHARDS = "shards"  # the folder beside last.ckpt
 
@@ -54,9 +55,17 @@ def save_sharded(path: Path, state: Mapping[str, Any], processes: Processes) -> 
         return
     rest = _without(state, set(tensors))
     save_checkpoint(path, {**rest, "shards": {"folder": folder.name, "places": list(tensors)}})
-    for other in folder.parent.iterdir():
-        if other != folder and _is_ours(other.name):
+    remove_shards(path, except_for=folder.name)
+
+
+def remove_shards(path: Path, except_for: str = "") -> None:
+    """Remove shards beside a checkpoint that it does not speak of."""
+    folder = path.parent / SHARDS
+    for other in folder.iterdir() if folder.is_dir() else ():
+        if other.name != except_for and _is_ours(other.name):
             shutil.rmtree(other, ignore_errors=True)
+    with suppress(OSError):  # it is not there, or holds something
+        folder.rmdir()
 
 
 def fill_in_shards(path: Path, saved: dict[str, Any], trainer: Trainer) -> None:

@@ -57,6 +57,7 @@ def trainer_of(
     kind: str = "regression",
     stripes: bool = False,
     little_memory: bool = False,
+    frozen: bool = False,
     callbacks: tuple[Callback, ...] = (),
     **options: Any,
 ) -> Trainer:
@@ -64,6 +65,7 @@ def trainer_of(
     study = OddStudy(stripes)
     task = build_task(study, kind)
     task.model.double()
+    task.encoder.requires_grad_(not frozen)
     if little_memory:
         task.encoder.asv_encoder.chunk_size = 3
         for module in task.model.modules():
@@ -156,6 +158,8 @@ def test_what_processes_agree_on():
         ("fsdp", 3, {"kind": "classes"}),
         ("ddp", 2, {"kind": "pretrain", "stripes": True}),
         ("fsdp", 2, {"kind": "regression", "little_memory": True}),
+        ("ddp", 2, {"kind": "classes", "frozen": True}),
+        ("fsdp", 2, {"kind": "classes", "frozen": True}),
     ],
     ids=str,
 )
@@ -244,6 +248,7 @@ def test_resumed_by_another_number_of_processes(before, after, sharded, tmp_path
     assert [process["step"] for process in go(*before, 7, False)] == [7] * before[0]
     assert (tmp_path / SHARDS).exists() == sharded
     for process in go(*after, None, True):
+        assert (tmp_path / SHARDS).exists() == (sharded and after[1] == "fsdp")
         assert process["step"] == 21
         assert_alike(process["history"], expected["history"])
         for name, tensor in expected["weights"].items():

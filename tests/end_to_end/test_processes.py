@@ -1,0 +1,107 @@
+"""Runs of two processes, as torchrun starts them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.end_to_end.program import StudyFiles, files_below, read_metrics, read_predictions, succeed
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "aam"]
+
+
+def training(study: StudyFiles) -> list[object]:
+    """Batches of 7 among the 13 training samples, and of 5 held-out ones: no share is as another."""
+    return [
+        *(*study.train, "--unifrac-matrix", study.matrix, "--metadata-column", "age", "--test-size", "0.25"),
+        *("--nuc-asv-fraction", "0.5", "--batch-size", "7", "--dropout", "0", "--epochs", "4"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone(study: StudyFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "alone"
+    succeed(*training(study), "--output-dir", run)
+    return run
+
+
+def assert_like(run: Path, other: Path) -> None:
+    for name in ("history.csv", "val_predictions.tsv", "test_predictions.tsv"):
+        separator = "," if name.endswith("csv") else "\t"
+        found, expected = (pd.read_csv(folder / name, sep=separator, index_col=0) for folder in (run, other))
+        pd.testing.assert_frame_equal(found, expected, rtol=1e-3, atol=1e-4)
+    found, expected = (read_metrics(folder) for folder in (run, other))
+    assert found["best_epoch"] == expected["best_epoch"]
+    assert found["test"] == pytest.approx(expected["test"], rel=1e-3, abs=1e-4)
+
+
+def in_two(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*TORCHRUN, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [["--strategy", "auto"], ["--strategy", "fsdp", "--sharded-checkpoints"]], ids=str)
+def test_two_processes_write_the_run_of_one(study: StudyFiles, alone: Path, tmp_path: Path, options: list[str]) -> None:
+    outcome = in_two(*training(study), *options, "--output-dir", tmp_path / "run")
+    assert outcome.returncode == 0, outcome.stderr
+    assert_like(tmp_path / "run", alone)
+    shards = {name for name in files_below(tmp_path / "run") if name.startswith("shards/")}
+    assert files_below(tmp_path / "run") - shards == files_below(alone)
+    assert len(shards) == (2 if "fsdp" in options else 0)
+    lines = outcome.stderr.splitlines()
+    assert lines[1] == ("ddp in 2 processes" if "auto" in options else "fsdp in 2 processes")
+    for start in ("aam train on cpu", *(f"epoch {epoch}/4" for epoch in range(1, 5))):
+        assert sum(line.startswith(start) for line in lines) == 1, start
+    assert outcome.stdout.count("best epoch") == 1
+    # What was trained by two is a model like any other.
+    predicted = tmp_path / "predicted.tsv"
+    succeed("predict", "--model", tmp_path / "run", "--table", study.table, "--output", predicted)
+    held_out = read_predictions(tmp_path / "run" / "val_predictions.tsv")["predicted"]
+    found = read_predictions(predicted)["predicted"][held_out.index]
+    np.testing.assert_allclose(found, held_out, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_stopped_in_two_processes_and_resumed_in_one(
+    study: StudyFiles, alone: Path, tmp_path: Path, strategy: str
+) -> None:
+    run = tmp_path / "run"
+    command = [*TORCHRUN, *training(study), "--strategy", strategy, "--output-dir", run]
+    if strategy == "fsdp":
+        command.append("--sharded-checkpoints")
+    said = ""
+    with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as two:
+        assert two.stderr is not None
+        for line in two.stderr:
+            said += line
+            if line.startswith("epoch 2/"):
+                two.send_signal(signal.SIGTERM)
+                break
+        said += two.stderr.read()
+    assert two.returncode != 0 and not (run / "metrics.json").exists()
+    assert said.count("Error: stopped by SIGTERM; the run is saved, and --resume continues it") == 1, said
+    succeed("train", "--output-dir", run, "--resume")
+    assert_like(run, alone)
+    assert files_below(run) == files_below(alone)
+
+
+def test_an_error_is_said_once(study: StudyFiles, alone: Path, tmp_path: Path) -> None:
+    outcome = in_two(*training(study), "--output-dir", alone)
+    assert outcome.returncode != 0
+    errors = [line for line in outcome.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1 and "holds a run already" in errors[0], outcome.stderr
