@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import warnings
@@ -54,7 +55,8 @@ def save_sharded(path: Path, state: Mapping[str, Any], processes: Processes) -> 
     if not processes.first:
         return
     rest = _without(state, set(tensors))
-    save_checkpoint(path, {**rest, "shards": {"folder": folder.name, "places": list(tensors)}})
+    shapes = [(place, tuple(tensor.shape)) for place, tensor in tensors.items()]
+    save_checkpoint(path, {**rest, "shards": {"folder": folder.name, "tensors": shapes}})
     remove_shards(path, except_for=folder.name)
 
 
@@ -97,8 +99,8 @@ def fill_in_shards(path: Path, saved: dict[str, Any], trainer: Trainer) -> None:
     try:
         known = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
         tensors = {
-            place: _room_for(_holder(trainer, place), known[_name(place)].size, known[_name(place)].properties.dtype)  # type: ignore[union-attr]
-            for place in map(tuple, shards["places"])
+            tuple(place): _room_for(_holder(trainer, place), tuple(shape), known[_name(place)])
+            for place, shape in shards["tensors"]
         }
         with warnings.catch_warnings(action="ignore"):  # that a process which is alone is alone
             checkpoint.load(
@@ -164,10 +166,14 @@ def _holder(trainer: Trainer, place: Place) -> object:
     return None
 
 
-def _room_for(holder: object, size: torch.Size, dtype: torch.dtype) -> Tensor:
-    """An empty tensor, sharded as the weight is that it belongs to."""
-    if not is_sharded(holder) or holder.shape != size:  # type: ignore[attr-defined]
-        return torch.empty(size, dtype=dtype)
+def _room_for(holder: object, shape: tuple[int, ...], known: Any) -> Tensor:
+    """An empty tensor, sharded as the weight is that it belongs to, for what the files are known to hold."""
+    held = sum(math.prod(chunk.sizes) for chunk in known.chunks)
+    if tuple(known.size) != shape or held != math.prod(shape):  # the reader would leave the rest as it is
+        raise ValueError("parts are missing")
+    dtype = known.properties.dtype
+    if not is_sharded(holder) or holder.shape != shape:  # type: ignore[attr-defined]
+        return torch.empty(shape, dtype=dtype)
     from torch.distributed.tensor import empty
 
-    return empty(size, dtype=dtype, device_mesh=holder.device_mesh, placements=holder.placements)  # type: ignore[attr-defined]
+    return empty(shape, dtype=dtype, device_mesh=holder.device_mesh, placements=holder.placements)  # type: ignore[attr-defined]
