@@ -45,6 +45,23 @@ def train(ctx: click.Context, layout: str, steps: int, as_json: bool, **_: Any) 
     click.echo(json.dumps([m.to_dict() for m in measured], indent=2) if as_json else _page(measured))
 
 
+@command.command("devices")
+@click.option("--steps", type=click.IntRange(min=1), default=5, show_default=True, help="Steps that are measured.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@config_options("pretrain")
+@click.pass_context
+def devices(ctx: click.Context, steps: int, as_json: bool, **_: Any) -> None:
+    """Time pre-training steps in one process, or in those that torchrun started: samples/s, memory."""
+    config = run_config("pretrain", ctx, output_dir=Path("unused"))
+    from aam.benchmarks.devices import benchmark_devices
+
+    measured = benchmark_devices(config, steps)
+    if measured is not None:  # in the first process
+        record = measured.to_dict()
+        rows = [(name, _shown(value)) for name, value in record.items()]
+        click.echo(json.dumps(record, indent=2) if as_json else table(rows))
+
+
 def _sizes(names: tuple[str, ...]) -> Any:
     """A click callback for positive numbers of these names, joined by ``x``."""
 

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from aam.config import DataConfig, TrainConfig
-from aam.data.batch import Batch, MaskedNucleotides
+from aam.config import AugmentationConfig, DataConfig, TrainConfig
+from aam.data.augmentation import Augmentation
+from aam.data.batch import Batch, MaskedNucleotides, Share
 from aam.data.biom_loader import FeatureTable
 from aam.data.dataset import BatchKey, BatchPlan, DatasetOptions, SampleDataset, mask_nucleotides
 from aam.data.draws import stable_keys
+from aam.data.labels import PairLabels
 from aam.data.study import StudyFiles, TableFile, align
 from aam.data.tokenizer import MASK, PAD, START, detokenize, tokenize
 from aam.data.unifrac_loader import DistanceMatrix
@@ -303,3 +305,39 @@ def test_workers_change_no_batch(study, tmp_path):
     assert len(found[0]) == len(found[1]) == 6
     assert all(same(a, b) for a, b in zip(*found, strict=True))
     assert not same(found[0][0], found[0][3])
+
+
+# ------------------------------------------------------------------------------------------------------------- shares
+
+
+@pytest.mark.parametrize("samples", [(7, 2, 11, 0, 5), (4,)])
+@pytest.mark.parametrize("references", [None, np.array([1, 3, 8])])
+def test_shares_of_a_batch_are_the_batch(study, samples, references):
+    """Of three processes: samples, labels, target and abundances one after the other, each ASV to restore once."""
+    dataset = study.dataset(
+        DatasetOptions(seed=3, nuc_asv_fraction=0.5, count_mask_ratio=0.3),
+        labels={"unifrac": PairLabels(study.distances, references)},
+        target=study.values.astype(np.float32),
+        augmentation=Augmentation.of(AugmentationConfig(mix_samples=0.5), 3, np.arange(len(study))),
+    )
+    whole = dataset[BatchKey(2, samples)]
+    parts = [dataset[BatchKey(2, samples, Share(rank, 3))] for rank in range(3)]
+    assert sum(map(len, parts)) == len(whole) == len(samples)
+    assert all(tuple(part.everyone.tolist()) == samples for part in parts)
+    assert all(len(part.sample_index) > 0 for part in parts)
+    rows = [as_dictionaries(part)[: len(part)] for part in parts]
+    assert [row for part in rows for row in part] == as_dictionaries(whole)[: len(samples)]
+    labels = np.concatenate([part.labels["unifrac"] for part in parts])
+    np.testing.assert_array_equal(labels, whole.labels["unifrac"])
+    assert torch.equal(torch.cat([part.target for part in parts]), whole.target)
+    hidden = [sorted(part.counts[:n][part.hidden_counts[:n]].tolist()) for part in parts for n in [len(part)]]
+    expected = whole.counts[: len(whole)][whole.hidden_counts[: len(whole)]]
+    assert sorted(count for part in hidden for count in part) == sorted(expected.tolist())
+    masked = [
+        (tuple(row.tolist()), tuple(where.tolist()))
+        for part in parts
+        for row, where in zip(part.masked_nucleotides.true_tokens, part.masked_nucleotides.places, strict=True)
+        if where.any()
+    ]
+    assert len(masked) == len(set(masked)) == len(whole.masked_nucleotides.places)
+    assert {sum(where) for _, where in masked} == set(whole.masked_nucleotides.places.sum(dim=1).tolist())
