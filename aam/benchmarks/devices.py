@@ -18,7 +18,7 @@ from aam.data.batch import Batch
 from aam.inputs import load_inputs
 from aam.loaders import choose_device, loader
 from aam.training.distributed import clip_gradients, distribute, is_sharded, start
-from aam.training.optim import build_optimizer
+from aam.training.optimizers import build_optimizer
 from aam.training.trainer import precision
 
 __all__ = ["DevicesBenchmark", "benchmark_devices"]

@@ -158,8 +158,8 @@ def _is_ours(name: str) -> bool:
 def _holder(trainer: Trainer, place: Place) -> object:
     """The weight that a stored tensor is, or belongs to."""
     section, *keys = place[1:]  # within `trainer`
-    if section == "model":
-        return dict(trainer.task.model.named_parameters()).get(str(keys[0]))
+    if section in ("model", "average"):
+        return dict(trainer.task.model.named_parameters()).get(str(keys[-1]))
     if section == "optimizer":
         parameters: list[nn.Parameter] = [p for group in trainer.optimizer.param_groups for p in group["params"]]
         return parameters[int(keys[1])]

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
-from aam.config import OptimConfig, TrainConfig
+from aam.config import OptimConfig, RunConfig, TrainConfig
 from aam.data.batch import Share
 from aam.data.labels import PairLabels
 from aam.errors import DataError, Interrupted
+from aam.searches import require_alone
+from aam.trainer_setup import require_sharding
 from aam.training.callbacks import Checkpoints
 from aam.training.checkpoint import load_checkpoint
-from aam.training.distributed import Processes, is_sharded, require_whole_tensors, start, whole
+from aam.training.distributed import Processes, is_sharded, start, whole
 from aam.training.sharded import SHARDS, fill_in_shards
 from aam.training.trainer import Callback, Step, Trainer
 from tests.conftest import TinyStudy
@@ -160,13 +162,17 @@ def test_what_processes_agree_on():
         ("fsdp", 2, {"kind": "regression", "little_memory": True}),
         ("ddp", 2, {"kind": "classes", "frozen": True}),
         ("fsdp", 2, {"kind": "classes", "frozen": True}),
+        ("ddp", 2, {"optim": OptimConfig(average="ema", optimizer="radam")}),
+        ("fsdp", 2, {"optim": OptimConfig(average="ema", optimizer="radam")}),
+        ("fsdp", 2, {"optim": OptimConfig(average="swa", optimizer="sgd", lr=0.05)}),
+        ("fsdp", 2, {"optim": OptimConfig(optimizer="adam", head_lr=0.01)}),
     ],
     ids=str,
 )
 def test_processes_follow_one(strategy, number, options, tmp_path):
     """Losses of 21 batches and all that is said of the held-out samples; shares are unequal, and some empty."""
     alone, found = run(ALONE, tmp_path, options), together(run, number, strategy, tmp_path, options)
-    assert len(alone["steps"]) == (14 if "optim" in options else 21)
+    assert len(alone["steps"]) == (14 if options.get("optim", OptimConfig()).gradient_clip == 0.05 else 21)
     for process in found:
         assert_alike(process["steps"], alone["steps"])
         assert_alike(process["history"], alone["history"])
@@ -199,6 +205,9 @@ def test_fsdp_leaves_each_process_a_part(tmp_path):
 # ------------------------------------------------------------------------------------------------------------- resume
 
 
+AVERAGED = OptimConfig(average="ema")  # there is then one more tensor to save of each weight
+
+
 class StopAfter(Callback):
     def __init__(self, step: int) -> None:
         self.step = step
@@ -212,7 +221,7 @@ def saved_after(processes: Processes, folder: Path, step: int | None, resumed: b
     """Seven epochs or up to a step, from the start or from a checkpoint; another one is left."""
     checkpoints = Checkpoints(lambda evaluation: None, folder / "last.ckpt", {"config": {}})
     callbacks = (checkpoints,) if step is None else (checkpoints, StopAfter(step))
-    trainer = trainer_of(processes, folder, callbacks=callbacks, epochs=7, sharded_checkpoints=sharded)
+    trainer = trainer_of(processes, folder, callbacks=callbacks, epochs=7, sharded_checkpoints=sharded, optim=AVERAGED)
     if resumed:
         saved = load_checkpoint(folder / "last.ckpt")
         fill_in_shards(folder / "last.ckpt", saved, trainer)
@@ -271,7 +280,7 @@ def test_the_checkpoint_is_as_that_of_one(tmp_path):
             return {key: shape(value) for key, value in tree.items()}
         return (tree.shape, tree.dtype, type(tree)) if isinstance(tree, torch.Tensor) else type(tree)
 
-    for section in ("model", "optimizer", "schedule", "scaler", "state", "epoch_parts"):
+    for section in ("model", "optimizer", "average", "schedule", "scaler", "state", "epoch_parts"):
         assert shape(shared[section]) == shape(alone[section]), section
 
 
@@ -326,11 +335,53 @@ def test_a_strategy_that_does_not_fit_how_it_was_started(strategy, environment, 
     assert said in str(error.value)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_what_needs_whole_tensors_is_refused_by_name(strategy: Literal["ddp", "fsdp"], tmp_path):
-    config = TrainConfig(output_dir=tmp_path, strategy=strategy)
-    if strategy == "ddp":
-        require_whole_tensors(config, "--optimizer muon")
-        return
-    with pytest.raises(DataError, match="--optimizer muon computes with whole tensors"):
-        require_whole_tensors(config, "--optimizer muon")
+def config_of(train: dict[str, Any], optim: dict[str, Any]) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "command": "pretrain",
+            "data": {"table": ["t.biom"], "unifrac_matrix": ["u.h5"]},
+            "train": {"output_dir": "run", **train},
+            "optim": optim,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("optim", "named"),
+    [
+        ({"optimizer": "muon"}, "--optimizer muon"),
+        ({"optimizer": "lamb"}, "--optimizer lamb"),
+        ({"lookahead": True}, "--lookahead"),
+    ],
+)
+def test_what_needs_whole_tensors_is_refused_by_name(optim, named):
+    require_sharding(config_of({"strategy": "ddp"}, optim))
+    require_sharding(config_of({"strategy": "fsdp"}, {"optimizer": "sgd"}))
+    with pytest.raises(DataError, match=f"^{named} computes with whole tensors"):
+        require_sharding(config_of({"strategy": "fsdp"}, optim))
+
+
+@pytest.mark.parametrize(
+    ("train", "optim", "named"),
+    [({"batch_size": "auto"}, {}, "--batch-size auto"), ({}, {"lr_find": "apply"}, "--lr-find")],
+)
+def test_searches_are_for_one_process(train, optim, named):
+    require_alone(config_of(train, optim), ALONE)
+    with pytest.raises(DataError, match=f"^{named} searches in one process, and torchrun started 2"):
+        require_alone(config_of(train, optim), Processes(0, 2, "ddp"))
+
+
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        ({"sharded_checkpoints": True}, "--sharded-checkpoints is for --strategy fsdp, and --strategy is auto"),
+        (
+            {"strategy": "ddp", "reshard_after_forward": False},
+            "--no-reshard-after-forward is for --strategy fsdp, and --strategy is ddp",
+        ),
+        ({"strategy": "fsdp", "mixed_precision": "fp16"}, "--mixed-precision fp16 needs gradients"),
+    ],
+)
+def test_options_of_another_strategy(train, said):
+    with pytest.raises(ValueError, match=said):
+        config_of(train, {})
