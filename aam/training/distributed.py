@@ -484,11 +484,13 @@ def load_weights_into(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
     """Put a state of whole tensors, or of those of this process, into an optimizer."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state = {
-        place: {name: shard_like(value, parameters[place]) for name, value in of_parameter.items()}
-        for place, of_parameter in saved["state"].items()
-    }
-    optimizer.load_state_dict({**saved, "state": state})
+    if any(map(is_sharded, parameters)):
+        state = {
+            place: {name: shard_like(value, parameters[place]) for name, value in of_parameter.items()}
+            for place, of_parameter in saved["state"].items()
+        }
+        saved = {**saved, "state": state}
+    optimizer.load_state_dict(dict(saved))
 
 
 def require_whole_tensors(config: TrainConfig, option: str) -> None:

@@ -60,6 +60,7 @@ def trainer_of(
     stripes: bool = False,
     little_memory: bool = False,
     frozen: bool = False,
+    in_one_piece: bool = False,
     callbacks: tuple[Callback, ...] = (),
     **options: Any,
 ) -> Trainer:
@@ -68,6 +69,8 @@ def trainer_of(
     task = build_task(study, kind)
     task.model.double()
     task.encoder.requires_grad_(not frozen)
+    if in_one_piece:  # as on a GPU
+        task.encoder.asv_encoder.in_one_piece = lambda device: True
     if little_memory:
         task.encoder.asv_encoder.chunk_size = 3
         for module in task.model.modules():
@@ -160,6 +163,7 @@ def test_what_processes_agree_on():
         ("fsdp", 3, {"kind": "classes"}),
         ("ddp", 2, {"kind": "pretrain", "stripes": True}),
         ("fsdp", 2, {"kind": "regression", "little_memory": True}),
+        ("fsdp", 2, {"kind": "regression", "in_one_piece": True}),
         ("ddp", 2, {"kind": "classes", "frozen": True}),
         ("fsdp", 2, {"kind": "classes", "frozen": True}),
         ("ddp", 2, {"optim": OptimConfig(average="ema", optimizer="radam")}),
