@@ -164,16 +164,20 @@ def optimizers(
     config = run_config("pretrain", ctx, output_dir=Path("unused"), preset={"epochs": 2, "batch_size": 16})
     from aam.benchmarks.optimizers import benchmark_optimizers
 
-    measured = benchmark_optimizers(config, compare or ("optimizers", "schedules", "averages"), factors)
-    records = [figures.to_dict() for figures in measured]
+    records = []
+    for figures in benchmark_optimizers(config, compare or ("optimizers", "schedules", "averages"), factors):
+        records.append(figures.to_dict())
+        if not as_json:  # what is known so far, since all of it takes minutes
+            click.echo("  ".join(_optimizer_row(records[-1])), err=True)
     if as_json:
         click.echo(json.dumps(records, indent=2))
     else:
-        rows = [("", *list(records[0])[2:])]
-        for record in records:
-            compared, name, lr, *rest = record.values()
-            rows.append((f"{compared[:-1]} {name}", f"{lr:.3g}", *map(_shown, rest)))
-        click.echo(table(rows))
+        click.echo(table([("", *list(records[0])[2:]), *map(_optimizer_row, records)]))
+
+
+def _optimizer_row(record: dict[str, Any]) -> tuple[str, ...]:
+    compared, name, lr, *rest = record.values()
+    return f"{compared[:-1]} {name}", f"{lr:.3g}", *map(_shown, rest)
 
 
 def _simulated(
