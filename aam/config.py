@@ -54,13 +54,14 @@ class Section(BaseModel):
 
 
 def _as_several(value: Any) -> Any:
-    """One path where several are possible, or none."""
+    """One value where several are possible, or none."""
     if value is None:
         return ()
     return (value,) if isinstance(value, str | Path) else value
 
 
 Paths = Annotated[tuple[Path, ...], BeforeValidator(_as_several)]
+Trackers = Annotated[tuple[Literal["mlflow", "wandb"], ...], BeforeValidator(_as_several)]
 
 
 def _samples_of_a_batch(value: Any) -> Any:
@@ -448,6 +449,9 @@ class TrainConfig(Section):
     save_every_minutes: float = option(
         10.0, "Save what --resume needs this often, beside after every epoch and at a signal to stop.", gt=0
     )
+    log_histograms: bool = option(False, "Show the distribution of every weight in TensorBoard, too.")
+    profile: int | None = option(None, "Trace so many training steps, and write RUN/profile/.", ge=1, le=1000)
+    track: Trackers = option((), "Keep the run there, too; by an extra: pip install 'aam[mlflow]' or 'aam[wandb]'.")
     resume: bool = option(False, "Continue the run in --output-dir.")
     overwrite: bool = option(False, "Replace the run in --output-dir.")
 

@@ -25,7 +25,7 @@ from aam.data.targets import require_repeated_classes
 from aam.errors import DataError, in_file
 from aam.inputs import load_inputs
 from aam.loaders import choose_device
-from aam.run import pretrained_split_options, require_same_config, run
+from aam.run import pretrained_split_options, require_same_config, require_trackers, run
 from aam.run_directory import RunDirectory, write_json
 from aam.training.checkpoint import MODEL_NAME, load_model_file, model_path
 from aam.training.distributed import Processes, start
@@ -95,6 +95,7 @@ def run_folds(config: RunConfig) -> FoldsResult:
     elif processes.first:
         directory.require_free(resume=False, overwrite=config.train.overwrite)
     processes.barrier()
+    require_trackers(config)
     plan = _plan(config, encoders)
     if not config.train.resume and processes.first:
         directory.create(overwrite=config.train.overwrite)

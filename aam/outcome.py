@@ -17,13 +17,15 @@ from aam.run_directory import RunDirectory, write_json, write_table
 from aam.training.checkpoint import MODEL_NAME, load_model_file
 from aam.training.distributed import load_weights_into
 from aam.training.metrics import classification_metrics, regression_metrics
-from aam.training.tasks import Evaluation, Task, TrainTask, prediction_table
+from aam.training.tasks import Evaluation, Reading, Task, TrainTask, prediction_table
 from aam.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["figures", "judge_best"]
+
+_MOST_SAMPLES_ON_AXES = 300
 
 
 def judge_best(
@@ -124,6 +126,10 @@ def figures(task: Task, study: Study, evaluation: Evaluation) -> dict[str, Figur
         if target.kind == "pairwise":
             name = "distances" if target is distances[0] else target.name
             drawn[f"{name}_{reading.head}"] = distance_plot(actual, predicted, title=title)
+            ordination = _ordination(task, evaluation, reading, title)
+            if ordination is not None:
+                name = "pcoa" if target is distances[0] else f"{target.name}_pcoa"
+                drawn[f"{name}_{reading.head}"] = ordination
         elif target.kind == "value":
             drawn[f"{target.name}_{reading.head}"] = regression_plot(
                 actual, predicted, title=title, units_label=target.title
@@ -134,3 +140,26 @@ def figures(task: Task, study: Study, evaluation: Evaluation) -> dict[str, Figur
                 actual, predicted, title=target.title, what="share", counted="parts of samples", r2=r2
             )
     return drawn
+
+
+def _ordination(task: Task, evaluation: Evaluation, reading: Reading, title: str) -> Figure | None:
+    """Held-out samples by predicted and by actual distances, where these are known of all their pairs."""
+    from aam.evaluation.ordination import square_of_pairs
+    from aam.evaluation.plots import ordination_plot
+
+    if evaluation.paired is None or len(evaluation.paired) < 3:
+        return None
+    number = len(evaluation.paired)
+    actual, predicted = (square_of_pairs(pairs, number) for pairs in (reading.actual, reading.predicted))
+    if actual is None or predicted is None:
+        return None
+    some = np.unique(np.linspace(0, number - 1, min(number, _MOST_SAMPLES_ON_AXES)).round().astype(np.int64))
+    target = task.target.column if isinstance(task, TrainTask) else ""
+    colours = task.actual[evaluation.paired[some]] if isinstance(task, TrainTask) else None
+    return ordination_plot(
+        actual[np.ix_(some, some)],
+        predicted[np.ix_(some, some)],
+        title=title,
+        colours=colours,
+        colours_label=target,
+    )

@@ -49,7 +49,7 @@ from aam.training.tasks import Task, TrainTask
 if TYPE_CHECKING:
     pass
 
-__all__ = ["RunResult", "pretrained_split_options", "require_same_config", "run"]
+__all__ = ["RunResult", "pretrained_split_options", "require_same_config", "require_trackers", "run"]
 
 logger = logging.getLogger("aam")
 
@@ -94,6 +94,7 @@ def run(config: RunConfig) -> RunResult:
     if processes.first:
         directory.require_free(resume=config.train.resume, overwrite=config.train.overwrite)
     processes.barrier()
+    require_trackers(config)
     pretrained = _load_pretrained(config)
     takes_over = pretrained is not None and not _own_split_options(config.data, pretrained.config.data)
     if pretrained is not None:
@@ -153,10 +154,23 @@ def run(config: RunConfig) -> RunResult:
             write_splits(directory / "splits.tsv", study.sample_ids, split)
         try:
             trainer.fit()
+            metrics = judge_best(config, study, split, task, trainer, directory, leaked)
+            trainer.finish(metrics)
         finally:
             trainer.close()
-        metrics = judge_best(config, study, split, task, trainer, directory, leaked)
         return RunResult(directory.path, metrics, pd.DataFrame(trainer.state.history))
+
+
+def require_trackers(config: RunConfig) -> None:
+    """Refuse ``--track`` where its package is missing.
+
+    Raises
+    ------
+    DataError
+    """
+    from aam.integrations import require_installed
+
+    require_installed(config.train.track)
 
 
 # --------------------------------------------------------------------------------------------------- pre-trained base
@@ -310,7 +324,8 @@ def require_same_config(config: RunConfig, stored: Mapping[str, Any], directory:
     machine = {"output_dir", "device", "threads", "num_workers", "save_every_minutes"}
     machine |= {"tf32", "attn_implementation", "compile_model", "gradient_checkpointing", "asv_chunk_size"}
     machine |= {"strategy", "reshard_after_forward", "sharded_checkpoints"}
-    free = machine | {"epochs", "patience", "resume", "overwrite"}
+    watched = {"log_histograms", "profile", "track"}
+    free = machine | watched | {"epochs", "patience", "resume", "overwrite"}
     now = config.model_dump(mode="json")
     moved = {str(Path(part["train"]["output_dir"]) / "splits.tsv") for part in (now, stored) if "train" in part}
     for section in now.keys() - {"command"}:

@@ -33,14 +33,19 @@ class RunDirectory:
         "oof_predictions.tsv",
         MODEL_NAME,
         "last.ckpt",
+        "tracking.json",
         "aam.log",
     )
     # Removed with a run, but no sign of one: `--lr-find print` writes lr_find alone.
     IN_FOLDERS = (
         *("tensorboard/*/events.out.tfevents.*", "plots/history.png", "plots/val_*.png", "plots/test_*.png"),
         *("lr_find.tsv", "plots/lr_find.png", "shards/step_*/shard-*.safetensors"),
+        *("profile/trace.json.gz", "profile/operations.txt"),
     )
-    FOLDERS = ("tensorboard/train", "tensorboard/validation", "tensorboard", "plots", "shards/step_*", "shards")
+    FOLDERS = (
+        *("tensorboard/train", "tensorboard/validation", "tensorboard/steps", "tensorboard", "plots", "profile"),
+        *("shards/step_*", "shards"),
+    )
 
     def __init__(self, path: Path) -> None:
         self.path = path

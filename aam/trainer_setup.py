@@ -19,29 +19,35 @@ from aam.run_directory import RunDirectory
 from aam.training.averaging import build_average
 from aam.training.callbacks import (
     Checkpoints,
-    Console,
     EarlyStopping,
     FiniteLosses,
     HistoryFile,
     Plateau,
     Signals,
-    TensorBoard,
 )
 from aam.training.checkpoint import MODEL_NAME, save_model_file
+from aam.training.console import Console
 from aam.training.distributed import Processes, distribute, require_whole_tensors, whole
 from aam.training.kernels import prepare_kernels
+from aam.training.meter import Meter
 from aam.training.optimizers import OPTIMIZERS, build_optimizer, learning_rates
+from aam.training.profiler import Profile
 from aam.training.schedules import build_schedule
 from aam.training.tasks import Evaluation, Task
+from aam.training.tensorboard import StepCurves, TensorBoard
+from aam.training.tracking import Tracking
 from aam.training.trainer import Callback, Trainer
 
 __all__ = ["build_callbacks", "build_trainer", "require_sharding"]
 
 logger = logging.getLogger("aam")
 
+# How a run is written and watched is no property of its model.
+_NO_PARAMETERS = {"output_dir", "resume", "overwrite", "save_every_minutes", "log_histograms", "profile", "track"}
+
 
 def require_sharding(config: RunConfig) -> None:
-    """Refuse an optimizer that cannot take what ``--strategy fsdp`` leaves each process of a tensor.
+    """Refuse what cannot take a part of a tensor, as ``--strategy fsdp`` leaves each process.
 
     Raises
     ------
@@ -51,6 +57,8 @@ def require_sharding(config: RunConfig) -> None:
         require_whole_tensors(config.train, f"--optimizer {config.optim.optimizer}")
     if config.optim.lookahead:
         require_whole_tensors(config.train, "--lookahead")
+    if config.train.log_histograms:
+        require_whole_tensors(config.train, "--log-histograms")
 
 
 def build_trainer(
@@ -142,10 +150,50 @@ def build_callbacks(
     return [
         Signals(),
         FiniteLosses(study.sample_ids, directory / "last.ckpt"),
-        Console(shown),
-        HistoryFile(directory / "history.csv"),
-        TensorBoard(directory / "tensorboard", lambda evaluation: figures(task, study, evaluation)),
+        *_watching(config, study, task, directory, shown),
         Plateau(config.optim.plateau_patience, config.optim.restart_on_plateau),
         EarlyStopping(config.train.patience),
         Checkpoints(save_best, directory / "last.ckpt", beside, config.train.save_every_minutes),
     ]
+
+
+def _watching(
+    config: RunConfig, study: Study, task: Task, directory: RunDirectory, shown: tuple[str, ...]
+) -> list[Callback]:
+    """What the run is watched by: the meter first, which the others read."""
+    meter, parameters, board = Meter(), _parameters(config), directory / "tensorboard"
+    watching: list[Callback] = [
+        meter,
+        Console(shown, meter),
+        HistoryFile(directory / "history.csv"),
+        StepCurves(board / "steps", meter),
+        TensorBoard(
+            board,
+            lambda evaluation: figures(task, study, evaluation),
+            parameters,
+            shown,
+            histograms=config.train.log_histograms,
+        ),
+    ]
+    if config.train.profile is not None:
+        watching.append(Profile(directory / "profile", config.train.profile))
+    if config.train.track:
+        from aam.integrations import tracker
+
+        trackers = [tracker(kind, directory.path) for kind in dict.fromkeys(config.train.track)]
+        plots, model, memory = directory / "plots", directory / MODEL_NAME, directory / "tracking.json"
+        watching.append(Tracking(trackers, parameters, plots, model, memory))
+    return watching
+
+
+def _parameters(config: RunConfig) -> dict[str, str | float | bool]:
+    """What the run was asked for, by the names of the options; all of them, so that runs can be compared."""
+    found: dict[str, str | float | bool] = {"command": config.command}
+    for section in config.model_dump(mode="json", exclude={"command"}).values():
+        for name, value in section.items():
+            if name in _NO_PARAMETERS:
+                continue
+            if isinstance(value, list):
+                value = " ".join(map(str, value)) or None
+            found[name] = "none" if value is None else value
+    return found

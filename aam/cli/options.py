@@ -138,6 +138,10 @@ def _click_option(name: str, field: FieldInfo, *, numbers_alone: bool = False) -
     help_text = (field.description or "") + _default_text(field)
     if kind is bool:
         return click.option(f"{spellings[0]}/--no-{name.replace('_', '-')}", name, default=None, help=help_text)
+    several = get_origin(kind) is tuple
+    if several:
+        kind = get_args(kind)[0]
+        help_text += "  (may be given several times)"
     click_type: Any = kind
     metavar = None
     if get_origin(kind) is Literal:
@@ -146,10 +150,6 @@ def _click_option(name: str, field: FieldInfo, *, numbers_alone: bool = False) -
         from aam.models.base_targets import base_target_names  # imports no torch
 
         click_type = click.Choice(base_target_names())
-    several = get_origin(kind) is tuple
-    if several:
-        kind = click_type = get_args(kind)[0]
-        help_text += "  (may be given several times)"
     if kind is Path:
         click_type, metavar = click.Path(path_type=Path), "PATH"
     return click.option(
@@ -289,12 +289,19 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def log_to_console() -> None:
     """Show the log on standard error: plain lines, warnings marked."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Stderr()
     handler.setFormatter(_Plain())
     logger = logging.getLogger("aam")
     logger.setLevel(logging.INFO)
     logger.propagate = False
     logger.handlers[:] = [handler]
+
+
+class _Stderr(logging.Handler):
+    """Writes to what standard error is by then: a progress line takes it over, to be moved out of the way."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
 
 
 class _Plain(logging.Formatter):

@@ -14,15 +14,27 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from aam.evaluation.ordination import align, pcoa
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["confusion_plot", "distance_plot", "history_plot", "range_test_plot", "regression_plot", "save_figure"]
+__all__ = [
+    "confusion_plot",
+    "distance_plot",
+    "history_plot",
+    "ordination_plot",
+    "range_test_plot",
+    "regression_plot",
+    "save_figure",
+]
 
 BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#666666"
 MARKERS_UP_TO = 40  # epochs; longer curves are drawn without points
 PANELS_PER_ROW = 3
+# For classes: Okabe & Ito's without the yellow that vanishes on white, and a purple.
+COLOURS = (BLUE, VERMILLION, "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F3C8D")
 
 
 def regression_plot(
@@ -164,6 +176,69 @@ def confusion_plot(
     return figure
 
 
+def ordination_plot(
+    actual: NDArray[Any],
+    predicted: NDArray[Any],
+    *,
+    title: str = "",
+    colours: NDArray[Any] | None = None,
+    colours_label: str = "",
+) -> Figure:
+    """Draw samples by their actual and by their predicted distances, side by side and on one scale.
+
+    Parameters
+    ----------
+    actual, predicted : ndarray (N, N)
+        Distances; the predicted ordination is turned (and mirrored) onto the actual one.
+    title : str
+    colours : ndarray (N,), optional
+        A number or a class of each sample.
+    colours_label : str
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    truth, guess = pcoa(actual), pcoa(predicted)
+    turned, correlation = align(guess.coordinates, truth.coordinates)
+    # Turned axes are no principal ones: each has its own share of what both explain.
+    spread = np.square(turned - turned.mean(axis=0)).sum(axis=0)
+    share = spread / max(spread.sum(), 1e-300) * guess.explained.sum()
+
+    figure = _empty_figure(9.4, 4.9)
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    for axes, name, points, explained in zip(
+        panels,
+        ("actual distances", "predicted distances, turned to match"),
+        (truth.coordinates, turned),
+        (truth.explained, share),
+        strict=True,
+    ):
+        marks = _scatter(axes, points, colours)
+        axes.set_title(name, fontsize=10)
+        axes.set_xlabel(f"PC1 ({100 * explained[0]:.1f} %)")
+        axes.set_ylabel(f"PC2 ({100 * explained[1]:.1f} %)")
+        axes.tick_params(labelleft=True)
+        axes.set_aspect("equal")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.axhline(0, color=GREY, linewidth=0.5, zorder=0)
+        axes.axvline(0, color=GREY, linewidth=0.5, zorder=0)
+    both = np.concatenate([truth.coordinates, turned])
+    centre, reach = (both.max(axis=0) + both.min(axis=0)) / 2, np.ptp(both, axis=0) / 2
+    reach = 1.08 * np.maximum(reach, 0.6 * reach.max() or 1.0)  # 0 where all samples are one point
+    panels[0].set_xlim(centre[0] - reach[0], centre[0] + reach[0])
+    panels[0].set_ylim(centre[1] - reach[1], centre[1] + reach[1])
+    label = _wrap(colours_label, 40)
+    if marks is not None:
+        figure.colorbar(marks, ax=panels, label=label, shrink=0.9)
+    elif colours is not None:
+        handles, names = panels[0].get_legend_handles_labels()
+        figure.legend(handles, names, title=label, loc="outside right center", frameon=False, fontsize=9)
+    told = f"PCoA of {len(turned):,} samples, Procrustes correlation {correlation:.3f}"
+    figure.suptitle("\n".join(filter(None, [_wrap(title, 90), told])), fontsize=11)
+    return figure
+
+
 def history_plot(history: pd.DataFrame) -> Figure:
     """Plot training and validation curves over the epochs.
 
@@ -249,6 +324,29 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     """Write a figure; the format is the path's suffix (``.png``, ``.svg``, ``.pdf``). Missing folders are made."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+
+
+def _scatter(axes: Axes, points: NDArray[np.float64], colours: NDArray[Any] | None) -> Any:
+    """Draw the samples; what a colour bar is made of where the colours are numbers."""
+    x, y = points.T
+    style: Any = {"s": 26, "alpha": 0.8, "edgecolors": "white", "linewidths": 0.4}
+    if colours is None:
+        axes.scatter(x, y, color=COLOURS[0], **style)
+        return None
+    if colours.dtype.kind in "fiu":
+        return axes.scatter(x, y, c=colours, cmap="viridis", **style)
+    text = colours.astype(str)
+    names, sizes = np.unique(text, return_counts=True)
+    frequent = names[np.argsort(-sizes, kind="stable")]
+    own = frequent if len(frequent) <= len(COLOURS) else frequent[: len(COLOURS) - 1]
+    for name, colour in zip(own, COLOURS, strict=False):
+        shown = name if len(name) <= 24 else f"{name[:23]}…"
+        axes.scatter(x[text == name], y[text == name], color=colour, label=shown, **style)
+    if len(own) < len(frequent):
+        others = ~np.isin(text, own)
+        label = f"{len(frequent) - len(own)} others"
+        axes.scatter(x[others], y[others], color="#bbbbbb", label=label, zorder=0.5, **style)
+    return None
 
 
 def _empty_figure(width: float, height: float) -> Figure:

@@ -1,18 +1,21 @@
-"""What happens beside the loop, one concern a class."""
+"""What happens beside the loop, one concern a class: what a run writes and when it ends.
+
+Beside these, `aam.training.meter`, `console`, `tensorboard`, `profiler` and `tracking` hold what it is watched by.
+"""
 
 from __future__ import annotations
 
+import csv
 import logging
 import math
 import os
 import signal
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,20 +27,7 @@ from aam.training.sharded import remove_shards, save_sharded
 from aam.training.tasks import Evaluation
 from aam.training.trainer import Callback, Step, Trainer
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from rich.progress import Progress, TaskID
-
-__all__ = [
-    "Checkpoints",
-    "Console",
-    "EarlyStopping",
-    "FiniteLosses",
-    "HistoryFile",
-    "Plateau",
-    "Signals",
-    "TensorBoard",
-]
+__all__ = ["Checkpoints", "EarlyStopping", "FiniteLosses", "HistoryFile", "Plateau", "Signals"]
 
 logger = logging.getLogger("aam")
 
@@ -245,134 +235,41 @@ def _at_once() -> bool:
 
 
 class HistoryFile(Callback):
-    """Writes ``history.csv``, whole after every epoch."""
+    """Writes ``history.csv``: a row an epoch, with the time and the memory that it took.
+
+    Epochs can be shorter than it takes to write hundreds of rows, so a row is added to those that are there; the whole
+    file is written at first, and where there is a column more.
+    """
 
     first_process_only = True
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.columns: list[str] = []  # of the file that this run has begun
+
+    def on_start(self, trainer: Trainer) -> None:
+        self.columns = []
 
     def on_epoch(self, trainer: Trainer, evaluation: Evaluation) -> None:
-        import pandas as pd
+        row = self._rows(trainer, 1)[0]
+        if not self.columns or row.keys() - set(self.columns):
+            self._write_whole(self._rows(trainer, len(trainer.state.history)))
+            return
+        with self.path.open("a", encoding="utf-8", newline="") as file:
+            csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
 
+    def _rows(self, trainer: Trainer, last: int) -> list[dict[str, float]]:
+        measured = {row["epoch"]: row for row in trainer.state.measured[-last:]}
+        return [
+            row | measured.get(row["epoch"], {}) | {"epoch": int(row["epoch"]), "step": int(row["step"])}
+            for row in trainer.state.history[-last:]
+        ]
+
+    def _write_whole(self, rows: Sequence[Mapping[str, float]]) -> None:
+        self.columns = list(dict.fromkeys(name for row in rows for name in row))
         unfinished = self.path.with_name(self.path.name + ".tmp")
-        frame = pd.DataFrame(trainer.state.history).astype({"epoch": int, "step": int})
-        frame.to_csv(unfinished, index=False)
+        with unfinished.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, self.columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
         unfinished.replace(self.path)
-
-
-class Console(Callback):
-    """A line for every epoch, and on a terminal a progress bar within it.
-
-    Parameters
-    ----------
-    shown : sequence of str
-        The metrics of the line, where they exist.
-    """
-
-    first_process_only = True
-
-    def __init__(self, shown: tuple[str, ...]) -> None:
-        self.shown = shown
-        self.progress: Progress | None = None
-        self.bar: TaskID | None = None
-        self.refreshed = 0.0
-        self.began = 0.0
-
-    def on_start(self, trainer: Trainer) -> None:
-        self.began = time.monotonic()
-        if not sys.stderr.isatty():
-            return
-        from rich.console import Console as RichConsole
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.progress = Progress(
-            TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[losses]}"),
-            TimeRemainingColumn(),
-            console=RichConsole(stderr=True),
-            transient=True,
-        )
-        self.progress.start()
-        self.bar = self.progress.add_task("", total=trainer.steps_per_epoch, epoch=trainer.state.epoch + 1, losses="")
-
-    def on_step(self, trainer: Trainer, step: Step) -> None:
-        if self.progress is None or self.bar is None:
-            return
-        self.progress.advance(self.bar)
-        # Reading a loss waits for the device, so it is done twice a second and not in every step.
-        if time.monotonic() - self.refreshed > 0.5:
-            self.refreshed = time.monotonic()
-            losses = "  ".join(f"{name} {float(value):.4f}" for name, value in step.parts.items())
-            self.progress.update(self.bar, losses=f"{losses}  lr {trainer.learning_rate:.1e}")
-
-    def on_epoch(self, trainer: Trainer, evaluation: Evaluation) -> None:
-        row = trainer.state.history[-1]
-        shown = [f"loss {row['train_loss']:.4f} / {row['val_loss']:.4f}"]
-        shown += [f"{name} {evaluation.metrics[name]:.4f}" for name in self.shown if name in evaluation.metrics]
-        now = time.monotonic()
-        seconds, self.began = now - self.began, now
-        best = "  *" if trainer.state.improved else ""
-        logger.info(
-            "epoch %d/%d  %s  %.1f s%s", trainer.state.epoch, trainer.config.epochs, "  ".join(shown), seconds, best
-        )
-        if self.progress is not None and self.bar is not None:
-            self.progress.reset(self.bar, epoch=trainer.state.epoch + 1, losses="")
-
-    def on_end(self, trainer: Trainer) -> None:
-        self.close()
-
-    def close(self) -> None:
-        # Gives the terminal back.
-        if self.progress is not None:
-            self.progress.stop()
-            self.progress = None
-
-
-class TensorBoard(Callback):
-    """Curves of training and validation overlaid, the learning rate, and each epoch's plots.
-
-    Training and validation are two runs with the same tags, which TensorBoard draws into one chart.
-
-    Parameters
-    ----------
-    directory : Path
-    figures : callable
-        Evaluation to named figures.
-    """
-
-    first_process_only = True
-
-    def __init__(self, directory: Path, figures: Callable[[Evaluation], Mapping[str, Figure]]) -> None:
-        self.directory = directory
-        self.figures = figures
-        self.writers: dict[str, Any] = {}
-
-    def on_start(self, trainer: Trainer) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.writers = {
-            name: SummaryWriter(str(self.directory / name), purge_step=trainer.state.epoch + 1)
-            for name in ("train", "validation")
-        }
-
-    def on_epoch(self, trainer: Trainer, evaluation: Evaluation) -> None:
-        row = trainer.state.history[-1]
-        epoch = trainer.state.epoch
-        for name, value in row.items():
-            split, _, metric = name.partition("_")
-            if split in ("train", "val"):
-                writer = self.writers["train" if split == "train" else "validation"]
-                writer.add_scalar(f"{'loss' if metric.endswith('loss') else 'metric'}/{metric}", value, epoch)
-        self.writers["train"].add_scalar("learning_rate", row["lr"], epoch)
-        for name, figure in self.figures(evaluation).items():
-            self.writers["validation"].add_figure(name, figure, epoch)
-        for writer in self.writers.values():
-            writer.flush()
-
-    def close(self) -> None:
-        for writer in self.writers.values():
-            writer.close()
-        self.writers = {}

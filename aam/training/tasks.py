@@ -140,6 +140,7 @@ class Evaluation:
     sample_index: NDArray[np.int64]  # (n,)
     output: NDArray[np.float32] | None = None  # (n, C): what the target head gave
     readings: dict[str, Reading] = field(default_factory=dict)  # by the name of their metrics
+    paired: NDArray[np.int64] | None = None  # the samples whose pairs with each other the readings of distances hold
 
 
 class _Block(NamedTuple):
@@ -302,7 +303,8 @@ class Task:
             if self.config.unifrac_weight > 0:
                 losses[f"{name}_loss"] = reading.loss(self.labelled[reading.target.name].scale)
         losses["loss"] = sum(self.weights[name] * value for name, value in losses.items())
-        return Evaluation(losses, metrics, sample_index, output_array, readings)
+        paired = None if stripes else sample_index[self._in_pairs(len(sample_index))]
+        return Evaluation(losses, metrics, sample_index, output_array, readings, paired)
 
     @staticmethod
     def evaluation_elsewhere(losses: dict[str, float], metrics: dict[str, float]) -> Evaluation:
@@ -394,10 +396,7 @@ class Task:
         distances = [labelled for labelled in self.labelled.values() if labelled.target.kind == "pairwise"]
         if not distances:
             return []
-        chosen = np.arange(len(sample_index))
-        if len(chosen) > _MOST_SAMPLES_IN_PAIRS:
-            draws = generator("samples whose pairs are judged", self.seed, 0)
-            chosen = np.sort(draws.choice(chosen, _MOST_SAMPLES_IN_PAIRS, replace=False))
+        chosen = self._in_pairs(len(sample_index))
         device = next(self.model.parameters()).device
         summary = SampleSummary.cat([judged.summary for judged in kept]).rows(chosen).to(device)
         samples = sample_index[chosen]
@@ -414,6 +413,13 @@ class Task:
                     name = self._reading_name(labelled.target, head)
                     blocks.append(_Block(name, actual[known], predicted.float().cpu().numpy()[known], first))
         return blocks
+
+    def _in_pairs(self, number: int) -> NDArray[np.int64]:
+        """Which of so many held-out samples are judged in pairs."""
+        if number <= _MOST_SAMPLES_IN_PAIRS:
+            return np.arange(number)
+        draws = generator("samples whose pairs are judged", self.seed, 0)
+        return np.sort(draws.choice(np.arange(number), _MOST_SAMPLES_IN_PAIRS, replace=False))
 
     def _joined(self, blocks: list[_Block]) -> dict[str, Reading]:
         """Readings, in the order of `reading_names`, from their blocks; without those of which nothing is known."""

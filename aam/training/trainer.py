@@ -4,11 +4,15 @@ One run, as a timeline of the callbacks' events::
 
     on_start
     for each epoch:
+        on_epoch_start
         for each optimizer step:
             on_step
+        on_validation
         validation
         on_epoch
     on_end
+    (the best model is judged and the run directory completed)
+    on_result
     close
 
 and on_interrupt where it was asked to stop. A run may be saved after any step (`Trainer.state_dict`), and goes on from
@@ -64,6 +68,7 @@ class TrainState:
     plateau_epoch: int = 0  # the last that ended a plateau
     stop: bool = False
     history: list[dict[str, float]] = field(default_factory=list)  # a row an epoch
+    measured: list[dict[str, float]] = field(default_factory=list, compare=False)  # likewise: its time and memory
 
     @property
     def improved(self) -> bool:
@@ -77,7 +82,7 @@ class Step:
 
     parts: dict[str, Tensor]  # each part of the loss, a mean over the samples; still on the device
     batches: Sequence[Batch]  # joined in the step; of each, this process's share
-    gradient_norm: Tensor | None  # before it was clipped; None where it is not
+    gradient_norm: Tensor | None  # before it was clipped; None where it is not, or where it overflowed
 
     @property
     def samples(self) -> int:
@@ -96,11 +101,17 @@ class Callback:
 
     def on_start(self, trainer: Trainer) -> None: ...
 
+    def on_epoch_start(self, trainer: Trainer) -> None: ...
+
     def on_step(self, trainer: Trainer, step: Step) -> None: ...
+
+    def on_validation(self, trainer: Trainer) -> None: ...
 
     def on_epoch(self, trainer: Trainer, evaluation: Evaluation) -> None: ...
 
     def on_end(self, trainer: Trainer) -> None: ...
+
+    def on_result(self, trainer: Trainer, metrics: Mapping[str, Any]) -> None: ...
 
     def on_interrupt(self, trainer: Trainer) -> None: ...
 
@@ -220,7 +231,9 @@ class Trainer:
         try:
             self._tell("on_start")
             while self.state.epoch < self.config.epochs and not self.state.stop:
+                self._tell("on_epoch_start")
                 losses = self.train_epoch()
+                self._tell("on_validation")
                 with self.average.in_model():
                     evaluation = self.evaluate(self.val_loader)
                 self._record(losses, evaluation)
@@ -230,6 +243,10 @@ class Trainer:
             self._tell("on_interrupt")
             raise
         return self.state
+
+    def finish(self, metrics: Mapping[str, Any]) -> None:
+        """Tell the callbacks what the run came to; its directory is complete."""
+        self._tell("on_result", metrics)
 
     def stop_soon(self, signal: int) -> None:
         """Stop after the step, or the held-out batch, that is under way."""
@@ -280,6 +297,8 @@ class Trainer:
             parts.add(self.processes.averages({"loss": loss.total, **loss.parts}), of_batch)
         norm = self._apply_gradients()
         self.epoch_parts.merge(parts)
+        if norm is not None:
+            self.epoch_parts.add({"gradient_norm": norm}, 1)
         self.state.batch += len(group)
         self.state.step += 1
         return Step(parts.means(), group, norm)
@@ -311,6 +330,8 @@ class Trainer:
         if self.scaler.get_scale() >= scale:  # else the gradient overflowed and the step was left out
             self.schedule.step()
             self.average.update()
+        else:
+            norm = None
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
@@ -320,7 +341,7 @@ class Trainer:
         state.batch = 0
         self.epoch_parts = _PartMeans()
         row = {"epoch": float(state.epoch), "step": float(state.step), "lr": self.learning_rate}
-        row |= {f"train_{name}": value for name, value in losses.items()}
+        row |= {name if name == "gradient_norm" else f"train_{name}": value for name, value in losses.items()}
         row |= {f"val_{name}": value for name, value in (evaluation.losses | evaluation.metrics).items()}
         broken = [name for name, value in row.items() if "loss" in name and not math.isfinite(value)]
         if broken:

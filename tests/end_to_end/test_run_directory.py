@@ -20,11 +20,18 @@ SHARED = {
     "best_model.safetensors",
     "last.ckpt",
     "aam.log",
+    "tensorboard/steps/events.out",
     "tensorboard/train/events.out",
     "tensorboard/validation/events.out",
     "plots/history.png",
 }
-DISTANCES = {f"plots/{part}_distances_{head}.png" for part in ("val", "test") for head in ("clade", "euclidean")}
+DISTANCES = {
+    f"plots/{part}_{kind}_{head}.png"
+    for part in ("val", "test")
+    for kind in ("distances", "pcoa")
+    for head in ("clade", "euclidean")
+}
+MACHINE = {"seconds", "samples_per_second", "memory_mb"}
 REGRESSION = {"mae", "rmse", "r2", "spearman"}
 UNIFRAC = {f"unifrac_{name}" for name in REGRESSION} | {f"unifrac_euclidean_{name}" for name in REGRESSION}
 
@@ -75,7 +82,7 @@ class TestFiles:
 class TestHistory:
     def columns(self, losses: list[str], metrics: set[str]) -> set[str]:
         parts = {f"{part}_{name}" for part in ("train", "val") for name in ["loss", *losses]}
-        return {"epoch", "step", "lr"} | parts | {f"val_{name}" for name in metrics}
+        return {"epoch", "step", "lr", "gradient_norm"} | MACHINE | parts | {f"val_{name}" for name in metrics}
 
     def test_of_pretraining(self, pretrained: Path) -> None:
         history = pd.read_csv(pretrained / "history.csv")
@@ -120,8 +127,9 @@ class TestTensorBoard:
         train, validation = (set(events[part].Tags()["scalars"]) for part in ("train", "validation"))
         names = ("loss", "unifrac_loss", "unifrac_euclidean_loss", "nuc_loss", "count_loss", "target_loss")
         losses = {f"loss/{name}" for name in names}
-        assert train == losses | {"learning_rate"}
-        assert validation == losses | {f"metric/{name}" for name in UNIFRAC | REGRESSION}
+        assert train == losses | {"learning_rate", "gradient_norm"} | {f"machine/{name}" for name in MACHINE}
+        best = {f"best/{name}" for name in ("target_loss", "r2", "mae", "unifrac_r2", "unifrac_euclidean_r2")}
+        assert validation == losses | {f"metric/{name}" for name in UNIFRAC | REGRESSION} | best
 
     def test_curves_are_those_of_the_history(self, events: dict[str, EventAccumulator], trained: Path) -> None:
         history = pd.read_csv(trained / "history.csv")
@@ -130,6 +138,8 @@ class TestTensorBoard:
             ("validation", "loss/target_loss", "val_target_loss"),
             ("validation", "metric/unifrac_r2", "val_unifrac_r2"),
             ("train", "learning_rate", "lr"),
+            ("train", "gradient_norm", "gradient_norm"),
+            ("train", "machine/seconds", "seconds"),
         ):
             points = events[part].Scalars(tag)
             assert [point.step for point in points] == [1, 2]
@@ -137,7 +147,8 @@ class TestTensorBoard:
 
     def test_each_epoch_has_its_plots(self, events: dict[str, EventAccumulator]) -> None:
         images = events["validation"]
-        assert set(images.Tags()["images"]) == {"predictions", "distances_clade", "distances_euclidean"}
+        readings = {f"{kind}_{head}" for kind in ("distances", "pcoa") for head in ("clade", "euclidean")}
+        assert set(images.Tags()["images"]) == {"predictions"} | readings
         for tag in images.Tags()["images"]:
             assert [image.step for image in images.Images(tag)] == [1, 2]
 

@@ -10,12 +10,15 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from scipy.spatial import procrustes
+from scipy.spatial.distance import pdist, squareform
 from sklearn.metrics import balanced_accuracy_score, mean_absolute_error, r2_score
 
 from aam.evaluation.plots import (
     confusion_plot,
     distance_plot,
     history_plot,
+    ordination_plot,
     range_test_plot,
     regression_plot,
     save_figure,
@@ -149,3 +152,28 @@ def test_no_global_state() -> None:
 def test_an_r2_that_is_known_is_the_one_shown():
     figure = distance_plot([0.0, 1.0], [0.0, 0.5], r2=0.25)
     assert any("R² = 0.250" in text.get_text() for text in figure.findobj(lambda part: hasattr(part, "get_text")))
+
+
+POINTS = rng.normal(size=(30, 2))
+CLASSES = np.array([f"a class with a name that is far too long for a legend {i % 11}" for i in range(30)])
+
+
+@pytest.mark.parametrize("colours", [None, np.arange(30) / 7, np.arange(30), CLASSES, CLASSES[:1].repeat(30)])
+def test_ordinations_side_by_side(colours: np.ndarray | None, tmp_path: Path) -> None:
+    """In a plane, distances say all of the points; so the correlation is SciPy's of these."""
+    others = POINTS + rng.normal(scale=0.3, size=POINTS.shape)
+    actual, predicted = squareform(pdist(POINTS)), squareform(pdist(others))
+    text = check(ordination_plot(actual, predicted, title="UniFrac", colours=colours, colours_label="age"), tmp_path)
+    _, _, disparity = procrustes(POINTS, others)
+    assert f"PCoA of 30 samples, Procrustes correlation {np.sqrt(1 - disparity):.3f}" in text
+    assert "UniFrac" in text and "actual distances" in text and "predicted distances" in text
+    assert ("age" in text) == (colours is not None)
+    if colours is CLASSES:
+        assert "4 others" in text
+
+
+@pytest.mark.parametrize("predicted", [np.zeros((5, 5)), 1 - np.eye(5)])
+def test_ordination_of_collapsed_distances(predicted: np.ndarray, tmp_path: Path) -> None:
+    text = check(ordination_plot(squareform(pdist(POINTS[:5])), predicted), tmp_path)
+    assert "nan" not in text
+    assert "nan" not in check(ordination_plot(np.zeros((5, 5)), predicted), tmp_path)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import logging
+import importlib
 import math
 import os
+import pkgutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -15,18 +16,14 @@ import torch
 from matplotlib.figure import Figure
 
 from aam.errors import DataError, Interrupted
-from aam.training.callbacks import (
-    Checkpoints,
-    Console,
-    EarlyStopping,
-    FiniteLosses,
-    HistoryFile,
-    Plateau,
-    Signals,
-    TensorBoard,
-)
+from aam.training.callbacks import Checkpoints, EarlyStopping, FiniteLosses, HistoryFile, Plateau, Signals
 from aam.training.checkpoint import load_checkpoint
+from aam.training.console import Console
+from aam.training.meter import Meter
+from aam.training.profiler import Profile
 from aam.training.tasks import Evaluation
+from aam.training.tensorboard import StepCurves, TensorBoard
+from aam.training.tracking import Tracking
 from aam.training.trainer import Callback, Step, Trainer
 from tests.training.tiny import build_task, build_trainer
 
@@ -35,64 +32,98 @@ def no_figures(evaluation: Evaluation) -> dict[str, Figure]:
     return {}
 
 
-CALLBACKS: dict[str, Callable[[Path], Callback]] = {
-    "Callback": lambda path: Callback(),
-    "Checkpoints": lambda path: Checkpoints(lambda evaluation: None, path / "last.ckpt", {}),
-    "Console": lambda path: Console(("r2",)),
-    "EarlyStopping": lambda path: EarlyStopping(3),
-    "FiniteLosses": lambda path: FiniteLosses(list("abcdef"), path / "last.ckpt"),
-    "HistoryFile": lambda path: HistoryFile(path / "history.csv"),
-    "Plateau": lambda path: Plateau(1, restart=True),
-    "Signals": lambda path: Signals(),
-    "TensorBoard": lambda path: TensorBoard(path / "tensorboard", no_figures),
+CALLBACKS: dict[str, Callable[[Path, Meter], Callback]] = {
+    "Callback": lambda path, meter: Callback(),
+    "Checkpoints": lambda path, meter: Checkpoints(lambda evaluation: None, path / "last.ckpt", {}),
+    "Console": lambda path, meter: Console(("r2",), meter),
+    "EarlyStopping": lambda path, meter: EarlyStopping(3),
+    "FiniteLosses": lambda path, meter: FiniteLosses(list("abcdef"), path / "last.ckpt"),
+    "HistoryFile": lambda path, meter: HistoryFile(path / "history.csv"),
+    "Meter": lambda path, meter: Meter(),
+    "Plateau": lambda path, meter: Plateau(1, restart=True),
+    "Profile": lambda path, meter: Profile(path / "profile", 1),
+    "Signals": lambda path, meter: Signals(),
+    "StepCurves": lambda path, meter: StepCurves(path / "tensorboard" / "steps", meter),
+    "TensorBoard": lambda path, meter: TensorBoard(path / "tensorboard", no_figures, {"lr": 0.1}, ("r2",), True),
+    "Tracking": lambda path, meter: Tracking([], {}, path / "plots", path / "model", path / "tracking.json"),
 }
 
 
 def test_every_callback_is_here():
-    import aam.training.callbacks as module
+    import aam.training
 
-    assert set(module.__all__) | {"Callback"} == set(CALLBACKS)
+    found = {"Callback"}
+    for module in pkgutil.iter_modules(aam.training.__path__):
+        content = vars(importlib.import_module(f"aam.training.{module.name}"))
+        found |= {name for name, one in content.items() if isinstance(one, type) and issubclass(one, Callback)}
+    assert found == set(CALLBACKS)
 
 
 @pytest.mark.parametrize("kind", ["pretrain", "regression", "classes"])
 @pytest.mark.parametrize("name", CALLBACKS)
 def test_events(name, kind, equal_study, tmp_path):
-    callback = CALLBACKS[name](tmp_path)
-    trainer = build_trainer(equal_study, build_task(equal_study, kind), tmp_path, epochs=2, callbacks=[callback])
+    meter = Meter(every_seconds=0)
+    callback = CALLBACKS[name](tmp_path, meter)
+    trainer = build_trainer(equal_study, build_task(equal_study, kind), tmp_path, epochs=2, callbacks=[meter, callback])
     assert trainer.fit().epoch == 2
     evaluation = trainer.evaluate(trainer.val_loader)
     callback.on_start(trainer)  # and once more, as in a run that is resumed
+    callback.on_epoch_start(trainer)
     batch = next(iter(trainer.train_loader))
     callback.on_step(trainer, Step({"loss": torch.tensor(1.0)}, [batch], torch.tensor(0.5)))
+    callback.on_step(trainer, Step({"loss": torch.tensor(1.0)}, [batch], None))
+    callback.on_validation(trainer)
     callback.on_epoch(trainer, evaluation)
     callback.on_end(trainer)
+    callback.on_result(trainer, {"best_epoch": 2, "val": evaluation.metrics})
     callback.on_interrupt(trainer)
     callback.close()
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_console_on_a_terminal(equal_study, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    callback = Console(("r2",))
-    trainer = build_trainer(
-        equal_study, build_task(equal_study, "regression"), tmp_path, epochs=2, callbacks=[callback]
-    )
-    with caplog.at_level(logging.INFO, logger="aam"):
-        trainer.fit()
-    assert callback.progress is None
-    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("epoch")]
-    assert len(lines) == 2 and lines[0].startswith("epoch 1/2  loss ") and "r2" in lines[0]
+MEASURED = ["seconds", "samples_per_second", "memory_mb"]
 
 
 def test_history_file(equal_study, tmp_path):
-    callback = HistoryFile(tmp_path / "history.csv")
-    trainer = build_trainer(
-        equal_study, build_task(equal_study, "regression"), tmp_path, epochs=2, callbacks=[callback]
-    )
+    callbacks = [Meter(), HistoryFile(tmp_path / "history.csv")]
+    trainer = build_trainer(equal_study, build_task(equal_study, "regression"), tmp_path, epochs=3, callbacks=callbacks)
     history = trainer.fit().history
     found = pd.read_csv(tmp_path / "history.csv")
-    assert found.to_dict("records") == [pytest.approx(row) for row in history]
+    assert list(found.columns[-3:]) == MEASURED and (found[MEASURED] > 0).all(axis=None)
+    # Numbers are written so that they are read back bit for bit.
+    assert found.drop(columns=MEASURED).to_dict("records") == history
     assert found.epoch.dtype.kind == found.step.dtype.kind == "i"
+
+
+def test_history_file_of_a_resumed_run(equal_study, tmp_path):
+    """It has the rows of before, whatever a kill left of the file, and new columns where there are some."""
+    path = tmp_path / "history.csv"
+
+    def fresh(epochs: int) -> Trainer:
+        callbacks = [Meter(), HistoryFile(path)]
+        return build_trainer(
+            equal_study, build_task(equal_study, "pretrain"), tmp_path, epochs=epochs, callbacks=callbacks
+        )
+
+    first = fresh(2)
+    first.fit()
+    before = path.read_text()
+    path.write_text(before[: len(before) // 2])
+    second = fresh(4)
+    second.load_state_dict(first.state_dict())
+
+    class Column(Callback):
+        def on_epoch(self, trainer: Trainer, evaluation: Evaluation) -> None:
+            if trainer.state.epoch == 4:
+                trainer.state.history[-1]["val_new"] = 5.0
+
+    second.callbacks = [Column(), *second.callbacks]
+    second.fit()
+    lines = path.read_text().splitlines()
+    found = pd.read_csv(path)
+    assert found.epoch.tolist() == [1, 2, 3, 4] and found.val_new.dropna().tolist() == [5.0]
+    without = found.drop(columns="val_new").head(2).to_csv(index=False)
+    assert without == before and len(lines) == 5
 
 
 def test_checkpoints(equal_study, tmp_path):
@@ -110,28 +141,6 @@ def test_checkpoints(equal_study, tmp_path):
     assert saved == [value for i, value in enumerate(monitored) if value == min(monitored[: i + 1])]
     found = load_checkpoint(tmp_path / "last.ckpt")
     assert found["config"] == {"a": {"b": 1}} and found["trainer"]["state"]["epoch"] == 3
-
-
-def test_tensorboard(equal_study, tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    def figures(evaluation: Evaluation) -> dict[str, Figure]:
-        return {"predictions": Figure(figsize=(1, 1))}
-
-    callback = TensorBoard(tmp_path, figures)
-    trainer = build_trainer(equal_study, build_task(equal_study, "pretrain"), tmp_path, epochs=2, callbacks=[callback])
-    history = trainer.fit().history
-    read = {}
-    for name in ("train", "validation"):
-        read[name] = EventAccumulator(str(tmp_path / name)).Reload()
-    for name, prefix in (("train", "train_"), ("validation", "val_")):
-        for tag in ("loss", "unifrac_loss", "nuc_loss"):
-            values = [(event.step, event.value) for event in read[name].Scalars(f"loss/{tag}")]
-            assert values == [(i + 1, pytest.approx(row[prefix + tag])) for i, row in enumerate(history)]
-    assert [event.value for event in read["train"].Scalars("learning_rate")] == pytest.approx(
-        [row["lr"] for row in history]
-    )
-    assert [event.step for event in read["validation"].Images("predictions")] == [1, 2]
 
 
 # -------------------------------------------------------------------------------------------------------- what it saves
