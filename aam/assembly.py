@@ -26,6 +26,7 @@ from aam.models.distances import mean_of_pairs
 from aam.models.sequence_encoder import Level, SequenceEncoder
 from aam.models.sequence_predictor import SequencePredictor
 from aam.training.checkpoint import ModelFile, build_encoder, load_base, read_base_targets
+from aam.training.frozen import frozen_module
 from aam.training.tasks import LabelledTarget, PretrainTask, Task, TrainTask
 
 __all__ = ["build_task", "labelled_targets"]
@@ -43,19 +44,13 @@ def build_task(config: RunConfig, study: Study, split: NDArray[Any], pretrained:
     encoder = build_encoder(config.model, targets)
     dataset = SampleDataset.of_study(study, DatasetOptions.of(config.data, config.train.seed))
     if pretrained is not None:
-        source = config.train.pretrained_encoder
-        assert source is not None
-        before = read_base_targets(pretrained.header, source, known_alone=True)
-        fresh = load_base(encoder, _encoder_weights(pretrained), before, source)
-        new = {name: known for name, known in labelled.items() if name in fresh}
-        if new:
-            _calibrate(encoder, config.train, dataset, train, new, widths=False)
+        _load_pretrained(encoder, config, pretrained, dataset, train, labelled)
     else:
         _fit_abundance(encoder, dataset, train)
         _set_reference(encoder, config.train, study, train)
         _calibrate(encoder, config.train, dataset, train, labelled)
-    if config.train.freeze_base:
-        encoder.requires_grad_(False)
+    if config.train.frozen_part is not None and config.train.unfreeze_after is None:  # else the optimizer holds it
+        frozen_module(encoder, config.train.frozen_part).requires_grad_(False)
     if config.command == "pretrain":
         return PretrainTask(
             encoder, config.task, labelled, config.train.seed, studies=study.studies, study_names=study.study_names
@@ -76,6 +71,34 @@ def build_task(config: RunConfig, study: Study, split: NDArray[Any], pretrained:
         studies=study.studies,
         study_names=study.study_names,
     )
+
+
+def _load_pretrained(
+    encoder: SequenceEncoder,
+    config: RunConfig,
+    pretrained: ModelFile,
+    dataset: SampleDataset,
+    train: NDArray[np.int64],
+    labelled: Mapping[str, LabelledTarget],
+) -> None:
+    """Take over what was learnt; what was not starts at the level of the training samples."""
+    source = config.train.pretrained_encoder
+    assert source is not None
+    weights = _encoder_weights(pretrained)
+    before = read_base_targets(pretrained.header, source, known_alone=True)
+    theirs, ours = pretrained.config.model.distance_head, config.model.distance_head
+    new_clades = theirs == "euclidean" != ours
+
+    def load() -> set[str]:
+        return load_base(encoder, weights, before, source, other_heads=theirs != ours)
+
+    new = load()
+    calibrated = {name: known for name, known in labelled.items() if new_clades or name in new}
+    if calibrated or new_clades:
+        _calibrate(encoder, config.train, dataset, train, calibrated, widths=new_clades)
+        load()  # of the heads that were calibrated, some had been learnt
+    if calibrated and config.train.freeze_base and config.train.unfreeze_after is None:
+        logger.warning("--freeze-base: what the encoder lacks to read %s is not learnt", ", ".join(calibrated))
 
 
 def _labels(config: RunConfig, study: Study, train: NDArray[np.int64]) -> dict[str, Labels]:

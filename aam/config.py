@@ -17,6 +17,7 @@ __all__ = [
     "AugmentationConfig",
     "Command",
     "DataConfig",
+    "FrozenPart",
     "ModelConfig",
     "OptimConfig",
     "RunConfig",
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 Command = Literal["pretrain", "train"]
+FrozenPart = Literal["base", "asv_encoder"]
 
 
 def option(default: Any, help: str, *, only: Command | None = None, alias: str | None = None, **bounds: Any) -> Any:
@@ -442,7 +444,18 @@ class TrainConfig(Section):
     pretrained_encoder: Path | None = option(
         None, "Run directory (or model file) of `aam pretrain` to start from; its split is taken over.", only="train"
     )
-    freeze_base: bool = option(False, "Train the heads alone; the encoder stays as loaded.", only="train")
+    freeze_base: bool = option(
+        False, "Train the heads alone; the encoder stays as loaded, and encodes samples once.", only="train"
+    )
+    freeze_asv_encoder: bool = option(
+        False, "Train all but the encoder of ASVs; it stays as loaded, and encodes ASVs once.", only="train"
+    )
+    unfreeze_after: int | None = option(
+        None, "Train what is frozen, too, from the epoch after so many on.", ge=1, only="train"
+    )
+    encode_once: bool = option(
+        True, "Encode what is frozen before the first epoch, and not again for every batch.", only="train"
+    )
     allow_pretrained_leak: bool = option(
         False, "Hold out samples that the pre-trained encoder has seen; recorded in metrics.json.", only="train"
     )
@@ -487,6 +500,39 @@ class TrainConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _frozen_parts_fit(self) -> Self:
+        if self.freeze_asv_encoder and self.pretrained_encoder is None:
+            raise ValueError(
+                "--freeze-asv-encoder needs --pretrained-encoder: an encoder that never learnt is not worth freezing"
+            )
+        if self.freeze_base and self.freeze_asv_encoder:
+            raise ValueError("--freeze-base freezes what --freeze-asv-encoder does and more; give one of them")
+        if not self.encode_once and self.frozen_part is None:
+            raise ValueError("--no-encode-once needs something frozen: --freeze-base or --freeze-asv-encoder")
+        if self.unfreeze_after is None:
+            return self
+        if self.frozen_part is None:
+            raise ValueError(
+                f"--unfreeze-after {self.unfreeze_after} needs something frozen: --freeze-base or --freeze-asv-encoder"
+            )
+        if self.strategy == "fsdp":
+            raise ValueError(
+                f"--unfreeze-after {self.unfreeze_after} changes what is trained, which --strategy fsdp settles at the "
+                "start; use --strategy ddp, or train in two runs"
+            )
+        if self.unfreeze_after >= self.epochs:
+            raise ValueError(
+                f"--unfreeze-after {self.unfreeze_after} leaves none of --epochs {self.epochs} to train what is "
+                "frozen; give fewer, or leave it out"
+            )
+        return self
+
+    @property
+    def frozen_part(self) -> FrozenPart | None:
+        """What is frozen, at first or for the whole run."""
+        return "base" if self.freeze_base else "asv_encoder" if self.freeze_asv_encoder else None
+
     @property
     def samples_per_batch(self) -> int:
         """``batch_size``, once it is a number.
@@ -530,7 +576,7 @@ class RunConfig(Section):
                 raise ValueError(
                     f"{given} needs --pretrained-encoder: without one, everything is new and learns at --lr"
                 )
-            if value is not None and train.freeze_base:
+            if value is not None and train.freeze_base and train.unfreeze_after is None:
                 raise ValueError(f"{given} and --freeze-base: the heads alone are trained, at --lr {optim.lr:g}")
         target, batch = optim.target_effective_batch_size, train.batch_size
         if target is not None and batch != "auto" and batch > target:

@@ -90,17 +90,17 @@ def _cores() -> int:
 
 def datasets_of(config: RunConfig, study: Study, split: NDArray[Any], task: Task) -> dict[str, SampleDataset]:
     """The study as each split sees it."""
-    base_learns = not config.train.freeze_base
+    frozen = config.train.frozen_part if config.train.unfreeze_after is None else None
     options = replace(
         DatasetOptions.of(config.data, config.train.seed),
-        nuc_asv_fraction=config.task.nuc_asv_fraction if config.task.nuc_weight > 0 and base_learns else 0.0,
+        nuc_asv_fraction=config.task.nuc_asv_fraction if config.task.nuc_weight > 0 and frozen is None else 0.0,
         nuc_mask_ratio=config.task.nuc_mask_ratio,
         nuc_mask_strategy=config.task.nuc_mask_strategy,
         count_mask_ratio=(
             config.task.count_mask_ratio
             if config.command == "train"
             and config.task.count_weight > 0
-            and base_learns
+            and frozen != "base"
             and config.model.count_embedding != "none"
             else 0.0
         ),

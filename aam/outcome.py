@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from aam.config import RunConfig
-from aam.data.dataset import BatchPlan
+from aam.data.dataset import BatchPlan, SampleDataset
 from aam.data.study import Study
 from aam.data.targets import ClassTarget, NumericTarget
 from aam.loaders import datasets_of, loader
@@ -49,13 +49,16 @@ def judge_best(
     history = pd.DataFrame(trainer.state.history)
     metrics: dict[str, Any] = {"best_epoch": trainer.state.best_epoch}
     datasets = datasets_of(config, study, split, task)
+    held_out = trainer.val_loader.dataset
+    assert isinstance(held_out, SampleDataset)
     for part in ("val", "test"):
         if part not in datasets:
             continue
         plan = BatchPlan(
             study.rows_of(split, part), config.train.samples_per_batch, False, config.train.seed, share=processes.share
         )
-        evaluation = trainer.evaluate(loader(datasets[part], plan, config.train, trainer.device, workers=0))
+        dataset = datasets[part].changed(encoded=held_out.encoded)  # by what of the base is frozen
+        evaluation = trainer.evaluate(loader(dataset, plan, config.train, trainer.device, workers=0))
         metrics[part] = evaluation.metrics
         if not processes.first:
             continue

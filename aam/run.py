@@ -41,6 +41,7 @@ from aam.training.checkpoint import (
     load_checkpoint,
     load_model_file,
     model_path,
+    reference_length,
 )
 from aam.training.distributed import Processes, start
 from aam.training.sharded import fill_in_shards
@@ -124,7 +125,7 @@ def run(config: RunConfig) -> RunResult:
     with directory.logging() if processes.first and not searches_alone else nullcontext():
         _log_study(config, study, split, device, processes)
         if pretrained is not None:
-            _log_other_reading(config.data, pretrained.config.data)
+            _log_other_reading(config, pretrained, study)
         for note in notes:
             logger.info(note)
         for warning in _leaks(config, study, split):
@@ -148,7 +149,7 @@ def run(config: RunConfig) -> RunResult:
                     "start again with --overwrite"
                 ) from None
             logger.info("resuming after epoch %d, step %d", trainer.state.epoch, trainer.state.step)
-        trainer.callbacks = build_callbacks(config, study, task, directory, header, inputs)
+        trainer.callbacks = build_callbacks(config, study, task, directory, header, inputs, trainer.callbacks)
         if processes.first:
             write_json(directory / "config.json", config.model_dump(mode="json"))
             write_splits(directory / "splits.tsv", study.sample_ids, split)
@@ -184,7 +185,7 @@ def _load_pretrained(config: RunConfig) -> ModelFile | None:
 
 def _pretrained_architecture(config: RunConfig, pretrained: ModelFile) -> ModelConfig:
     """The pre-trained model's architecture, with what this run may choose for itself."""
-    own = {"dropout", "gradient_checkpointing", "asv_chunk_size"}
+    own = {"dropout", "gradient_checkpointing", "asv_chunk_size", "distance_head", "max_bp"}
     asked = {name: getattr(config.model, name) for name in config.model.model_fields_set}
     for name, value in asked.items():
         theirs = getattr(pretrained.config.model, name)
@@ -194,7 +195,30 @@ def _pretrained_architecture(config: RunConfig, pretrained: ModelFile) -> ModelC
                 f"{option} {value} does not fit the pre-trained encoder, which has {theirs}; "
                 f"leave {option} out, or pre-train with it"
             )
-    return pretrained.config.model.model_copy(update={name: asked[name] for name in own & asked.keys()})
+    architecture = pretrained.config.model.model_copy(update={name: asked[name] for name in own & asked.keys()})
+    _require_known_bases(architecture.max_bp, pretrained)
+    theirs = pretrained.config.model.distance_head
+    if config.train.freeze_base and architecture.distance_head == "euclidean" != theirs:
+        raise DataError(
+            f"--distance-head euclidean leaves out what the pre-trained encoder reads from clades (it has {theirs}), "
+            "and with --freeze-base nothing else can take its place; leave one of them out"
+        )
+    return architecture
+
+
+def _require_known_bases(max_bp: int, pretrained: ModelFile) -> None:
+    """Refuse to read bases that the encoder has no places for, or to cut the ASVs that it measures others by."""
+    theirs, references = pretrained.config.model.max_bp, reference_length(pretrained.weights)
+    if max_bp > theirs:
+        raise DataError(
+            f"--max-bp {max_bp} does not fit the pre-trained encoder, which has {theirs} and has learnt nothing of "
+            "bases beyond; leave --max-bp out, and longer sequences are cut there"
+        )
+    if max_bp < references:
+        raise DataError(
+            f"--max-bp {max_bp} would cut the reference ASVs of the pre-trained encoder, of up to {references} bases; "
+            "leave --max-bp out (shorter sequences need no other), or pre-train with it"
+        )
 
 
 def _own_split_options(data: DataConfig, before: DataConfig) -> set[str]:
@@ -354,13 +378,23 @@ def _provenance(study: Study, task: Task) -> dict[str, Any]:
     }
 
 
-def _log_other_reading(data: DataConfig, before: DataConfig) -> None:
+def _log_other_reading(config: RunConfig, pretrained: ModelFile, study: Study) -> None:
     """Say where samples are read in another way than the pre-trained encoder read them."""
-    for name in ("rarefy_depth", "token_limit", "asv_sampling"):
-        value, theirs = getattr(data, name), getattr(before, name)
+    for name in ("rarefy_depth", "token_limit", "asv_sampling", "max_bp", "distance_head"):
+        value, theirs = (
+            (part.data.model_dump() | part.model.model_dump())[name] for part in (config, pretrained.config)
+        )
         if value != theirs:
             option = "--" + name.replace("_", "-")
             logger.info("%s is %s here and was %s when the encoder was pre-trained", option, value, theirs)
+    longest, known = study.tokens.shape[1] - 1, reference_length(pretrained.weights)
+    if longest > 1.1 * known > 0:
+        logger.warning(
+            "ASVs here have up to %d bases, and those that the pre-trained encoder measures others by have up to %d: "
+            "of the bases beyond it may have learnt nothing",
+            longest,
+            known,
+        )
 
 
 def _log_study(

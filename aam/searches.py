@@ -22,6 +22,7 @@ from aam.loaders import datasets_of
 from aam.run_directory import RunDirectory, write_table
 from aam.training.batch_size import find_batch_size
 from aam.training.distributed import Processes
+from aam.training.frozen import Frozen
 from aam.training.lr_finder import MOST_STEPS, RangeTest, range_test
 from aam.training.optimizers import build_optimizer
 from aam.training.schedules import build_schedule
@@ -115,6 +116,9 @@ def search_learning_rate(trainer: Trainer, directory: RunDirectory) -> RangeTest
     """Run a range test and write what it saw; the trainer is as before."""
     from aam.evaluation.plots import range_test_plot, save_figure
 
+    for callback in trainer.callbacks:
+        if isinstance(callback, Frozen) and callback.until is None:
+            callback.on_start(trainer)  # what is encoded once serves the search too
     found = range_test(trainer, min(MOST_STEPS, trainer.steps))
     write_table(
         directory / "lr_find.tsv", pd.DataFrame({"lr": found.lr, "loss": found.loss, "smoothed_loss": found.smoothed})

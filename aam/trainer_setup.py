@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.data import DataLoader
 
 from aam.config import RunConfig
-from aam.data.dataset import BatchPlan
+from aam.data.batch import Batch
+from aam.data.dataset import BatchPlan, SampleDataset
 from aam.data.study import Study
 from aam.data.tokenizer import PAD
 from aam.loaders import datasets_of, loader
@@ -28,6 +31,7 @@ from aam.training.callbacks import (
 from aam.training.checkpoint import MODEL_NAME, save_model_file
 from aam.training.console import Console
 from aam.training.distributed import Processes, distribute, require_whole_tensors, whole
+from aam.training.frozen import Frozen
 from aam.training.kernels import prepare_kernels
 from aam.training.meter import Meter
 from aam.training.optimizers import OPTIMIZERS, build_optimizer, learning_rates
@@ -69,7 +73,7 @@ def build_trainer(
     device: torch.device,
     processes: Processes = Processes(),  # noqa: B008 - immutable
 ) -> Trainer:
-    """The trainer of a run, its callbacks left to `build_callbacks`.
+    """The trainer of a run, its callbacks but that which keeps a part frozen left to `build_callbacks`.
 
     Parameters
     ----------
@@ -105,7 +109,23 @@ def build_trainer(
         device,
         average=build_average(task.model, optim, steps),
         learner=learner,
+        callbacks=_frozen(config, study, split, device),
     )
+
+
+def _frozen(config: RunConfig, study: Study, split: NDArray[Any], device: torch.device) -> list[Callback]:
+    """What keeps a part of the base frozen, where one is to be."""
+    part = config.train.frozen_part
+    if part is None:
+        return []
+    train, val, test = (study.rows_of(split, name) for name in ("train", "val", "test"))
+
+    def batches(dataset: SampleDataset, plan: BatchPlan, workers: int | None) -> DataLoader[Batch]:
+        return loader(dataset, plan, config.train, device, workers=workers)
+
+    return [
+        Frozen(part, train, np.concatenate([val, test]), batches, config.train.unfreeze_after, config.train.encode_once)
+    ]
 
 
 def _plans(config: RunConfig, study: Study, split: NDArray[Any], processes: Processes) -> dict[str, BatchPlan]:
@@ -125,6 +145,7 @@ def build_callbacks(
     directory: RunDirectory,
     header: Mapping[str, Any],
     inputs: Mapping[str, str],
+    frozen: Sequence[Callback] = (),
 ) -> list[Callback]:
     """What happens beside the loop, in this order.
 
@@ -138,6 +159,8 @@ def build_callbacks(
         What the model file says beside its configuration and metrics.
     inputs : mapping
         What tells that a resumed run has the inputs that it had.
+    frozen : sequence of Callback
+        Those that the trainer has already.
     """
 
     def save_best(evaluation: Evaluation) -> None:
@@ -149,10 +172,11 @@ def build_callbacks(
     beside = {"config": config.model_dump(mode="json"), "inputs": dict(inputs)}
     return [
         Signals(),
+        *frozen,
         FiniteLosses(study.sample_ids, directory / "last.ckpt"),
         *_watching(config, study, task, directory, shown),
         Plateau(config.optim.plateau_patience, config.optim.restart_on_plateau),
-        EarlyStopping(config.train.patience),
+        EarlyStopping(config.train.patience, config.train.unfreeze_after or 0),
         Checkpoints(save_best, directory / "last.ckpt", beside, config.train.save_every_minutes),
     ]
 

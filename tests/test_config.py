@@ -77,9 +77,9 @@ class TestFields:
         fixed = (
             "epochs batch_size lr seed device num_workers embedding_dim attention_heads attention_layers max_bp "
             "token_limit rarefy_depth metadata_column classifier group_column val_size test_size pretrained_encoder "
-            "freeze_base mixed_precision gradient_checkpointing resume overwrite table sequences unifrac_matrix "
-            "metadata output_dir asv_chunk_size nuc_mask_ratio nuc_mask_strategy distance_head "
-            "stratify threads asv_sampling"
+            "freeze_base freeze_asv_encoder unfreeze_after encode_once mixed_precision gradient_checkpointing resume "
+            "overwrite table sequences unifrac_matrix metadata output_dir asv_chunk_size nuc_mask_ratio "
+            "nuc_mask_strategy distance_head stratify threads asv_sampling"
         )
         assert set(fixed.split()) <= {name for _, name, _ in fields()}
 
@@ -212,6 +212,28 @@ class TestWrongCombinations:
             ),
             ("pretrain", ["--resume", "--overwrite"], ["--resume", "--overwrite"]),
             ("train", ["--freeze-base"], ["--freeze-base", "--pretrained-encoder"]),
+            ("train", ["--freeze-asv-encoder"], ["--freeze-asv-encoder", "--pretrained-encoder"]),
+            (
+                "train",
+                ["--pretrained-encoder", "e", "--freeze-base", "--freeze-asv-encoder"],
+                ["--freeze-base", "--freeze-asv-encoder"],
+            ),
+            ("train", ["--pretrained-encoder", "e", "--no-encode-once"], ["--no-encode-once", "--freeze-base"]),
+            (
+                "train",
+                ["--pretrained-encoder", "e", "--unfreeze-after", "3"],
+                ["--unfreeze-after 3", "--freeze-base", "--freeze-asv-encoder"],
+            ),
+            (
+                "train",
+                ["--pretrained-encoder", "e", "--freeze-base", "--unfreeze-after", "3", "--strategy", "fsdp"],
+                ["--unfreeze-after 3", "--strategy fsdp"],
+            ),
+            (
+                "train",
+                ["--pretrained-encoder", "e", "--freeze-base", "--unfreeze-after", "3", "--epochs", "3"],
+                ["--unfreeze-after 3", "--epochs 3"],
+            ),
             (
                 "train",
                 ["--classifier", "--target-transform", "minmax"],

@@ -69,6 +69,9 @@ class Batch:
     target: Tensor | None = None  # (B,) float32 (transformed) or int64 (class)
     masked_nucleotides: MaskedNucleotides | None = None
     hidden_counts: Tensor | None = None  # (B, S) bool: abundances to restore
+    # Of a frozen encoder, in place of tokens or of all that it reads (see aam.data.encoded):
+    asv_embeddings: Tensor | None = None  # (U, D)
+    summary: tuple[Tensor | None, ...] | None = None  # (B, D), and (B, K) or None twice: a `SampleSummary`
 
     def __len__(self) -> int:
         """The samples that are learnt from, those that are only referred to left out."""
@@ -95,6 +98,8 @@ class Batch:
                 changed[part.name] = change(value)
             elif isinstance(value, dict):
                 changed[part.name] = {name: change(tensor) for name, tensor in value.items()}
+            elif isinstance(value, tuple):
+                changed[part.name] = tuple(None if tensor is None else change(tensor) for tensor in value)
             elif isinstance(value, MaskedNucleotides):
                 changed[part.name] = replace(
                     value,

@@ -7,8 +7,9 @@ Shapes: ``N`` samples, ``A`` ASVs, ``B`` samples of a batch, ``U`` distinct ASVs
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -116,6 +117,15 @@ class BatchPlan(Sampler[BatchKey]):
             yield BatchKey(self.epoch, tuple(batch.tolist()), self.share)
 
 
+class Encoded(Protocol):
+    """What a frozen encoder made of a study (see aam.data.encoded)."""
+
+    def batch(
+        self, dataset: SampleDataset, sample_index: NDArray[np.int64], epoch: int
+    ) -> tuple[Batch, NDArray[np.int64]]:
+        """Samples as a batch without labels, and the columns (U,) of its ASVs."""
+
+
 class SampleDataset(Dataset[Batch]):
     """A study as a map from `BatchKey` to `Batch`.
 
@@ -169,6 +179,7 @@ class SampleDataset(Dataset[Batch]):
         self.target = target
         self.references = common_references(self.labels, references)
         self.augmentation = augmentation
+        self.encoded: Encoded | None = None
         self.first_holder: NDArray[np.int64] | None = None
         if restore_once is not None:
             self.first_holder = np.full(counts.shape[1], -1)
@@ -204,16 +215,27 @@ class SampleDataset(Dataset[Batch]):
             augmentation,
         )
 
+    def changed(self, **attributes: object) -> Self:
+        """The same study with other attributes; arrays are shared."""
+        other = copy(self)
+        for name, value in attributes.items():
+            assert hasattr(other, name)
+            setattr(other, name, value)
+        return other
+
     def __getitem__(self, key: BatchKey) -> Batch:
         epoch, share = key.epoch, key.share
         everyone = np.array(key.samples, dtype=np.int64)  # (G,)
         own = share.of(len(everyone))
         samples = everyone[own]
-        references = self._references_of(everyone, epoch)  # (R,)
+        references = self.references_of(everyone, epoch)  # (R,)
         stand_ins = everyone[: 0 if len(samples) or len(references) else 1]
         sample_index = np.concatenate([samples, references, stand_ins])
-        rows, depth = self.drawn(sample_index, epoch)
-        batch, distinct = arrange(rows, depth, self.tokens, sample_index)
+        if self.encoded is None:
+            rows, depth = self.drawn(sample_index, epoch)
+            batch, distinct = arrange(rows, depth, self.tokens, sample_index)
+        else:
+            batch, distinct = self.encoded.batch(self, sample_index, epoch)
         extra: dict[str, object] = {"references": len(references), "stand_ins": len(stand_ins)}
         if share.processes > 1:
             extra["together"] = torch.from_numpy(everyone)
@@ -243,7 +265,7 @@ class SampleDataset(Dataset[Batch]):
             return np.zeros(len(samples), dtype=bool)
         return self.augmentation.partners(samples, self.sample_keys[samples], epoch).mixed
 
-    def _references_of(self, samples: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
+    def references_of(self, samples: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
         """The reference samples that go with a batch: drawn for each in training, else always the same."""
         known = self.references
         if len(known) > self.options.stripe_references:

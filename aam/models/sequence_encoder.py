@@ -53,6 +53,14 @@ class SampleBatch(Protocol):
     def depth(self) -> Tensor:
         """(B,): reads of each sample."""
 
+    @property
+    def asv_embeddings(self) -> Tensor | None:
+        """(U, D), where a frozen encoder has made them before; tokens are not read then."""
+
+    @property
+    def summary(self) -> tuple[Any, ...] | None:
+        """A `SampleSummary`, where a frozen encoder has made it before; nothing else is read then."""
+
 
 class SampleSummary(NamedTuple):
     """What base targets are read from."""
@@ -87,6 +95,13 @@ class EncodedSamples(NamedTuple):
     embedding: Tensor  # (B, D)
     presence: Tensor | None  # (B, K), with a clade head
     abundance: Tensor | None = None  # (B, K), where a base target reads it
+
+    @classmethod
+    def of_summary(cls, summary: SampleSummary) -> EncodedSamples:
+        """Samples of whose ASVs nothing is known any more."""
+        b, d = summary.embedding.shape
+        asvs, in_samples = summary.embedding.new_zeros(0, d), summary.embedding.new_zeros(b, 0, d)
+        return cls(asvs, in_samples, summary.embedding, summary.presence, summary.abundance)
 
     @property
     def summary(self) -> SampleSummary:
@@ -172,8 +187,13 @@ class SequenceEncoder(nn.Module):
         return ("clade",) * clade + ("euclidean",) * embedding
 
     def forward(self, batch: SampleBatch) -> EncodedSamples:
-        """Encode the samples of a batch."""
-        return self.encode_samples(self.asv_encoder(batch.tokens, batch.padded), batch)
+        """Encode the samples of a batch, or what of it has not been encoded before."""
+        if batch.summary is not None:
+            return EncodedSamples.of_summary(SampleSummary(*batch.summary))
+        asv_embeddings = batch.asv_embeddings  # (U, D)
+        if asv_embeddings is None:
+            asv_embeddings = self.asv_encoder(batch.tokens, batch.padded)
+        return self.encode_samples(asv_embeddings, batch)
 
     def encode_samples(self, asv_embeddings: Tensor, batch: SampleBatch) -> EncodedSamples:
         """Encode samples whose ASVs are encoded already.

@@ -33,10 +33,11 @@ logger = logging.getLogger("aam")
 
 
 class EarlyStopping(Callback):
-    """Stops after ``patience`` epochs without a better validation loss."""
+    """Stops after ``patience`` epochs without a better validation loss; epochs up to ``after`` do not count."""
 
-    def __init__(self, patience: int) -> None:
+    def __init__(self, patience: int, after: int = 0) -> None:
         self.patience = patience
+        self.after = after
 
     def on_start(self, trainer: Trainer) -> None:
         trainer.state.stop = self._enough(trainer)  # a resumed run may have been given more patience
@@ -47,7 +48,7 @@ class EarlyStopping(Callback):
             trainer.state.stop = True
 
     def _enough(self, trainer: Trainer) -> bool:
-        return trainer.state.epoch - trainer.state.best_epoch >= self.patience
+        return trainer.state.epoch - max(trainer.state.best_epoch, self.after) >= self.patience
 
 
 class Plateau(Callback):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from aam.config import ModelConfig, RunConfig
 from aam.data.targets import ClassTarget, NumericTarget, target_from_dict
 from aam.errors import DataError
+from aam.models.asv_encoder import PAD
 from aam.models.base_targets import BaseTarget, UniFrac, base_target, base_target_names
 from aam.models.sequence_encoder import SequenceEncoder
 from aam.models.sequence_predictor import SequencePredictor
@@ -36,6 +37,7 @@ __all__ = [
     "read_base_targets",
     "read_header",
     "read_target",
+    "reference_length",
     "save_checkpoint",
     "save_model_file",
     "without_base_heads",
@@ -235,9 +237,14 @@ def read_base_targets(header: Mapping[str, Any], path: Path, *, known_alone: boo
 
 
 def load_base(
-    encoder: SequenceEncoder, weights: Mapping[str, Tensor], targets: Iterable[BaseTarget], source: Path
+    encoder: SequenceEncoder,
+    weights: Mapping[str, Tensor],
+    targets: Iterable[BaseTarget],
+    source: Path,
+    *,
+    other_heads: bool = False,
 ) -> set[str]:
-    """Put a pre-trained base into an encoder that may have other base targets.
+    """Put a pre-trained base into an encoder that may have other base targets, other heads or fewer positions.
 
     Parameters
     ----------
@@ -246,11 +253,14 @@ def load_base(
     targets : iterable of BaseTarget
         Those of ``weights``.
     source : Path
+    other_heads : bool
+        Whether the encoder may have heads that ``weights`` lack, or lack some. Clades that are new are joined to the
+        sample embedding with a weight of 0, so that it starts as it was.
 
     Returns
     -------
     set of str
-        Base targets of the encoder whose heads are as they were.
+        Base targets of the encoder of which a head is as it was.
 
     Raises
     ------
@@ -260,10 +270,37 @@ def load_base(
     before = {target.name: target for target in targets}
     kept = {name for name, target in encoder.targets.items() if before.get(name) == target}
     own = encoder.state_dict()
-    taken = {name: weight for name, weight in weights.items() if _target_of(name) in {None, *kept}}
+    taken = {name: _cut(name, weight, own) for name, weight in weights.items() if _target_of(name) in {None, *kept}}
     fresh = {name: weight for name, weight in own.items() if _target_of(name) not in {None, *kept}}
+    if other_heads:
+        taken = {name: weight for name, weight in taken.items() if name in own or not _of_head(name)}
+        fresh |= {name: weight for name, weight in own.items() if name not in taken and _of_head(name)}
+        joining = (name for name in fresh if name.startswith("presence_projection."))
+        fresh |= {name: torch.zeros_like(own[name]) for name in joining}
     load_weights(encoder, taken | fresh, source)
-    return encoder.targets.keys() - kept
+    return (encoder.targets.keys() - kept) | {name for name in map(_target_of, fresh) if name is not None}
+
+
+def reference_length(weights: Mapping[str, Tensor]) -> int:
+    """Bases of the longest ASV that an encoder measures others by; 0 where its weights do not say."""
+    found = [tokens for name, tokens in weights.items() if name.removeprefix("encoder.") in _REFERENCE_TOKENS]
+    return max((int((tokens != PAD).sum(dim=1).max()) - 1 for tokens in found if tokens.ndim == 2), default=0)
+
+
+_REFERENCE_TOKENS = {"asv_encoder.reference_tokens": 1}
+_POSITIONS = {"asv_encoder.position_scale.weight": 0, "asv_encoder.position_shift.weight": 0, **_REFERENCE_TOKENS}
+
+
+def _cut(name: str, weight: Tensor, own: Mapping[str, Tensor]) -> Tensor:
+    """Without the positions that an encoder has no places for."""
+    dim = _POSITIONS.get(name)
+    if dim is None or weight.ndim != own[name].ndim:
+        return weight
+    return weight.narrow(dim, 0, min(weight.shape[dim], own[name].shape[dim]))
+
+
+def _of_head(weight: str) -> bool:
+    return weight.partition(".")[0] in {"clade_head", "presence_projection", "euclidean_head", "target_heads"}
 
 
 def without_base_heads(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

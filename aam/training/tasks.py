@@ -171,6 +171,15 @@ class Judged(NamedTuple):
         )
 
 
+class _JudgedBase(NamedTuple):
+    """What base targets of held-out samples come to."""
+
+    losses: dict[str, float]
+    metrics: dict[str, float]
+    readings: dict[str, Reading]
+    paired: NDArray[np.int64] | None
+
+
 class Task:
     """Base targets and masked nucleotides: what both commands share.
 
@@ -212,6 +221,8 @@ class Task:
         self.studies = studies
         self.study_names = study_names
         self.processes = Processes()
+        # By the rows of the held-out samples; kept only while the base is frozen (see aam.training.frozen).
+        self.judged_before: dict[bytes, _JudgedBase] | None = None
         self.weights = {f"{name}_loss": config.unifrac_weight for name in self.reading_names} | {
             "nuc_loss": config.nuc_weight,
             "count_loss": config.count_weight,
@@ -237,10 +248,11 @@ class Task:
         return self
 
     def train(self) -> None:
-        """Set the model to training; a frozen base stays as it is in prediction."""
+        """Set the model to training; a frozen part of the base stays as it is in prediction."""
         self.model.train()
-        if not any(parameter.requires_grad for parameter in self.encoder.parameters()):
-            self.encoder.eval()
+        for part in (self.encoder, self.encoder.asv_encoder):
+            if not _learns(part):
+                part.eval()
 
     def loss(self, batch: Batch) -> LossOutput:
         """The loss of a training batch.
@@ -295,16 +307,27 @@ class Task:
         outputs = [judged.output for judged in kept if judged.output is not None]
         output_array = torch.cat(outputs).float().cpu().numpy() if outputs else None  # (n, C)
         metrics = self._all_target_metrics(sample_index, output_array)
+        base = self._judged_base(kept, sample_index)
+        losses, metrics = losses | base.losses, metrics | base.metrics
+        losses["loss"] = sum(self.weights[name] * value for name, value in losses.items())
+        return Evaluation(losses, metrics, sample_index, output_array, base.readings, base.paired)
+
+    def _judged_base(self, kept: list[Judged], sample_index: NDArray[np.int64]) -> _JudgedBase:
+        """Base targets of held-out samples; those of a frozen base are judged once."""
+        if self.judged_before is not None and sample_index.tobytes() in self.judged_before:
+            return self.judged_before[sample_index.tobytes()]
         blocks = [block for judged in kept for block in judged.blocks]
         stripes = any(judged.stripes for judged in kept)
         readings = self._joined(blocks if stripes else blocks + self._pairs(kept, sample_index))
-        for name, reading in readings.items():
-            metrics |= reading.metrics(name, self.study_names)
-            if self.config.unifrac_weight > 0:
-                losses[f"{name}_loss"] = reading.loss(self.labelled[reading.target.name].scale)
-        losses["loss"] = sum(self.weights[name] * value for name, value in losses.items())
         paired = None if stripes else sample_index[self._in_pairs(len(sample_index))]
-        return Evaluation(losses, metrics, sample_index, output_array, readings, paired)
+        found = _JudgedBase({}, {}, readings, paired)
+        for name, reading in found.readings.items():
+            found.metrics.update(reading.metrics(name, self.study_names))
+            if self.config.unifrac_weight > 0:
+                found.losses[f"{name}_loss"] = reading.loss(self.labelled[reading.target.name].scale)
+        if self.judged_before is not None:
+            self.judged_before[sample_index.tobytes()] = found
+        return found
 
     @staticmethod
     def evaluation_elsewhere(losses: dict[str, float], metrics: dict[str, float]) -> Evaluation:
@@ -442,6 +465,11 @@ class Task:
                     None if self.studies is None else self.studies[of_name.sample_index],
                 )
         return readings
+
+
+def _learns(part: nn.Module) -> bool:
+    """Whether any weight of a part of the model is trained."""
+    return any(parameter.requires_grad for parameter in part.parameters())
 
 
 class PretrainTask(Task):

@@ -123,7 +123,16 @@ class TestPretrainedEncoder:
 
     @pytest.mark.parametrize(
         ("option", "asked", "has"),
-        [("--embedding-dim", 32, 16), ("--max-bp", 90, 300), ("--distance-head", "clade", "both")],
+        [
+            ("--embedding-dim", 32, 16),
+            ("--attention-heads", 4, 2),
+            ("--attention-layers", 2, 1),
+            ("--feed-forward-factor", 2, 4),
+            ("--count-embedding", "film", "add"),
+            ("--clades", 8, 16),
+            ("--max-bp", 400, 300),
+            ("--max-bp", 30, 40),  # the length of the reference ASVs
+        ],
     )
     def test_another_shape_is_refused(
         self, study: StudyFiles, pretrained: Path, tmp_path: Path, option: str, asked: object, has: object

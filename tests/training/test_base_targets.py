@@ -40,6 +40,7 @@ from aam.training.checkpoint import (
     load_model_file,
     load_weights,
     read_base_targets,
+    reference_length,
     save_model_file,
     without_base_heads,
 )
@@ -511,3 +512,48 @@ def test_a_base_is_taken_over_with_the_heads_that_fit(tmp_path):
     load_weights(bare, without_base_heads(weights), tmp_path)
     with pytest.raises(DataError):
         load_base(encoder, {name: w for name, w in weights.items() if "pooling" not in name}, before, tmp_path)
+
+
+HEADS = ["both", "clade", "euclidean"]
+
+
+@pytest.mark.parametrize("ours", HEADS)
+@pytest.mark.parametrize("theirs", HEADS)
+def test_a_base_is_taken_over_with_other_heads(theirs, ours, study, tmp_path):
+    targets = [UniFrac(), WeightedUniFrac(), FaithPD()]
+    torch.manual_seed(0)
+    before = build_encoder(MODEL.model_copy(update={"distance_head": theirs}), targets)
+    torch.manual_seed(1)
+    encoder = build_encoder(MODEL.model_copy(update={"distance_head": ours}), targets)
+    weights, start = before.state_dict(), {name: weight.clone() for name, weight in encoder.state_dict().items()}
+    new = load_base(encoder, weights, targets, tmp_path, other_heads=True)
+    lacking = set(HEADS[1:] if ours == "both" else [ours]) - set(HEADS[1:] if theirs == "both" else [theirs])
+    own = {"clade": {"faith_pd"}, "euclidean": {"unifrac", "weighted_unifrac", "faith_pd"}}  # beside the clades
+    assert new == set().union(*(own[head] for head in lacking))
+    for name, weight in encoder.state_dict().items():
+        if name in weights:
+            assert torch.equal(weight, weights[name]), name
+        elif not name.startswith("presence_projection"):
+            assert torch.equal(weight, start[name]), name
+    if ours != "euclidean" or theirs == "euclidean":  # else the part that clades have in it is gone
+        batch = batch_of(study, {})
+        assert torch.equal(encoder(batch).embedding, before(batch).embedding)
+    if theirs != ours:
+        with pytest.raises(DataError):
+            load_base(encoder, weights, targets, tmp_path)
+    damaged = {name: weight for name, weight in weights.items() if not name.startswith("pooling")}
+    with pytest.raises(DataError):
+        load_base(encoder, damaged, targets, tmp_path, other_heads=True)
+
+
+def test_a_base_of_more_positions_reads_shorter_sequences_as_before(tmp_path):
+    study = TinyStudy([9, 11, 12, 12], samples=3)
+    before = build_encoder(MODEL)
+    before.asv_encoder.set_reference(torch.from_numpy(study.tokens[:, 1:]))
+    encoder = build_encoder(MODEL.model_copy(update={"max_bp": 12}))
+    load_base(encoder, before.state_dict(), [UniFrac()], tmp_path)
+    assert reference_length(before.state_dict()) == reference_length(encoder.state_dict()) == 12
+    batch = batch_of(study, {})
+    assert torch.equal(encoder(batch).embedding, before(batch).embedding)
+    assert reference_length({f"encoder.{name}": weight for name, weight in before.state_dict().items()}) == 12
+    assert reference_length({}) == 0
