@@ -137,6 +137,7 @@ def test_folds(study: StudyFiles, tmp_path: Path) -> None:
 )
 def test_two_processes(options: list[object], study: StudyFiles, pretrained: Path, tmp_path: Path) -> None:
     arguments = [*tune(study, pretrained), *options_of(study, "numbers"), "--dropout", 0, "--epochs", 4]
+    arguments += ["--nuc-asv-fraction", 0.5]
     outcome = in_two(*arguments, *options, "--output-dir", tmp_path / "two")
     assert outcome.returncode == 0, outcome.stderr
     alone = [option for option in options if option not in ("--strategy", "fsdp")]
