@@ -137,12 +137,52 @@ class ASVEncoder(nn.Module):
         -------
         Tensor (U, D)
         """
+        if self.in_one_piece(tokens.device):
+            states, of_reference = self._encode_together((tokens, padded), (self.reference, self._reference_padded))
+            return self._normalised(self._pool(states, tokens, padded), of_reference)
         pooled = torch.cat(
             [self.in_little_memory(self._pooled, chunk, padded) for chunk in tokens.split(self.chunk(tokens))]
         )
-        reference = self._pooled(self.reference, self._reference_padded)
-        spread = (reference.var(dim=0, correction=0) + 1e-5).sqrt()
-        return (pooled - reference.mean(dim=0)) / spread
+        return self._normalised(pooled, self.encode_tokens(self.reference, self._reference_padded))
+
+    def embed_and_encode_places(
+        self, tokens: Tensor, padded: bool, masked: Tensor, masked_padded: bool, flat: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`forward` of some ASVs and `encode_places` of others, in one pass for both.
+
+        Parameters
+        ----------
+        tokens : Tensor (U, L) of uint8
+        padded : bool
+        masked : Tensor (M, L') of uint8
+        masked_padded : bool
+        flat : Tensor (P,) of int
+            Places of ``masked``, numbered row by row.
+
+        Returns
+        -------
+        Tensor (U, D)
+        Tensor (P, D)
+        """
+        states, of_reference, of_masked = self._encode_together(
+            (tokens, padded), (self.reference, self._reference_padded), (masked, masked_padded)
+        )
+        embeddings = self._normalised(self._pool(states, tokens, padded), of_reference)
+        return embeddings, of_masked.flatten(0, 1).index_select(0, flat)
+
+    def _encode_together(self, *sets: tuple[Tensor, bool]) -> list[Tensor]:
+        """`encode_tokens` of several sets of ASVs, (n, L, D) of each.
+
+        For a GPU: a pass of the transformer costs the host the same however few ASVs it has, and the device is done
+        with some dozens sooner than the host.
+        """
+        longest = max(tokens.shape[1] for tokens, _ in sets)
+        joined = torch.cat([F.pad(tokens, (0, longest - tokens.shape[1])) for tokens, _ in sets])
+        padded = any(padded or tokens.shape[1] < longest for tokens, padded in sets)
+        parts = self.encode_tokens(joined, padded).split([len(tokens) for tokens, _ in sets])
+        lengths = [tokens.shape[1] for tokens, _ in sets]
+        # Not cut where nothing is cut off, since the gradient of a cut is a copy.
+        return [x if length == longest else x[:, :length] for x, length in zip(parts, lengths, strict=True)]
 
     def encode_places(self, tokens: Tensor, padded: bool, places: Tensor, flat: Tensor | None = None) -> Tensor:
         """Embed some nucleotides in their context: ``encode_tokens`` at places (U, L) of bool, in (P, D).
@@ -164,7 +204,17 @@ class ASVEncoder(nn.Module):
         return torch.cat([self.in_little_memory(at_places, *chunk) for chunk in chunks])
 
     def _pooled(self, tokens: Tensor, padded: bool) -> Tensor:
-        return self.pooling(self.encode_tokens(tokens, padded), tokens != PAD if padded else None)  # (U, D)
+        return self._pool(self.encode_tokens(tokens, padded), tokens, padded)  # (U, D)
+
+    def _pool(self, states: Tensor, tokens: Tensor, padded: bool) -> Tensor:
+        pooled: Tensor = self.pooling(states, tokens != PAD if padded else None)  # (U, D)
+        return pooled
+
+    def _normalised(self, pooled: Tensor, of_reference: Tensor) -> Tensor:
+        """Pooled ASVs (U, D), centred and scaled by the reference ASVs, whose states (R, L, D) are not yet pooled."""
+        reference = self._pool(of_reference, self.reference, self._reference_padded)  # (R, D)
+        spread = (reference.var(dim=0, correction=0) + 1e-5).sqrt()
+        return (pooled - reference.mean(dim=0)) / spread
 
     def in_little_memory(self, encode: Callable[..., Tensor], *chunk: object) -> Tensor:
         """``encode(*chunk)``, whose activations are not kept for the backward pass where chunks have a given size."""

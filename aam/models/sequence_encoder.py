@@ -26,6 +26,26 @@ __all__ = ["DistanceHead", "EncodedSamples", "Level", "SampleBatch", "SampleSumm
 DistanceHead = Literal["both", "clade", "euclidean"]
 
 
+class MaskedTokens(Protocol):
+    """ASVs whose nucleotides are to be restored (`aam.data.batch.MaskedNucleotides` is one)."""
+
+    @property
+    def tokens(self) -> Tensor:
+        """(M, L) of uint8, a part of them masked."""
+
+    @property
+    def padded(self) -> bool:
+        """Whether any token is PAD."""
+
+    @property
+    def places(self) -> Tensor:
+        """(M, L) of bool: the ``P`` masked ones."""
+
+    @property
+    def flat(self) -> Tensor:
+        """(P,) of int: the same places, numbered row by row."""
+
+
 class SampleBatch(Protocol):
     """What the encoders read of a batch (`aam.data.batch.Batch` is one)."""
 
@@ -61,6 +81,10 @@ class SampleBatch(Protocol):
     def summary(self) -> tuple[Any, ...] | None:
         """A `SampleSummary`, where a frozen encoder has made it before; nothing else is read then."""
 
+    @property
+    def masked_nucleotides(self) -> MaskedTokens | None:
+        """What is to be restored beside."""
+
 
 class SampleSummary(NamedTuple):
     """What base targets are read from."""
@@ -95,6 +119,7 @@ class EncodedSamples(NamedTuple):
     embedding: Tensor  # (B, D)
     presence: Tensor | None  # (B, K), with a clade head
     abundance: Tensor | None = None  # (B, K), where a base target reads it
+    nucleotides: Tensor | None = None  # (P, 8): logits over tokens, where any are to be restored
 
     @classmethod
     def of_summary(cls, summary: SampleSummary) -> EncodedSamples:
@@ -187,13 +212,21 @@ class SequenceEncoder(nn.Module):
         return ("clade",) * clade + ("euclidean",) * embedding
 
     def forward(self, batch: SampleBatch) -> EncodedSamples:
-        """Encode the samples of a batch, or what of it has not been encoded before."""
+        """Encode the samples of a batch, or what of it has not been encoded before, and guess its masked nucleotides."""
         if batch.summary is not None:
             return EncodedSamples.of_summary(SampleSummary(*batch.summary))
-        asv_embeddings = batch.asv_embeddings  # (U, D)
-        if asv_embeddings is None:
-            asv_embeddings = self.asv_encoder(batch.tokens, batch.padded)
-        return self.encode_samples(asv_embeddings, batch)
+        asv_embeddings, masked, nucleotides = batch.asv_embeddings, batch.masked_nucleotides, None  # (U, D)
+        if asv_embeddings is None and masked is not None and self.asv_encoder.in_one_piece(batch.tokens.device):
+            asv_embeddings, at_places = self.asv_encoder.embed_and_encode_places(
+                batch.tokens, batch.padded, masked.tokens, masked.padded, masked.flat
+            )
+            nucleotides = in_float32(self.nucleotide_head, at_places)
+        else:
+            if asv_embeddings is None:
+                asv_embeddings = self.asv_encoder(batch.tokens, batch.padded)
+            if masked is not None:
+                nucleotides = self.restore_nucleotides(masked.tokens, masked.padded, masked.places, masked.flat)
+        return self.encode_samples(asv_embeddings, batch)._replace(nucleotides=nucleotides)
 
     def encode_samples(self, asv_embeddings: Tensor, batch: SampleBatch) -> EncodedSamples:
         """Encode samples whose ASVs are encoded already.

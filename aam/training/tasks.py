@@ -243,7 +243,7 @@ class Task:
         return target.name if head == self.encoder.heads(target)[0] else f"{target.name}_{head}"
 
     def to(self, device: torch.device) -> Self:
-        """Move the model to a device."""
+        """Move the model, and what else the loss needs, to a device."""
         self.model.to(device)
         return self
 
@@ -340,10 +340,10 @@ class Task:
     def _other_losses(self, batch: Batch, encoded: EncodedSamples, output: Tensor | None) -> dict[str, LossSum]:
         """Losses over something of a batch's own. Every process has the same ones, be it with nothing in them."""
         masked = batch.masked_nucleotides
-        if masked is None:
+        if masked is None or encoded.nucleotides is None:
             return {}
-        logits = self.encoder.restore_nucleotides(masked.tokens, masked.padded, masked.places, masked.flat)  # (P, 8)
-        return {"nuc_loss": nucleotide_loss(logits, masked.true_tokens.flatten().index_select(0, masked.flat))}
+        true = masked.true_tokens.flatten().index_select(0, masked.flat)  # (P,)
+        return {"nuc_loss": nucleotide_loss(encoded.nucleotides, true)}
 
     def _all_target_metrics(
         self, sample_index: NDArray[np.int64], output: NDArray[np.float32] | None
@@ -537,6 +537,11 @@ class TrainTask(Task):
         self.actual = actual
         self.class_weights = None if class_weights is None else torch.from_numpy(class_weights)
 
+    def to(self, device: torch.device) -> Self:
+        if self.class_weights is not None:  # once, for a copy in every step would wait for the device
+            self.class_weights = self.class_weights.to(device)
+        return super().to(device)
+
     def _forward(self, batch: Batch) -> tuple[EncodedSamples, Tensor]:
         predictions = self.predictor(batch)
         return predictions.encoded, predictions.target
@@ -556,8 +561,7 @@ class TrainTask(Task):
 
     def _target_loss(self, output: Tensor, actual: Tensor) -> LossSum:
         if isinstance(self.target, ClassTarget):
-            weights = None if self.class_weights is None else self.class_weights.to(output.device)
-            return class_loss(output, actual, weights)
+            return class_loss(output, actual, self.class_weights)
         return REGRESSION_LOSSES[self.config.loss](output[:, 0].float(), actual)
 
     def _target_metrics(self, sample_index: NDArray[np.int64], output: NDArray[np.float32] | None) -> dict[str, float]:

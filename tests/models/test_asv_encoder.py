@@ -76,3 +76,21 @@ def test_training_in_chunks_keeps_no_activations():
             encoder(rows, False)
         held.append(sum(sizes))
     assert held[1] - held[0] <= 36 * (encoder.reference.shape[1] + 2 * encoder.token_embedding.embedding_dim)
+
+
+@pytest.mark.parametrize("masked", [["ACGTN", "TTNAC"], ["GATTACANNACGTAC"]])
+def test_one_pass_for_all_equals_a_pass_for_each(masked):
+    rows, to_restore = tokens(ASVS), tokens(masked)[:, : len(masked[0]) + 1]
+    places = to_restore == 7
+    flat = places.flatten().nonzero().flatten()
+    apart, together = build(), build()
+    expected = apart(rows, True), apart.encode_places(to_restore, False, places)
+    found = together.embed_and_encode_places(rows, True, to_restore, False, flat)
+    for encoder, (embeddings, at_places) in ((apart, expected), (together, found)):
+        (embeddings.sin().sum() + at_places.sin().sum()).backward()
+        assert all(parameter.grad is not None for parameter in encoder.parameters())
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    for ours, theirs in zip(together.parameters(), apart.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-4)
+    together.in_one_piece = lambda device: True
+    torch.testing.assert_close(together(rows, True), expected[0], rtol=1e-4, atol=1e-5)

@@ -12,7 +12,7 @@ import torch
 from scipy.spatial.distance import pdist, squareform
 
 from aam.data.batch import padded_layout
-from aam.data.dataset import DatasetOptions
+from aam.data.dataset import BatchKey, DatasetOptions
 from aam.data.tokenizer import PAD, tokenize
 from aam.models import distances
 from aam.models.base_targets import (
@@ -225,7 +225,7 @@ def test_stripes_are_blocks_of_pairs(target, tree):
 @pytest.mark.parametrize("limit", [50, 2])
 def test_abundance_is_the_sum_over_a_samples_reads_in_any_layout(limit, unequal_study: TinyStudy):
     encoder = encoder_with(WeightedUniFrac()).double()
-    batch = unequal_study.dataset(DatasetOptions(token_limit=limit))[(0, (3, 0, 4))]
+    batch = unequal_study.dataset(DatasetOptions(token_limit=limit))[BatchKey(0, (3, 0, 4))]
     head, found = encoder.clade_head, encoder(batch).abundance
     for row, sample in enumerate((3, 0, 4)):
         expected = torch.zeros(6, dtype=torch.float64)
