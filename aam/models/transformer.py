@@ -5,6 +5,8 @@ Shapes: ``N`` sequences, ``T`` elements of a sequence, ``D`` width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from aam.models.attention import SelfAttention
 
-__all__ = ["Transformer", "TransformerBlock"]
+__all__ = ["Transformer", "TransformerBlock", "through"]
 
 
 class TransformerBlock(nn.Module):
@@ -42,6 +44,13 @@ class TransformerBlock(nn.Module):
         return x + self.dropout(self.contract(F.gelu(self.expand(self.norm_feed_forward(x)))))
 
 
+def through(blocks: Sequence[nn.Module], x: Tensor, mask: Tensor | None) -> Tensor:
+    """``x`` (N, T, D) after some blocks, one after the other."""
+    for block in blocks:
+        x = block(x, mask)
+    return x
+
+
 class Transformer(nn.Module):
     """A stack of blocks and a final normalisation.
 
@@ -60,6 +69,10 @@ class Transformer(nn.Module):
         Fewer are repeated to so many, for the sake of compiled blocks, to which a size of 1 is a case of its own.
     elements_of : int
         Masked sequences are lengthened to a multiple of this, which attention with a mask asks for on a GPU.
+    blocks_at_once : int
+        How many blocks one call of ``through`` takes, which compiled is one graph.
+    through : callable
+        `through`, or compiled.
     """
 
     def __init__(
@@ -75,8 +88,11 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(TransformerBlock(dim, heads, feed_forward_factor, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(dim)
         self.gradient_checkpointing = gradient_checkpointing
+        self.draws = dropout > 0  # and must draw the same when a block is computed again
         self.fewest_sequences = 1
         self.elements_of = 1
+        self.blocks_at_once = 1
+        self.through = through
         for module in self.blocks.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -103,9 +119,11 @@ class Transformer(nn.Module):
         if n < self.fewest_sequences:  # repeated ones are computed beside the others and left out again
             x = x.repeat(self.fewest_sequences, 1, 1)
             mask = None if mask is None else mask.repeat(self.fewest_sequences, 1)
-        for block in self.blocks:
+        blocks = list(self.blocks)
+        for start in range(0, len(blocks), self.blocks_at_once):
+            some = blocks[start : start + self.blocks_at_once]
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, mask, use_reentrant=False)
+                x = checkpoint(self.through, some, x, mask, use_reentrant=False, preserve_rng_state=self.draws)
             else:
-                x = block(x, mask)
+                x = self.through(some, x, mask)
         return self.norm(x)[:n, :t]

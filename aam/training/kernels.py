@@ -9,7 +9,7 @@ import torch
 from aam.config import TrainConfig
 from aam.errors import DataError
 from aam.models.attention import Call, SelfAttention, choose_kernel, kernels_that_run
-from aam.training.compilation import compile_blocks
+from aam.training.compilation import BLOCKS_AT_ONCE, compile_blocks
 from aam.training.tasks import Task
 from aam.training.trainer import arithmetic_type
 
@@ -20,7 +20,9 @@ logger = logging.getLogger("aam")
 _CALLS = tuple(Call(masked, dropout) for masked in (False, True) for dropout in (False, True))
 
 
-def prepare_kernels(task: Task, config: TrainConfig, device: torch.device, padded: bool) -> None:
+def prepare_kernels(
+    task: Task, config: TrainConfig, device: torch.device, padded: bool, blocks_at_once: int = BLOCKS_AT_ONCE
+) -> None:
     """Set up what ``--tf32``, ``--attn-implementation`` and ``--compile-model`` ask for.
 
     Parameters
@@ -31,6 +33,8 @@ def prepare_kernels(task: Task, config: TrainConfig, device: torch.device, padde
     device : torch.device
     padded : bool
         Whether the study's sequences differ in length.
+    blocks_at_once : int
+        Most blocks that are compiled as one graph.
 
     Raises
     ------
@@ -40,7 +44,8 @@ def prepare_kernels(task: Task, config: TrainConfig, device: torch.device, padde
     set_tf32(config.tf32, device)
     choose_attention(task, config, device, padded)
     if config.compile_model:
-        compile_blocks(task, config.mixed_precision, device, padded)
+        at_once = 1 if config.strategy == "fsdp" else blocks_at_once  # FSDP gathers the weights of each by itself
+        compile_blocks(task, config.mixed_precision, device, padded, at_once)
 
 
 def set_tf32(allowed: bool, device: torch.device) -> None:

@@ -15,6 +15,7 @@ from aam.training.compilation import compile_blocks, graphs_compiled
 from aam.training.kernels import choose_attention, prepare_kernels
 from aam.training.tasks import Task
 from tests.conftest import TinyStudy
+from tests.training import tiny
 from tests.training.tiny import build_dataset, build_task, build_trainer
 
 CPU = torch.device("cpu")
@@ -96,9 +97,29 @@ def test_sizes_for_compiled_blocks_change_nothing(unequal_study):
         agree(loss_and_gradients(unequal_study, task, samples), expected)
 
 
+@pytest.mark.parametrize("kind", ["pretrain", "regression"])
+def test_encoding_in_one_piece_as_on_a_gpu_changes_nothing(kind, unequal_study):
+    for samples in [(0,), (0, 1, 2, 3)]:
+        expected = loss_and_gradients(unequal_study, build_task(unequal_study, kind), samples)
+        task = build_task(unequal_study, kind)
+        task.encoder.asv_encoder.in_one_piece = lambda device: True
+        agree(loss_and_gradients(unequal_study, task, samples), expected)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_blocks_in_groups_change_nothing(checkpointing, unequal_study, monkeypatch):
+    monkeypatch.setattr(tiny, "MODEL", tiny.MODEL.model_copy(update={"attention_layers": 3}))
+    expected = loss_and_gradients(unequal_study, build_task(unequal_study, "regression"))
+    task = build_task(unequal_study, "regression")
+    for transformer in (task.encoder.asv_encoder.transformer, task.encoder.transformer):
+        transformer.blocks_at_once, transformer.gradient_checkpointing = 2, checkpointing
+    agree(loss_and_gradients(unequal_study, task), expected)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of PyTorch within its compiler
-def test_compiled_equals_eager_in_few_graphs(unequal_study, tmp_path):
+def test_compiled_equals_eager_in_few_graphs(unequal_study, tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny, "MODEL", tiny.MODEL.model_copy(update={"attention_layers": 2}))
     torch.compiler.reset()
     batches = [(0, 1, 2, 3), (1, 2), (0,), (0, 1, 2, 3, 4)]
     eager, task = build_task(unequal_study, "regression"), build_task(unequal_study, "regression")
@@ -115,6 +136,7 @@ def test_compiled_equals_eager_in_few_graphs(unequal_study, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of PyTorch within its compiler, and of files that it leaves open
 def test_without_a_compiler_one_warning_and_the_plain_model(equal_study, caplog, monkeypatch):
     import torch._inductor.config as inductor
 
@@ -125,6 +147,7 @@ def test_without_a_compiler_one_warning_and_the_plain_model(equal_study, caplog,
     task = build_task(equal_study, "regression")
     with caplog.at_level(logging.WARNING, logger="aam"):
         prepare_kernels(task, config(compile_model=True), CPU, padded=False)
-    (record,) = caplog.records
+    (record,) = (record for record in caplog.records if record.name == "aam")  # and what PyTorch has to say
     assert "--compile-model: nothing is compiled" in record.message
+    torch.compiler.reset()  # leaves no graph behind to other tests
     agree(loss_and_gradients(equal_study, task), expected)
