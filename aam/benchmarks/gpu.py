@@ -35,14 +35,26 @@ from aam.loaders import choose_device, loader
 from aam.models.base_targets import base_target
 from aam.models.sequence_encoder import SequenceEncoder
 from aam.training.checkpoint import build_encoder
-from aam.training.compilation import graphs_compiled
+from aam.training.compilation import BLOCKS_AT_ONCE, graphs_compiled
 from aam.training.kernels import prepare_kernels, set_tf32
 from aam.training.optimizers import build_optimizer
 from aam.training.schedules import build_schedule
 from aam.training.tasks import LabelledTarget, PretrainTask
 from aam.training.trainer import Trainer
 
-__all__ = ["VARIANTS", "Ceilings", "Floors", "Profile", "VariantFigures", "benchmark_gpu", "kind_of_kernel"]
+__all__ = [
+    "VARIANTS",
+    "BenchmarkData",
+    "Ceilings",
+    "Floors",
+    "Profile",
+    "VariantFigures",
+    "benchmark_gpu",
+    "kind_of_kernel",
+    "set_memory_saving",
+    "simulated_data",
+    "study_data",
+]
 
 # By name, what differs from the plain configuration.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -53,6 +65,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bf16-mem_efficient": {"mixed_precision": "bf16", "attn_implementation": "mem_efficient"},
     "bf16-math": {"mixed_precision": "bf16", "attn_implementation": "math"},
     "bf16-compile": {"mixed_precision": "bf16", "compile_model": True},
+    "bf16-compile-each": {"mixed_precision": "bf16", "compile_model": True, "blocks_at_once": 1},
+    "bf16-compile-all": {"mixed_precision": "bf16", "compile_model": True, "blocks_at_once": 1000},
     "bf16-checkpointing": {"mixed_precision": "bf16", "gradient_checkpointing": True},
     "bf16-compile-checkpointing": {"mixed_precision": "bf16", "compile_model": True, "gradient_checkpointing": True},
     "bf16-chunks": {"mixed_precision": "bf16", "asv_chunk_size": 64},
@@ -99,6 +113,7 @@ class VariantFigures:
     variant: str
     error: str | None = None
     step_ms: float | None = None
+    host_ms: float | None = None  # of a batch next to nothing: what a step costs the host, below which none comes
     samples_per_second: float | None = None
     asvs_per_second: float | None = None  # occurrences in samples
     distinct_asvs_per_second: float | None = None
@@ -120,6 +135,7 @@ class Profile:
     step_ms: float  # as timed without a profiler
     groups: dict[str, float]  # and what is left of the step: ``idle``
     top: list[tuple[str, float, int]]  # kernels, with ms and calls a step
+    kernels: int  # that a step launches; on a CPU operators
 
 
 @dataclass(frozen=True)
@@ -133,7 +149,9 @@ class Waiting:
     step_ms_batches_at_hand: float
 
 
-class _Data(NamedTuple):
+class BenchmarkData(NamedTuple):
+    """Samples, what is known of them, and which of them are for training."""
+
     dataset: SampleDataset
     labelled: dict[str, LabelledTarget]
     rows: np.ndarray[Any, Any]
@@ -171,7 +189,7 @@ def benchmark_gpu(
     ceilings = measure_ceilings(device)
     report(ceilings)
     torch.manual_seed(config.train.seed)
-    data = _simulated(config) if simulated else _of_study(config)
+    data = simulated_data(config) if simulated else study_data(config)
     plan = BatchPlan(data.rows, config.train.samples_per_batch, True, config.train.seed)
     batches = [data.dataset[key] for key in islice(plan, 3) if len(key.samples) == config.train.samples_per_batch]
     batches = batches or [data.dataset[next(iter(plan))]]
@@ -307,15 +325,16 @@ def least_bytes(encoder: SequenceEncoder, batch: Batch) -> float:
 # --------------------------------------------------------------------------------------------------------------- data
 
 
-def _of_study(config: RunConfig) -> _Data:
+def study_data(config: RunConfig) -> BenchmarkData:
+    """The study of a configuration, all of it for training."""
     study = load_inputs(config)
     rows = np.arange(len(study))
     labelled = labelled_targets(config, study, rows)
     labels = {name: known.labels for name, known in labelled.items()}
-    return _Data(SampleDataset.of_study(study, _options(config), labels), labelled, rows)
+    return BenchmarkData(SampleDataset.of_study(study, _options(config), labels), labelled, rows)
 
 
-def _simulated(config: RunConfig, samples: int = 256, asvs: int = 4000, typical: int = 90) -> _Data:
+def simulated_data(config: RunConfig, samples: int = 256, asvs: int = 4000, typical: int = 90) -> BenchmarkData:
     """Random samples of ``typical`` ASVs, more or less, of which some are common and most are rare; 150 bases each."""
     draws = np.random.default_rng(config.train.seed)
     length = min(150, config.model.max_bp)
@@ -341,7 +360,7 @@ def _simulated(config: RunConfig, samples: int = 256, asvs: int = 4000, typical:
         _options(config),
         {"unifrac": PairLabels(distances)},
     )
-    return _Data(dataset, labelled, rows)
+    return BenchmarkData(dataset, labelled, rows)
 
 
 def _options(config: RunConfig) -> DatasetOptions:
@@ -359,7 +378,7 @@ def _options(config: RunConfig) -> DatasetOptions:
 def _measure(
     name: str,
     config: RunConfig,
-    data: _Data,
+    data: BenchmarkData,
     plan: BatchPlan,
     encoder: SequenceEncoder,
     batches: list[Batch],
@@ -388,7 +407,7 @@ def _make_room(device: torch.device) -> None:
 def _timed(
     name: str,
     config: RunConfig,
-    data: _Data,
+    data: BenchmarkData,
     plan: BatchPlan,
     encoder: SequenceEncoder,
     batches: list[Batch],
@@ -401,11 +420,12 @@ def _timed(
     changed = VARIANTS[name]
     train = config.train.model_copy(update={k: v for k, v in changed.items() if hasattr(config.train, k)})
     model = copy.deepcopy(encoder)
-    _set_memory_saving(model, changed)
+    set_memory_saving(model, changed)
     task = PretrainTask(model, config.task, data.labelled, train.seed)
     task.to(device).train()
     graphs, began = graphs_compiled(), time.perf_counter()
-    prepare_kernels(task, train, device, padded=any(batch.padded for batch in batches))
+    at_once = changed.get("blocks_at_once", BLOCKS_AT_ONCE)
+    prepare_kernels(task, train, device, any(batch.padded for batch in batches), at_once)
     compile_seconds = time.perf_counter() - began if train.compile_model else None
     optimizer = build_optimizer(model, config.optim)
     batches_of_training = loader(data.dataset, plan, train, device)
@@ -426,9 +446,14 @@ def _timed(
     else:
         assert peak is not None
         memory = float(peak.highest)
+    pairs = {name for name, known in data.labelled.items() if known.target.kind == "pairwise"}
+    small = _next_to_nothing(batches[0], pairs)
+    small = small.pin_memory() if device.type == "cuda" else small
+    host_seconds, _ = _step_seconds(trainer, [small], min(seconds, 1.0), device)
     figures = VariantFigures(
         variant=name,
         step_ms=1e3 * step,
+        host_ms=1e3 * float(np.median(host_seconds)),
         samples_per_second=floors.samples / step,
         asvs_per_second=floors.asvs / step,
         distinct_asvs_per_second=floors.distinct_asvs / step,
@@ -444,7 +469,8 @@ def _timed(
     return figures, _Last(trainer, 1e3 * step)
 
 
-def _set_memory_saving(model: SequenceEncoder, changed: Mapping[str, Any]) -> None:
+def set_memory_saving(model: SequenceEncoder, changed: Mapping[str, Any]) -> None:
+    """Let a model checkpoint gradients, or take ASVs in chunks, where ``changed`` says anything of it."""
     if "gradient_checkpointing" in changed:
         for transformer in (model.asv_encoder.transformer, model.sample_encoder.transformer, model.transformer):
             transformer.gradient_checkpointing = changed["gradient_checkpointing"]
@@ -476,6 +502,42 @@ def _step_seconds(
     return _differences(marks, device), order
 
 
+def _next_to_nothing(batch: Batch, pairs: set[str], samples: int = 2, asvs: int = 16, tokens: int = 16) -> Batch:
+    """A few ASVs of a few samples, cut short: for a GPU hardly work, for the host as much as the whole batch.
+
+    ``pairs`` are the base targets that are distances; those to references are left out.
+    """
+    masked = batch.masked_nucleotides
+    if masked is not None:
+        places = masked.places[:asvs, :tokens].contiguous()
+        masked = replace(
+            masked,
+            tokens=masked.tokens[:asvs, :tokens].contiguous(),
+            true_tokens=masked.true_tokens[:asvs, :tokens].contiguous(),
+            places=places,
+            flat=places.flatten().nonzero().flatten(),
+        )
+    of_batch = batch.tokens[:asvs, :tokens].contiguous()
+    counts = batch.counts[:samples, :asvs].contiguous()
+    labels = {
+        name: (of[:samples, :samples] if name in pairs else of[:samples]).contiguous()
+        for name, of in batch.labels.items()
+        if name not in pairs or not batch.references
+    }
+    return replace(
+        batch,
+        sample_index=batch.sample_index[:samples].contiguous(),
+        tokens=of_batch,
+        asv_index=batch.asv_index[:samples, :asvs] % len(of_batch),
+        counts=counts,
+        depth=batch.depth[:samples].contiguous(),
+        ragged=bool((counts == 0).any()),
+        labels=labels,
+        references=0,
+        masked_nucleotides=masked,
+    )
+
+
 # ------------------------------------------------------------------------------------------------- where the time goes
 
 
@@ -495,7 +557,8 @@ def _profile(name: str, last: _Last, batches: list[Batch], device: torch.device,
     groups["idle"] = max(0.0, last.step_ms - sum(groups.values()))
     times.sort(key=lambda entry: -entry[1])
     top = [(kernel[:90], milliseconds / steps, calls // steps) for kernel, milliseconds, calls in times[:12]]
-    return Profile(name, last.step_ms, dict(sorted(groups.items(), key=lambda group: -group[1])), top)
+    kernels = sum(calls for _, _, calls in times) // steps
+    return Profile(name, last.step_ms, dict(sorted(groups.items(), key=lambda group: -group[1])), top, kernels)
 
 
 def _kernel_times(profiler: torch.profiler.profile, cuda: bool) -> Iterator[tuple[str, float, int]]:
@@ -508,6 +571,7 @@ def _kernel_times(profiler: torch.profiler.profile, cuda: bool) -> Iterator[tupl
 
 
 _KINDS = {  # the first that fits
+    "elementwise": ("triton",),  # compiled ones are named by all that they do, copies among it
     "attention": ("flash", "fmha", "attention", "sdpa"),
     "matrix products": (
         "gemm",
@@ -532,7 +596,7 @@ def kind_of_kernel(name: str) -> str:
     return next((kind for kind, parts in _KINDS.items() if any(part in lower for part in parts)), "elementwise")
 
 
-def _waiting(name: str, last: _Last, data: _Data) -> Waiting:
+def _waiting(name: str, last: _Last, data: BenchmarkData) -> Waiting:
     """Steps with batches as training has them. There are more steps than batches that workers hold ready."""
     trainer, device = last.trainer, last.trainer.device
     began = time.perf_counter()

@@ -37,8 +37,10 @@ def test_it_measures_what_it_can():
     for figures in (plain, half):
         assert figures["error"] is None and figures["steps"] >= 3
         assert figures["samples_per_second"] == pytest.approx(2e3 / figures["step_ms"])
+        assert figures["host_ms"] > 0
     assert half["first_loss"] == pytest.approx(plain["first_loss"], rel=0.05)
     assert profile["variant"] == "bf16" and profile["groups"]["matrix products"] > 0
+    assert profile["kernels"] >= sum(calls for _, _, calls in profile["top"]) > 0
     assert waiting["kind"] == "waiting" and waiting["step_ms"] > 0
 
 
@@ -78,6 +80,7 @@ def test_help_names_every_variant():
         ("fmha_cutlassF_bf16_aligned_64x64_rf_sm80(...)", "attention"),
         ("void at::native::multi_tensor_apply_kernel<...FusedAdamMathFunctor...>", "optimizer"),
         ("Memcpy HtoD (Pinned -> Device)", "copies"),
+        ("triton_per_fused__to_copy_add_native_layer_norm_7", "elementwise"),
         ("triton_per_fused_add_native_layer_norm_3", "elementwise"),
         ("void at::native::vectorized_elementwise_kernel<4, ...>", "elementwise"),
     ],
