@@ -39,7 +39,7 @@ class MemoryFigures:
     distinct_asvs: int
     growth_mb: float  # the most that a step takes beyond weights, gradients and optimizer state
     growth_share: float  # of what it takes with neither
-    step_seconds: float  # median of three
+    step_seconds: float | None  # median of the steps after the first; None where there are none
     loss: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -48,13 +48,15 @@ class MemoryFigures:
 
 
 def benchmark_memory(
-    config: RunConfig, *, simulated: bool = False, report: Callable[[MemoryFigures], None] | None = None
+    config: RunConfig, steps: int = 3, *, simulated: bool = False, report: Callable[[MemoryFigures], None] | None = None
 ) -> list[MemoryFigures]:
     """Measure a pre-training step with neither, with checkpointing, with chunks, and with both.
 
     Parameters
     ----------
     config : RunConfig
+    steps : int
+        That are timed, after the one whose memory is measured.
     simulated : bool
         Random samples in place of the study of ``config``.
     report : callable, optional
@@ -70,7 +72,7 @@ def benchmark_memory(
     figures: list[MemoryFigures] = []
     for name, way in ways.items():
         with fresh_process() as call:  # which holds no memory that a step before it has left
-            found = call(_measure, config, simulated, way)
+            found = call(_measure, config, steps, simulated, way)
         share = found["growth_mb"] / figures[0].growth_mb if figures else 1.0
         figures.append(MemoryFigures(saving=name, growth_share=share, **found))
         if report is not None:
@@ -78,7 +80,7 @@ def benchmark_memory(
     return figures
 
 
-def _measure(config: RunConfig, simulated: bool, way: dict[str, Any]) -> dict[str, Any]:
+def _measure(config: RunConfig, steps: int, simulated: bool, way: dict[str, Any]) -> dict[str, Any]:
     device = choose_device(config.train)
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
@@ -104,7 +106,7 @@ def _measure(config: RunConfig, simulated: bool, way: dict[str, Any]) -> dict[st
         torch.manual_seed(config.train.seed)
         loss = float(trainer.train_step([batch]).parts["loss"])
     seconds = []
-    for _ in range(3):
+    for _ in range(steps):
         began = time.perf_counter()
         float(trainer.train_step([batch]).parts["loss"])
         seconds.append(time.perf_counter() - began)
@@ -112,7 +114,7 @@ def _measure(config: RunConfig, simulated: bool, way: dict[str, Any]) -> dict[st
         "samples": len(batch),
         "distinct_asvs": len(batch.tokens),
         "growth_mb": growth.highest / 1e6,
-        "step_seconds": float(np.median(seconds)),
+        "step_seconds": float(np.median(seconds)) if seconds else None,
         "loss": loss,
     }
 

@@ -13,6 +13,7 @@ from aam.cli.options import config_options, log_to_console, run_config
 from aam.cli.report import table
 
 if TYPE_CHECKING:
+    from aam.benchmarks.saving import MemoryFigures
     from aam.benchmarks.train import TrainBenchmark
 
 __all__ = ["command"]
@@ -210,10 +211,11 @@ def _simulated(
 
 
 @command.command("memory")
+@click.option("--steps", type=click.IntRange(min=0), default=3, show_default=True, help="Steps that are timed.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @config_options("pretrain")
 @click.pass_context
-def memory(ctx: click.Context, as_json: bool, **_: Any) -> None:
+def memory(ctx: click.Context, steps: int, as_json: bool, **_: Any) -> None:
     """Measure the memory of a pre-training step with gradient checkpointing, with chunks of ASVs, and with both.
 
     Of the study of --table, or else of random samples of about 50 ASVs. Unless said otherwise a batch has 16 samples,
@@ -224,7 +226,11 @@ def memory(ctx: click.Context, as_json: bool, **_: Any) -> None:
     config = run_config("pretrain", ctx, output_dir=Path("unused"), preset=preset)
     from aam.benchmarks.saving import benchmark_memory
 
-    records = [figures.to_dict() for figures in benchmark_memory(config, simulated=simulated)]
+    def say(figures: MemoryFigures) -> None:
+        if not as_json:  # what is known so far
+            click.echo("  ".join(map(_shown, figures.to_dict().values())), err=True)
+
+    records = [figures.to_dict() for figures in benchmark_memory(config, steps, simulated=simulated, report=say)]
     if as_json:
         click.echo(json.dumps(records, indent=2))
     else:

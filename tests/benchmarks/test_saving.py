@@ -13,7 +13,18 @@ from aam.cli.main import cli
 @pytest.mark.slow
 def test_what_is_saved_is_measured():
     arguments = ["benchmark", "memory", "--device", "cpu", "--embedding-dim", "32", "--attention-heads", "2"]
-    arguments += ["--attention-layers", "4", "--dropout", "0", "--batch-size", "4", "--asv-chunk-size", "16"]
+    arguments += [
+        "--attention-layers",
+        "4",
+        "--dropout",
+        "0",
+        "--batch-size",
+        "4",
+        "--asv-chunk-size",
+        "16",
+        "--steps",
+        "1",
+    ]
     result = CliRunner().invoke(cli, [*arguments, "--json"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     neither, checkpointing, chunks, both = json.loads(result.stdout)
