@@ -212,7 +212,7 @@ class SequenceEncoder(nn.Module):
         return ("clade",) * clade + ("euclidean",) * embedding
 
     def forward(self, batch: SampleBatch) -> EncodedSamples:
-        """Encode the samples of a batch, or what of it has not been encoded before, and guess its masked nucleotides."""
+        """Encode the samples of a batch, but what of it has been encoded before, and guess its masked nucleotides."""
         if batch.summary is not None:
             return EncodedSamples.of_summary(SampleSummary(*batch.summary))
         asv_embeddings, masked, nucleotides = batch.asv_embeddings, batch.masked_nucleotides, None  # (U, D)

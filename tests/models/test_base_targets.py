@@ -305,7 +305,7 @@ def test_generalised_unifrac_in_chunks(monkeypatch):
 def test_which_heads_read_a_target(target, head, expected, unequal_study: TinyStudy):
     encoder = encoder_with(target, head=head)
     assert encoder.heads(target) == expected
-    batch = unequal_study.dataset()[(0, (0, 1, 2))]
+    batch = unequal_study.dataset()[BatchKey(0, (0, 1, 2))]
     encoded = encoder(batch)
     assert tuple(encoder.read(target, encoded.summary)) == expected
     assert (encoded.abundance is not None) == (target.clades == "abundance" and "clade" in expected)
@@ -314,7 +314,7 @@ def test_which_heads_read_a_target(target, head, expected, unequal_study: TinySt
 @pytest.mark.parametrize("target", ALL, ids=repr)
 def test_half_precision_stops_before_what_is_read(target, unequal_study: TinyStudy):
     encoder = encoder_with(target).eval()
-    batch = unequal_study.dataset()[(0, (0, 1, 2, 3))]
+    batch = unequal_study.dataset()[BatchKey(0, (0, 1, 2, 3))]
     with torch.no_grad():
         expected = encoder.read(target, encoder(batch).summary)
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -355,7 +355,7 @@ def test_mean_of_pairs_is_of_those_that_are_known():
 def test_a_fresh_network_starts_at_the_level_of_real_values(target, unequal_study: TinyStudy):
     encoder = encoder_with(target, clades=64)
     encoder.asv_encoder.set_reference(torch.from_numpy(unequal_study.tokens[:, 1:]))
-    batch = unequal_study.dataset()[(0, (0, 1, 2, 3, 4))]
+    batch = unequal_study.dataset()[BatchKey(0, (0, 1, 2, 3, 4))]
     mean = {"pairwise": 0.6, "value": 130.0, "composition": [0.5, 0.4, 0.1]}[target.kind]
     mean = 17.0 if target.name == "aitchison" else mean
     encoder.calibrate(batch, {target.name: Level(torch.tensor(mean), sd=20.0)})
