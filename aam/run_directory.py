@@ -27,6 +27,7 @@ class RunDirectory:
         "config.json",
         "splits.tsv",
         "history.csv",
+        "speed.csv",
         "metrics.json",
         "val_predictions.tsv",
         "test_predictions.tsv",

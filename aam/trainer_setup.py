@@ -190,6 +190,7 @@ def _watching(
         meter,
         Console(shown, meter),
         HistoryFile(directory / "history.csv"),
+        HistoryFile(directory / "speed.csv", "measured"),
         StepCurves(board / "steps", meter),
         TensorBoard(
             board,

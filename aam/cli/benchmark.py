@@ -262,11 +262,11 @@ def _nothing_to_read(ctx: click.Context, preset: dict[str, Any]) -> bool:
     show_default=True,
     help="Time the steps of a variant for so long, and three at least; warming up and compiling come on top.",
 )
-@click.option("--profile/--no-profile", default=True, show_default=True, help="Look where the time of a step goes.")
+@click.option("--kernels/--no-kernels", default=True, show_default=True, help="Look where the time of a step goes.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, a line for each thing measured.")
 @config_options("pretrain")
 @click.pass_context
-def gpu(ctx: click.Context, variants: tuple[str, ...], seconds: float, profile: bool, as_json: bool, **_: Any) -> None:
+def gpu(ctx: click.Context, variants: tuple[str, ...], seconds: float, kernels: bool, as_json: bool, **_: Any) -> None:
     """Time pre-training steps in several precisions and with several kernels, against what the device can do.
 
     Of the study of --table, or else of random samples. Unless said otherwise the network is 768 wide with 12 layers
@@ -291,7 +291,7 @@ def gpu(ctx: click.Context, variants: tuple[str, ...], seconds: float, profile: 
         click.echo(json.dumps(record(figures)) if as_json else _lines_of(figures))
         sys.stdout.flush()  # what follows may fail
 
-    extra: dict[str, Any] = {} if profile else {"profiled": ()}
+    extra: dict[str, Any] = {} if kernels else {"profiled": ()}
     benchmark_gpu(config, variants or tuple(VARIANTS)[:-5], seconds, show, simulated=simulated, **extra)
 
 

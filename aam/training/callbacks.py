@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -236,35 +236,37 @@ def _at_once() -> bool:
 
 
 class HistoryFile(Callback):
-    """Writes ``history.csv``: a row an epoch, with the time and the memory that it took.
+    """Writes a row an epoch of what the run has come to: ``history.csv``, or of what it took: ``speed.csv``.
+
+    Two files, since the first is the same, to the last bit, whenever a run is repeated.
 
     Epochs can be shorter than it takes to write hundreds of rows, so a row is added to those that are there; the whole
     file is written at first, and where there is a column more.
+
+    Parameters
+    ----------
+    path : Path
+    of : {"history", "measured"}
+        The rows of `TrainState`.
     """
 
     first_process_only = True
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, of: Literal["history", "measured"] = "history") -> None:
         self.path = path
+        self.of = of
         self.columns: list[str] = []  # of the file that this run has begun
 
     def on_start(self, trainer: Trainer) -> None:
         self.columns = []
 
     def on_epoch(self, trainer: Trainer, evaluation: Evaluation) -> None:
-        row = self._rows(trainer, 1)[0]
-        if not self.columns or row.keys() - set(self.columns):
-            self._write_whole(self._rows(trainer, len(trainer.state.history)))
+        rows: list[dict[str, float]] = getattr(trainer.state, self.of)
+        if not self.columns or rows[-1].keys() - set(self.columns):
+            self._write_whole(rows)
             return
         with self.path.open("a", encoding="utf-8", newline="") as file:
-            csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
-
-    def _rows(self, trainer: Trainer, last: int) -> list[dict[str, float]]:
-        measured = {row["epoch"]: row for row in trainer.state.measured[-last:]}
-        return [
-            row | measured.get(row["epoch"], {}) | {"epoch": int(row["epoch"]), "step": int(row["step"])}
-            for row in trainer.state.history[-last:]
-        ]
+            csv.DictWriter(file, self.columns, lineterminator="\n").writerow(_with_whole_numbers(rows[-1]))
 
     def _write_whole(self, rows: Sequence[Mapping[str, float]]) -> None:
         self.columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -272,5 +274,9 @@ class HistoryFile(Callback):
         with unfinished.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, self.columns, lineterminator="\n")
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows(map(_with_whole_numbers, rows))
         unfinished.replace(self.path)
+
+
+def _with_whole_numbers(row: Mapping[str, float]) -> dict[str, float]:
+    return {name: int(value) if name in ("epoch", "step") else value for name, value in row.items()}

@@ -16,6 +16,7 @@ SHARED = {
     "config.json",
     "splits.tsv",
     "history.csv",
+    "speed.csv",
     "metrics.json",
     "best_model.safetensors",
     "last.ckpt",
@@ -82,7 +83,7 @@ class TestFiles:
 class TestHistory:
     def columns(self, losses: list[str], metrics: set[str]) -> set[str]:
         parts = {f"{part}_{name}" for part in ("train", "val") for name in ["loss", *losses]}
-        return {"epoch", "step", "lr", "gradient_norm"} | MACHINE | parts | {f"val_{name}" for name in metrics}
+        return {"epoch", "step", "lr", "gradient_norm"} | parts | {f"val_{name}" for name in metrics}
 
     def test_of_pretraining(self, pretrained: Path) -> None:
         history = pd.read_csv(pretrained / "history.csv")
@@ -132,7 +133,9 @@ class TestTensorBoard:
         assert validation == losses | {f"metric/{name}" for name in UNIFRAC | REGRESSION} | best
 
     def test_curves_are_those_of_the_history(self, events: dict[str, EventAccumulator], trained: Path) -> None:
-        history = pd.read_csv(trained / "history.csv")
+        table = pd.concat(
+            [pd.read_csv(trained / name).set_index("epoch") for name in ("history.csv", "speed.csv")], axis=1
+        )
         for part, tag, column in (
             ("train", "loss/target_loss", "train_target_loss"),
             ("validation", "loss/target_loss", "val_target_loss"),
@@ -143,7 +146,7 @@ class TestTensorBoard:
         ):
             points = events[part].Scalars(tag)
             assert [point.step for point in points] == [1, 2]
-            assert [point.value for point in points] == pytest.approx(history[column].tolist(), rel=1e-5)
+            assert [point.value for point in points] == pytest.approx(table[column].tolist(), rel=1e-5)
 
     def test_each_epoch_has_its_plots(self, events: dict[str, EventAccumulator]) -> None:
         images = events["validation"]
