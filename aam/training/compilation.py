@@ -28,7 +28,7 @@ logger = logging.getLogger("aam")
 _MOST_GRAPHS = 32
 _SHAPE = (5, 16)  # sequences and elements of the first inputs: unlike each other, lest they be taken for one size
 _ALIGNED = 8
-BLOCKS_AT_ONCE = 4  # blocks of a graph: twelve take the compiler three times as long, and save the host little more
+BLOCKS_AT_ONCE = 4  # of a graph: what more would save the host is little, and the compiler takes longer with each
 
 
 def compile_blocks(
