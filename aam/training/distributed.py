@@ -15,11 +15,11 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -41,6 +41,7 @@ __all__ = [
     "Learner",
     "Processes",
     "all_finite",
+    "beside_passes",
     "clip_gradients",
     "distribute",
     "is_sharded",
@@ -61,6 +62,7 @@ __all__ = [
 logger = logging.getLogger("aam")
 
 Strategy = Literal["single", "ddp", "fsdp"]
+Result = TypeVar("Result")
 _TIMEOUT = timedelta(minutes=30)
 
 
@@ -321,6 +323,10 @@ class Learner(nn.Module):
         loss = self.task.loss(batch)
         return LossOutput(loss.total, {name: part.detach() for name, part in loss.parts.items()})
 
+    def within(self, work: Callable[[], Result]) -> Result:
+        """Do something as if it were a pass; see `beside_passes`."""
+        return work()
+
 
 def distribute(task: Task, processes: Processes, *, reshard_after_forward: bool = True) -> nn.Module:
     """Spread a task over the processes. Its optimizer is made afterwards.
@@ -395,6 +401,7 @@ def _fsdp(learner: Learner, reshard_after_forward: bool) -> nn.Module:
         elif isinstance(module, TransformerBlock) and module not in in_unit:
             fully_shard(module, **options)
     fully_shard(learner, mesh=options["mesh"])
+    register_fsdp_forward_method(learner, "within")
     return learner
 
 
@@ -418,6 +425,15 @@ def judging(learner: Any, processes: Processes) -> Iterator[None]:
     finally:
         if processes.strategy == "fsdp":
             learner.reshard()
+
+
+def beside_passes(learner: Any, processes: Processes, work: Callable[[], Result]) -> Result:
+    """Do something that calls parts of the model by themselves. Every process has to, and equally often."""
+    if processes.strategy != "fsdp":
+        return work()
+    with judging(learner, processes):
+        result: Result = learner.within(work)
+    return result
 
 
 def judge_together(task: Task, learner: Any, judged: list[Judged]) -> Evaluation:

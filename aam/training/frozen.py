@@ -29,7 +29,7 @@ from aam.data.tokenizer import PAD
 from aam.errors import Interrupted
 from aam.models.asv_encoder import ASVEncoder
 from aam.models.sequence_encoder import SequenceEncoder
-from aam.training.distributed import judging
+from aam.training.distributed import beside_passes
 from aam.training.tasks import Evaluation
 from aam.training.trainer import Callback, Trainer, precision
 
@@ -179,12 +179,10 @@ class Frozen(Callback):
             weight.requires_grad_(False)
         if self.part == "base" and self.once:
             trainer.task.judged_before = {}
-        self.before = _Loaders(trainer.train_loader, trainer.val_loader)
-        learner: Any = trainer.learner
-        with judging(learner, trainer.processes):
-            if trainer.processes.strategy == "fsdp":
-                learner.unshard()  # the encoder is called by itself
-            trainer.train_loader, trainer.val_loader = self._encoded(trainer, self.before)
+        self.before = before = _Loaders(trainer.train_loader, trainer.val_loader)
+        trainer.train_loader, trainer.val_loader = beside_passes(
+            trainer.learner, trainer.processes, lambda: self._encoded(trainer, before)
+        )
 
     def on_epoch(self, trainer: Trainer, evaluation: Evaluation) -> None:
         if self.before is None or self.until is None or trainer.state.epoch < self.until:
