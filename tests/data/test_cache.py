@@ -15,6 +15,15 @@ def entries(cache: Cache) -> list[str]:
     return sorted(path.name.split("-")[0] for path in cache.directory.iterdir())
 
 
+class Listener(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+
 def test_an_entry_is_made_once_for_each_key(
     tmp_path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
@@ -25,14 +34,14 @@ def test_an_entry_is_made_once_for_each_key(
         made.append(1)
         return np.arange(5) + len(made)
 
-    logger = logging.getLogger("aam")
-    monkeypatch.setattr(logger, "propagate", True)  # a command that ran in this process has turned it off
-    with caplog.at_level(logging.INFO, logger="aam"):
-        first = cache.array("tokens", b"a", make)
-        assert not caplog.messages
-        again = Cache(tmp_path / "cache").array("tokens", b"a", make)
+    logger, listener = logging.getLogger("aam"), Listener()
+    monkeypatch.setattr(logger, "handlers", [listener])
+    caplog.set_level(logging.INFO, logger="aam")
+    first = cache.array("tokens", b"a", make)
+    assert not listener.said
+    again = Cache(tmp_path / "cache").array("tokens", b"a", make)
     assert made == [1] and np.array_equal(first, again) and isinstance(again, np.memmap)
-    assert len(caplog.messages) == 1 and "reused" in caplog.messages[0] and "tokens" in caplog.messages[0]
+    assert len(listener.said) == 1 and "reused" in listener.said[0] and "tokens" in listener.said[0]
     cache.array("tokens", b"b", make)
     cache.array("others", b"a", make)
     assert len(made) == 3

@@ -128,9 +128,6 @@ def test_folds(study: StudyFiles, tmp_path: Path) -> None:
     "options",
     [
         ["--freeze-base", "--unfreeze-after", 2],
-        ["--freeze-asv-encoder", "--unfreeze-after", 2],
-        ["--freeze-base", "--strategy", "fsdp"],
-        ["--freeze-asv-encoder", "--strategy", "fsdp"],
         ["--freeze-asv-encoder", "--strategy", "fsdp", "--asv-chunk-size", 4],
     ],
     ids=str,
@@ -163,7 +160,7 @@ class TestUnfreezing:
         if history["val_target_loss"].idxmin() > 1:
             assert "asv_encoder" in moved(run, pretrained)
 
-    @pytest.mark.parametrize("epoch", [1, 2, 3])
+    @pytest.mark.parametrize("epoch", [1, 2])
     def test_a_killed_run_goes_on_to_the_same_end(
         self, epoch: int, study: StudyFiles, pretrained: Path, tmp_path: Path
     ) -> None:
@@ -226,8 +223,9 @@ class TestOtherSettings:
         assert "--token-limit is 3 here and was 1024" in (run / "aam.log").read_text()
         assert_reproduces(predict(run, study, tmp_path / "p.tsv"), run)
 
-    @pytest.mark.parametrize("ours", ["both", "clade", "euclidean"])
-    @pytest.mark.parametrize("theirs", ["both", "clade", "euclidean"])
+    @pytest.mark.parametrize(
+        ("theirs", "ours"), [("both", "clade"), ("both", "euclidean"), ("clade", "both"), ("euclidean", "clade")]
+    )
     def test_another_head(
         self, theirs: str, ours: str, study: StudyFiles, encoders: dict[str, Path], tmp_path: Path
     ) -> None:

@@ -101,9 +101,7 @@ def test_stopped_in_two_processes_and_resumed_in_one(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("strategy", "frozen"), [("ddp", "--freeze-base"), ("fsdp", "--freeze-base"), ("fsdp", "--freeze-asv-encoder")]
-)
+@pytest.mark.parametrize(("strategy", "frozen"), [("ddp", "--freeze-base"), ("fsdp", "--freeze-base")])
 def test_what_is_frozen_is_encoded_once(
     study: StudyFiles, pretrained: Path, tmp_path: Path, strategy: str, frozen: str
 ) -> None:
