@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -243,7 +244,6 @@ def saved_after(processes: Processes, folder: Path, step: int | None, resumed: b
         ((2, "ddp"), (1, "single"), False),
         ((2, "fsdp"), (1, "single"), False),
         ((1, "single"), (2, "fsdp"), False),
-        ((2, "fsdp"), (3, "ddp"), False),
         ((2, "fsdp"), (1, "single"), True),
         ((2, "fsdp"), (3, "fsdp"), True),
     ],
@@ -288,9 +288,16 @@ def test_the_checkpoint_is_as_that_of_one(tmp_path):
         assert shape(shared[section]) == shape(alone[section]), section
 
 
+@pytest.fixture(scope="module")
+def in_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sharded")
+    together(saved_after, 2, "fsdp", folder, 2, False, True)
+    return folder
+
+
 @pytest.mark.parametrize("damage", ["first lost", "last lost", "cut", "elsewhere"])
-def test_damaged_shards_are_an_error(damage, tmp_path):
-    together(saved_after, 2, "fsdp", tmp_path, 2, False, True)
+def test_damaged_shards_are_an_error(damage, in_shards, tmp_path):
+    shutil.copytree(in_shards, tmp_path, dirs_exist_ok=True)
     saved = load_checkpoint(tmp_path / "last.ckpt")
     first, last = sorted((tmp_path / SHARDS).rglob("*.safetensors"))
     if "lost" in damage:
