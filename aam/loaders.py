@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from aam.data.study import Study
 from aam.data.targets import ClassTarget
 from aam.errors import DataError
 from aam.launch import Launch
+from aam.training.callbacks import Signals
 from aam.training.tasks import Task, TrainTask
 
 __all__ = ["choose_device", "datasets_of", "loader"]
@@ -78,10 +80,22 @@ def loader(
         batch_size=None,
         num_workers=workers,
         persistent_workers=workers > 0,
+        worker_init_fn=_outlive_signals,
         pin_memory=device.type == "cuda",
         # Its own generator: the loader's draws must not move those of dropout.
         generator=torch.Generator(),
     )
+
+
+def _outlive_signals(worker: int) -> None:
+    """Go on for half a minute at a signal to stop.
+
+    Batch systems and terminals send it to all processes of a job. The trainer still wants batches until its step is
+    done; then it saves the run and ends its workers itself.
+    """
+    for name in Signals.HEEDED:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda number, frame: signal.alarm(30))
 
 
 def _cores() -> int:

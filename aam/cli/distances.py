@@ -10,7 +10,7 @@ import click
 __all__ = ["command"]
 
 METRICS = ["unifrac", "weighted_unifrac", "generalized_unifrac", "bray_curtis", "jaccard", "aitchison", "faith_pd"]
-PATH: Any = click.Path(path_type=Path)
+PATH: Any = click.Path(path_type=Path, readable=False)
 
 
 @click.command("distances")

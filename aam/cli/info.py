@@ -14,7 +14,7 @@ SECTIONS = ("data", "model", "task", "optim", "train", "augmentation")
 
 
 @click.command("info")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=click.Path(path_type=Path, readable=False))
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def command(run: Path, as_json: bool) -> None:
     """Say what RUN, a run directory or model file, is: task, settings, provenance, inputs, metrics."""

@@ -88,7 +88,7 @@ def config_options(command: Command) -> Callable[[Function], Function]:
         return click.option(
             "--config",
             "config_file",
-            type=click.Path(path_type=Path),
+            type=click.Path(path_type=Path, readable=False),
             help="JSON or YAML with these options (a run's config.json is one); what is typed here wins.",
         )(function)
 
@@ -151,7 +151,7 @@ def _click_option(name: str, field: FieldInfo, *, numbers_alone: bool = False) -
 
         click_type = click.Choice(base_target_names())
     if kind is Path:
-        click_type, metavar = click.Path(path_type=Path), "PATH"
+        click_type, metavar = click.Path(path_type=Path, readable=False), "PATH"
     return click.option(
         *spellings, name, type=click_type, default=None, help=help_text, metavar=metavar, multiple=several
     )

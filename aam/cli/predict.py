@@ -15,28 +15,31 @@ __all__ = ["command"]
 
 @click.command("predict")
 @click.option(
-    "--model", type=click.Path(path_type=Path), required=True, help="Run directory of `aam train`; folds are averaged."
+    "--model",
+    type=click.Path(path_type=Path, readable=False),
+    required=True,
+    help="Run directory of `aam train`; folds are averaged.",
 )
 @click.option(
     "--table",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     required=True,
     multiple=True,
     help="Feature table of the samples; several are added up.",
 )
 @click.option(
     "--sequences",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     multiple=True,
     help="FASTA or QIIME 2 artifact, where feature IDs are not DNA themselves.",
 )
 @click.option(
     "--metadata",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     multiple=True,
     help="Where it holds the predicted column, the truth stands beside the predictions.",
 )
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="TSV to write.")
+@click.option("--output", type=click.Path(path_type=Path, readable=False), required=True, help="TSV to write.")
 @click.option("--streaming", is_flag=True, help="Leave the counts in the table's file (BIOM 2.1).")
 @machine_options
 def command(

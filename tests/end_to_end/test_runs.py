@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -191,7 +192,7 @@ class TestResume:
     @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
     def test_a_signal_leaves_a_run_that_goes_on(self, study: StudyFiles, tmp_path: Path, name: str) -> None:
         whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-        arguments = [*self.arguments(study, "pretrain"), "--epochs", 6, "--batch-size", 2, "--num-workers", 1]
+        arguments = [*self.arguments(study, "pretrain"), "--epochs", 6, "--batch-size", 2, "--num-workers", 2]
         number = getattr(signal, name)
         code, err = self.kill([*arguments, "--output-dir", stopped], number, 0.1)
         assert code == 128 + number
@@ -202,16 +203,18 @@ class TestResume:
         assert_same_run(stopped, whole)
 
     def kill(self, arguments: list[object], number: int, after: float) -> tuple[int, str]:
-        """Send a signal so many seconds after training began; exit code and what was said."""
+        """Send a signal to all processes of a run so many seconds after training began; exit code and what was said."""
         command = [sys.executable, "-m", "aam", *map(str, arguments)]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        with subprocess.Popen(
+            command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
+        ) as process:
             assert process.stderr is not None
             said = ""
             for line in process.stderr:
                 said += line
                 if line.startswith(("epoch 1/", "resuming")):
                     time.sleep(after)
-                    process.send_signal(number)
+                    os.killpg(process.pid, number)
                     break
             said += process.stderr.read()
         return process.returncode, said
