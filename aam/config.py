@@ -164,8 +164,6 @@ class DataConfig(Section):
             if name in ("--leave-out", "--leave-one-group-out") and self.group_column is None:
                 raise ValueError(f"{value} needs --group-column, whose groups are held out")
         if self.split_column is not None:
-            if self.metadata is None:
-                raise ValueError(f"--split-column {self.split_column!r} needs --metadata")
             for option_name in ("metadata_column", "group_column"):
                 if getattr(self, option_name) == self.split_column:
                     raise ValueError(

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -46,9 +46,6 @@ from aam.training.checkpoint import (
 from aam.training.distributed import Processes, start
 from aam.training.sharded import fill_in_shards
 from aam.training.tasks import Task, TrainTask
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["RunResult", "pretrained_split_options", "require_same_config", "require_trackers", "run"]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -26,7 +26,6 @@ from aam.data.batch import Batch
 from aam.data.dataset import BatchPlan, SampleDataset
 from aam.data.encoded import EncodedASVs, EncodedStudy, empty_table, why_bases_change, why_samples_change
 from aam.data.tokenizer import PAD
-from aam.errors import Interrupted
 from aam.models.asv_encoder import ASVEncoder
 from aam.models.sequence_encoder import SequenceEncoder
 from aam.training.distributed import beside_passes
@@ -234,7 +233,7 @@ class Frozen(Callback):
         trainer.task.model.eval()
         with precision(trainer.config.mixed_precision, trainer.device):
             encoder = trainer.task.encoder.asv_encoder
-            table = encode_asvs(encoder, dataset.tokens, trainer.device, lambda: _heed(trainer))
+            table = encode_asvs(encoder, dataset.tokens, trainer.device, trainer.heed_signal)
         _log_done(self.part, len(table), "ASVs", [table], began)
         return EncodedASVs(table)
 
@@ -242,7 +241,7 @@ class Frozen(Callback):
         began = time.monotonic()
         plan = BatchPlan(samples, trainer.config.samples_per_batch, False, 0)
         unlabelled = dataset.changed(labels={}, references=samples[:0], target=None)
-        batches = _on_device(self.loader(unlabelled, plan, 0), trainer)
+        batches = trainer.on_device(self.loader(unlabelled, plan, 0))
         with precision(trainer.config.mixed_precision, trainer.device):
             encoder, size = trainer.task.encoder, dataset.counts.shape[0]
             study = encode_samples(encoder, batches, samples, size, clades=bool(trainer.task.labelled))
@@ -258,18 +257,6 @@ def _without_passes(dataset: Any, part: FrozenPart) -> SampleDataset:
     assert isinstance(dataset, SampleDataset)
     options = replace(dataset.options, nuc_asv_fraction=0.0)
     return dataset.changed(options=replace(options, count_mask_ratio=0.0) if part == "base" else options)
-
-
-def _on_device(batches: Iterable[Batch], trainer: Trainer) -> Iterator[Batch]:
-    for batch in batches:
-        _heed(trainer)
-        yield batch.to(trainer.device)
-
-
-def _heed(trainer: Trainer) -> None:
-    signal = trainer.processes.largest(trainer.stop_signal or 0)
-    if signal:
-        raise Interrupted(signal)
 
 
 def _log_done(part: FrozenPart, number: int, what: str, tables: Iterable[NDArray[Any] | None], began: float) -> None:

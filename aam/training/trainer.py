@@ -257,7 +257,7 @@ class Trainer:
             if self.processes.first or not callback.first_process_only:
                 getattr(callback, event)(self, *about)
 
-    def _heed_signal(self) -> None:
+    def heed_signal(self) -> None:
         """Stop if any process was asked to, so that all of them do after the same step."""
         signal = self.processes.largest(self.stop_signal or 0)
         if signal:
@@ -281,7 +281,7 @@ class Trainer:
         self.task.train()
         for group in _grouped(self.train_loader, self.optim.accumulation_steps):
             self._tell("on_step", self.train_step(group))
-            self._heed_signal()
+            self.heed_signal()
         return {name: float(mean) for name, mean in self.epoch_parts.means().items()}
 
     def train_step(self, group: list[Batch]) -> Step:
@@ -311,12 +311,13 @@ class Trainer:
             precision(self.config.mixed_precision, self.device),
             torch.no_grad(),
         ):
-            judged = [self.learner(batch, judging=True) for batch in self._on_device(batches)]
+            judged = [self.learner(batch, judging=True) for batch in self.on_device(batches)]
             return judge_together(self.task, self.learner, judged)
 
-    def _on_device(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+    def on_device(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches, moved to the device one by one; a signal to stop is heeded before each."""
         for batch in batches:
-            self._heed_signal()
+            self.heed_signal()
             yield batch.to(self.device)
 
     def _apply_gradients(self) -> Tensor | None:
