@@ -460,6 +460,7 @@ class TrainConfig(Section):
     save_every_minutes: float = option(
         10.0, "Save what --resume needs this often, beside after every epoch and at a signal to stop.", gt=0
     )
+    plots: bool = option(True, "Draw pictures for plots/ and TensorBoard: a second or two, of each run and fold.")
     log_histograms: bool = option(False, "Show the distribution of every weight in TensorBoard, too.")
     profile: int | None = option(None, "Trace so many training steps, and write RUN/profile/.", ge=1, le=1000)
     track: Trackers = option((), "Keep the run there, too; by an extra: pip install 'aam[mlflow]' or 'aam[wandb]'.")

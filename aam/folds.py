@@ -323,7 +323,8 @@ def _finish(
             pooled = regression_metrics(actual, table["predicted"].to_numpy(dtype=float))
             guessed = regression_metrics(actual, guess)
         metrics = {"oof": pooled, **metrics, "baseline": {"guess": {"oof": guessed}}}
-        _plot(config, plan, directory, table)
+        if config.train.plots:
+            _plot(config, plan, directory, table)
     if config.train.pretrained_encoder is not None:
         metrics["pretrained_leak"] = sum(int(result.get("pretrained_leak", 0)) for result in results)
     write_json(directory / "metrics.json", metrics)

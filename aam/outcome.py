@@ -46,7 +46,6 @@ def judge_best(
     processes = trainer.processes
     best = load_model_file(directory / MODEL_NAME).weights if processes.first else None
     load_weights_into(task.model, processes.broadcast(best))
-    history = pd.DataFrame(trainer.state.history)
     metrics: dict[str, Any] = {"best_epoch": trainer.state.best_epoch}
     datasets = datasets_of(config, study, split, task)
     held_out = trainer.val_loader.dataset
@@ -62,8 +61,9 @@ def judge_best(
         metrics[part] = evaluation.metrics
         if not processes.first:
             continue
-        for name, figure in figures(task, study, evaluation).items():
-            save_figure(figure, directory / "plots" / f"{part}_{name}.png")
+        if config.train.plots:
+            for name, figure in figures(task, study, evaluation).items():
+                save_figure(figure, directory / "plots" / f"{part}_{name}.png")
         if isinstance(task, TrainTask) and evaluation.output is not None:
             rows = evaluation.sample_index
             table = prediction_table(
@@ -75,7 +75,8 @@ def judge_best(
     if config.train.pretrained_encoder is not None:
         metrics["pretrained_leak"] = len(leaked)
     if processes.first:
-        save_figure(history_plot(history), directory / "plots" / "history.png")
+        if config.train.plots:
+            save_figure(history_plot(pd.DataFrame(trainer.state.history)), directory / "plots" / "history.png")
         write_json(directory / "metrics.json", metrics)
     return metrics
 

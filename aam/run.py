@@ -345,7 +345,7 @@ def require_same_config(config: RunConfig, stored: Mapping[str, Any], directory:
     machine = {"output_dir", "device", "threads", "num_workers", "save_every_minutes"}
     machine |= {"tf32", "attn_implementation", "compile_model", "gradient_checkpointing", "asv_chunk_size"}
     machine |= {"strategy", "reshard_after_forward", "sharded_checkpoints"}
-    watched = {"log_histograms", "profile", "track"}
+    watched = {"plots", "log_histograms", "profile", "track"}
     free = machine | watched | {"epochs", "patience", "resume", "overwrite"}
     now = config.model_dump(mode="json")
     moved = {str(Path(part["train"]["output_dir"]) / "splits.tsv") for part in (now, stored) if "train" in part}

@@ -47,7 +47,9 @@ __all__ = ["build_callbacks", "build_trainer", "require_sharding"]
 logger = logging.getLogger("aam")
 
 # How a run is written and watched is no property of its model.
-_NO_PARAMETERS = {"output_dir", "resume", "overwrite", "save_every_minutes", "log_histograms", "profile", "track"}
+_NO_PARAMETERS = {"output_dir", "resume", "overwrite", "save_every_minutes"} | {
+    *("plots", "log_histograms", "profile", "track"),
+}
 
 
 def require_sharding(config: RunConfig) -> None:
@@ -194,7 +196,7 @@ def _watching(
         StepCurves(board / "steps", meter),
         TensorBoard(
             board,
-            lambda evaluation: figures(task, study, evaluation),
+            (lambda evaluation: figures(task, study, evaluation)) if config.train.plots else None,
             parameters,
             shown,
             histograms=config.train.log_histograms,

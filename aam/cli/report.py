@@ -54,7 +54,8 @@ def print_result(result: RunResult) -> None:
                 row.append(_number(guess[part].get(name)))
         rows.append(tuple(row))
     click.echo(f"\nbest epoch: {metrics['best_epoch']}\n{table(rows)}\n")
-    click.echo(f"Run directory: {result.directory}  (plots/ holds pictures)")
+    pictures = "  (plots/ holds pictures)" if (result.directory / "plots" / "history.png").exists() else ""
+    click.echo(f"Run directory: {result.directory}{pictures}")
     click.echo(f"Curves: tensorboard --logdir {result.directory / 'tensorboard'}")
 
 

@@ -75,8 +75,8 @@ class TensorBoard(Callback):
     Parameters
     ----------
     directory : Path
-    figures : callable
-        Evaluation to named figures.
+    figures : callable, optional
+        Evaluation to named figures; no pictures without it.
     parameters : mapping of str to str, number or bool
         What the run was asked for.
     headlines : sequence of str
@@ -92,7 +92,7 @@ class TensorBoard(Callback):
     def __init__(
         self,
         directory: Path,
-        figures: Callable[[Evaluation], Mapping[str, Figure]],
+        figures: Callable[[Evaluation], Mapping[str, Figure]] | None,
         parameters: Mapping[str, str | float | bool] | None = None,
         headlines: tuple[str, ...] = (),
         histograms: bool = False,
@@ -162,9 +162,10 @@ class TensorBoard(Callback):
             self.writers["validation"].file_writer.add_summary(summary)
 
     def _draw(self, trainer: Trainer) -> None:
-        for epoch, evaluation in sorted(self.undrawn.items()):  # TensorBoard wants steps in their order
-            for name, figure in self.figures(evaluation).items():
-                self.writers["validation"].add_figure(name, figure, epoch)
+        if self.figures is not None:
+            for epoch, evaluation in sorted(self.undrawn.items()):  # TensorBoard wants steps in their order
+                for name, figure in self.figures(evaluation).items():
+                    self.writers["validation"].add_figure(name, figure, epoch)
         if self.histograms and trainer.state.epoch in self.undrawn:
             for name, parameter in trainer.task.model.named_parameters():
                 self.writers["train"].add_histogram(f"weights/{name}", parameter.detach().float(), trainer.state.epoch)

@@ -23,7 +23,7 @@ def test_what_is_saved_is_measured():
         "--asv-chunk-size",
         "16",
         "--steps",
-        "1",
+        "0",
     ]
     result = CliRunner().invoke(cli, [*arguments, "--json"], catch_exceptions=False)
     assert result.exit_code == 0, result.output

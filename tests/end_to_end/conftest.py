@@ -21,7 +21,7 @@ def pretrained(study: StudyFiles, tmp_path_factory: pytest.TempPathFactory) -> P
     succeed(
         *study.pretrain,
         *("--metadata", study.metadata, "--group-column", "subject_id", "--test-size", "0.25"),
-        *("--nuc-asv-fraction", "0.5", "--output-dir", run),
+        *("--nuc-asv-fraction", "0.5", "--plots", "--output-dir", run),
     )
     return run
 
@@ -33,6 +33,6 @@ def trained(study: StudyFiles, tmp_path_factory: pytest.TempPathFactory) -> Path
     succeed(
         *study.train,
         *("--unifrac-matrix", study.matrix, "--metadata-column", "age", "--test-size", "0.25"),
-        *("--nuc-asv-fraction", "0.5", "--output-dir", run),
+        *("--nuc-asv-fraction", "0.5", "--plots", "--output-dir", run),
     )
     return run

@@ -23,7 +23,7 @@ from aam.data.distances import unweighted_unifrac, write_distances_h5
 from aam.data.simulate import simulate_study, write_study
 
 TINY_MODEL = ["--embedding-dim", "16", "--attention-heads", "2", "--attention-layers", "1", "--clades", "16"]
-QUICK = ["--epochs", "2", "--threads", "1", "--num-workers", "0"]
+QUICK = ["--epochs", "2", "--threads", "1", "--num-workers", "0", "--no-plots"]
 TINY = [*TINY_MODEL, *QUICK]
 
 

@@ -26,7 +26,9 @@ NAMES = ("mae", "rmse", "r2", "spearman")
 def weighted(study: StudyFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pre-trained on what the matrix is said to hold."""
     run = tmp_path_factory.mktemp("runs") / "weighted"
-    succeed(*study.pretrain, "--base-target", "generalized_unifrac", "--unifrac-alpha", 0.3, "--output-dir", run)
+    succeed(
+        *study.pretrain, "--base-target", "generalized_unifrac", "--unifrac-alpha", 0.3, "--plots", "--output-dir", run
+    )
     return run
 
 
@@ -72,7 +74,7 @@ def test_a_run_is_resumed_with_its_target(weighted: Path, study: StudyFiles) -> 
 
 
 def test_one_head_alone_where_there_is_no_other(study: StudyFiles, tmp_path: Path) -> None:
-    succeed(*study.pretrain, "--base-target", "aitchison", "--output-dir", tmp_path / "run")
+    succeed(*study.pretrain, "--base-target", "aitchison", "--plots", "--output-dir", tmp_path / "run")
     assert set(read_metrics(tmp_path / "run")["val"]) == {f"aitchison_{name}" for name in NAMES}
     assert "plots/val_distances_clade.png" not in files_below(tmp_path / "run")
     outcome = aam(

@@ -16,6 +16,7 @@ from sklearn.model_selection import GroupKFold
 from aam.data.biom_loader import FeatureTable, load_table
 from aam.data.splits import read_folds, read_splits
 from tests.end_to_end.program import (
+    QUICK,
     TINY,
     StudyFiles,
     aam,
@@ -49,7 +50,7 @@ def run(study: StudyFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def classes(study: StudyFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "classes"
     options = ["--metadata-column", "group", "--classifier", "--folds", 3]
-    succeed(*study.train, *options, "--output-dir", path)
+    succeed(*study.train, *options, "--plots", "--output-dir", path)
     return path
 
 
@@ -62,9 +63,10 @@ def encoders(study: StudyFiles, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 class TestFolds:
-    def test_files(self, run: Path) -> None:
-        top = {name for name in files_below(run) if "fold_" not in name}
-        assert top == TOP | {"oof_predictions.tsv", "plots/oof_predictions.png"}
+    def test_files(self, run: Path, classes: Path) -> None:
+        plotted, bare = ({name for name in files_below(path) if "fold_" not in name} for path in (classes, run))
+        assert plotted == bare | {"plots/oof_predictions.png"}
+        assert bare == TOP | {"oof_predictions.tsv"}
         for fold in FOLDS:
             assert {"config.json", "metrics.json", "test_predictions.tsv"} < files_below(run / fold)
 
@@ -269,7 +271,7 @@ class TestEncoders:
     ) -> None:
         run = tmp_path / "run"
         arguments = ["train", "--table", study.table, "--metadata", study.metadata, "--metadata-column", "age"]
-        arguments += ["--epochs", 1, "--threads", 1, "--num-workers", 0, "--pretrained-encoder", encoders]
+        arguments += [*QUICK, "--epochs", 1, "--pretrained-encoder", encoders]
         succeed(*arguments, *options, "--output-dir", run)
         assert read_metrics(run)["pretrained_leak"] == 0
         for name in ("splits.tsv", *(f"{fold}/splits.tsv" for fold in FOLDS)):

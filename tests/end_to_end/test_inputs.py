@@ -311,7 +311,7 @@ class TestStripes:
 
 
 SMALL = ("--embedding-dim", 16, "--attention-heads", 2, "--attention-layers", 1, "--clades", 32)
-CPU = ("--threads", 1, "--num-workers", 0, "--nuc-weight", 0)
+CPU = ("--threads", 1, "--num-workers", 0, "--no-plots", "--nuc-weight", 0)
 
 
 @pytest.fixture(scope="module")

@@ -183,7 +183,7 @@ def test_a_real_study(tmp_path: Path) -> None:
             run,
         ),
         *("--embedding-dim", 16, "--attention-heads", 2, "--attention-layers", 1, "--clades", 16),
-        *("--epochs", 1, "--threads", 1, "--num-workers", 0),
+        *("--epochs", 1, "--threads", 1, "--num-workers", 0, "--no-plots"),
     )
     assert "age" in outcome.err or "184" in outcome.err
     study = StudyFiles(folder)

@@ -42,7 +42,7 @@ def classes(study: StudyFiles, tmp_path_factory: pytest.TempPathFactory) -> Path
     """Labels, no distances, no test split."""
     run = tmp_path_factory.mktemp("runs") / "classes"
     arguments = [*study.train, "--metadata-column", "group", "--classifier", "--stratify", "--nuc-asv-fraction", 0.5]
-    succeed(*arguments, "--output-dir", run)
+    succeed(*arguments, "--plots", "--output-dir", run)
     return run
 
 
@@ -62,6 +62,17 @@ class TestFiles:
         for path in (trained / "plots").iterdir():
             assert path.read_bytes().startswith(b"\x89PNG")
             assert path.stat().st_size > 5000
+
+    def test_without_pictures_the_numbers_are_the_same(self, study: StudyFiles, classes: Path, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        arguments = json.loads((classes / "config.json").read_text())
+        outcome = succeed("train", "--config", classes / "config.json", "--no-plots", "--output-dir", run)
+        assert arguments["train"]["plots"] and "holds pictures" not in outcome.out
+        assert files_below(run) == {name for name in files_below(classes) if not name.startswith("plots/")}
+        for name in ("history.csv", "metrics.json", "val_predictions.tsv"):
+            assert (run / name).read_bytes() == (classes / name).read_bytes(), name
+        events = EventAccumulator(str(run / "tensorboard" / "validation")).Reload()
+        assert events.Tags()["images"] == [] and "loss/target_loss" in events.Tags()["scalars"]
 
     def test_the_split_names_every_sample_once(self, trained: Path) -> None:
         table = pd.read_csv(trained / "splits.tsv", sep="\t")

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from aam.data.splits import read_splits
 from tests.end_to_end.program import (
+    QUICK,
     TINY,
     StudyFiles,
     aam,
@@ -52,7 +53,7 @@ def tune(study: StudyFiles, pretrained: Path) -> list[object]:
     """`aam train` from an encoder, whose shape is not typed: it comes from the file."""
     return [
         *("train", "--table", study.table, "--metadata", study.metadata, "--metadata-column", "age"),
-        *("--epochs", 2, "--threads", 1, "--num-workers", 0, "--pretrained-encoder", pretrained),
+        *(*QUICK, "--pretrained-encoder", pretrained),
     ]
 
 
@@ -314,20 +315,21 @@ class TestOverwrite:
     def test_replaces_what_a_run_wrote_and_nothing_else(self, study: StudyFiles, tmp_path: Path) -> None:
         run = tmp_path / "run"
         arguments = [*study.train, "--metadata-column", "age", "--output-dir", run]
-        succeed(*arguments, "--test-size", "0.25")
+        succeed(*arguments, "--test-size", "0.25", "--plots")
         (run / "notes.txt").write_text("mine")
         (run / "plots" / "mine.png").write_text("mine, too")
         assert_one_line_error(aam(*arguments), 1, run, "--overwrite", "--resume")
         succeed(*arguments, "--overwrite")
         assert (run / "notes.txt").read_text() == "mine"
         assert not (run / "test_predictions.tsv").exists()
+        assert [path.name for path in (run / "plots").iterdir()] == ["mine.png"]
         assert len(list((run / "tensorboard" / "train").iterdir())) == 1
 
     def test_a_folder_that_held_no_run_keeps_its_files(self, study: StudyFiles, tmp_path: Path) -> None:
         own = tmp_path / "run" / "plots" / "my_figure.png"
         own.parent.mkdir(parents=True)
         own.write_bytes(b"mine")
-        succeed(*ordinary(study, tmp_path / "run"), "--overwrite")
+        succeed(*ordinary(study, tmp_path / "run"), "--plots", "--overwrite")
         assert own.read_bytes() == b"mine"
 
     def test_the_encoder_that_it_starts_from_is_not_replaced(

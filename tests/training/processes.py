@@ -19,7 +19,7 @@ from aam.training.distributed import Processes, start
 
 # Processes are forked from one that has imported this module and begun nothing.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch.distributed.fsdp", "tests.training.tiny", __name__])
+_CONTEXT.set_forkserver_preload(["torch.distributed.fsdp", "torch._dynamo", "tests.training.tiny", __name__])
 
 
 def together(function: Callable[..., Any], number: int, strategy: str, *arguments: Any) -> list[Any]:
