@@ -87,15 +87,18 @@ def loader(
     )
 
 
+_OUTLIVE_SECONDS = 600  # by far more than a step takes
+
+
 def _outlive_signals(worker: int) -> None:
-    """Go on for half a minute at a signal to stop.
+    """Go on for a while at a signal to stop.
 
     Batch systems and terminals send it to all processes of a job. The trainer still wants batches until its step is
-    done; then it saves the run and ends its workers itself.
+    done; then it ends its workers itself, and saves the run.
     """
     for name in Signals.HEEDED:
         if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda number, frame: signal.alarm(30))
+            signal.signal(getattr(signal, name), lambda number, frame: signal.alarm(_OUTLIVE_SECONDS))
 
 
 def _cores() -> int:

@@ -37,6 +37,8 @@ class RunDirectory:
         "tracking.json",
         "aam.log",
     )
+    # All that a run leaves that ended before its first checkpoint: it may be begun again as if it had not been.
+    BEGINNING = frozenset({"aam.log", "config.json", "splits.tsv", "tracking.json"})
     # Removed with a run, but no sign of one: `--lr-find print` writes lr_find alone.
     IN_FOLDERS = (
         *("tensorboard/*/events.out.tfevents.*", "plots/history.png", "plots/val_*.png", "plots/test_*.png"),
@@ -63,7 +65,9 @@ class RunDirectory:
         """
         if self.path.exists() and not self.path.is_dir():
             raise DataError(f"{self.path}: is a file; give another --output-dir")
-        holds_run = any((self.path / name).exists() for name in self.FILES)
+        found = {name for name in self.FILES if (self.path / name).exists()}
+        nothing_learnt = "aam.log" in found and found <= self.BEGINNING and not self.folds()
+        holds_run = bool(found) and not nothing_learnt
         if resume and not (self.path / "last.ckpt").is_file():
             raise DataError(f"{self.path}: holds no last.ckpt to resume from; begin with --overwrite instead")
         if holds_run and not (resume or overwrite):

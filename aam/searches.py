@@ -23,6 +23,7 @@ from aam.run_directory import RunDirectory, write_table
 from aam.training.batch_size import find_batch_size
 from aam.training.distributed import Processes
 from aam.training.frozen import Frozen
+from aam.training.kernels import choose_attention
 from aam.training.lr_finder import MOST_STEPS, RangeTest, range_test
 from aam.training.optimizers import build_optimizer
 from aam.training.schedules import build_schedule
@@ -85,6 +86,8 @@ def with_batch_size(
     """
     if config.train.batch_size == "auto":
         target = config.optim.target_effective_batch_size
+        choose_attention(task, config.train, device, study.padded)  # as it will be in training
+        accumulates = target is not None or config.optim.accumulation_steps > 1
         found = find_batch_size(
             task,
             datasets_of(config, study, split, task)["train"],
@@ -92,7 +95,8 @@ def with_batch_size(
             device,
             mixed_precision=config.train.mixed_precision,
             fraction=config.train.max_memory_fraction,
-            copies=2 + config.optim.lookahead + (config.optim.average != "none"),
+            # The optimizer's moments; where batches are joined, the gradients of those before.
+            copies=2 + config.optim.lookahead + (config.optim.average != "none") + accumulates,
             most=target,
         )
         size = found.samples

@@ -15,7 +15,6 @@ from aam.config import RunConfig
 from aam.data.batch import Batch
 from aam.data.dataset import BatchPlan, SampleDataset
 from aam.data.study import Study
-from aam.data.tokenizer import PAD
 from aam.loaders import datasets_of, loader
 from aam.outcome import figures
 from aam.run_directory import RunDirectory
@@ -34,7 +33,7 @@ from aam.training.distributed import Processes, distribute, require_whole_tensor
 from aam.training.frozen import Frozen
 from aam.training.kernels import prepare_kernels
 from aam.training.meter import Meter
-from aam.training.optimizers import OPTIMIZERS, build_optimizer, learning_rates
+from aam.training.optimizers import OPTIMIZERS, build_optimizer, peak_learning_rates
 from aam.training.profiler import Profile
 from aam.training.schedules import build_schedule
 from aam.training.tasks import Evaluation, Task
@@ -88,14 +87,14 @@ def build_trainer(
     device : torch.device
     processes : Processes
     """
-    prepare_kernels(task, config.train, device, padded=bool((study.tokens[:, -1] == PAD).any()))
+    prepare_kernels(task, config.train, device, padded=study.padded)
     datasets = datasets_of(config, study, split, task)
     plans = _plans(config, study, split, processes)
     learner = distribute(task, processes, reshard_after_forward=config.train.reshard_after_forward)
     processes.seed(config.train.seed, 0)
     optim = config.optim.model_copy(update={"accumulation_steps": config.accumulation_steps})
     optimizer = build_optimizer(task.model, optim)
-    rates = ", ".join(f"{name} {lr:.2g}" for name, lr in learning_rates(optimizer))
+    rates = ", ".join(f"{name} {lr:.2g}" for name, lr in peak_learning_rates(optimizer))
     if optim.head_lr is not None or optim.layer_decay is not None:
         logger.info("peak learning rates: %s", rates)
     steps = -(-len(plans["train"]) // optim.accumulation_steps) * config.train.epochs

@@ -15,6 +15,7 @@ from aam.errors import DataError
 from aam.inputs import load_inputs
 from aam.loaders import choose_device
 from aam.trainer_setup import build_trainer
+from aam.training.callbacks import FiniteLosses
 from aam.training.optimizers import OPTIMIZERS
 from aam.training.schedules import SCHEDULES
 from aam.training.tasks import Evaluation
@@ -97,7 +98,7 @@ def benchmark_optimizers(
                 task = build_task(variant, study, split, None).to(device)
                 trainer = build_trainer(variant, study, split, task, device)
                 timer = _Timer()
-                trainer.callbacks = [timer]
+                trainer.callbacks = [timer, FiniteLosses(study.sample_ids)]
                 metric = f"{task.reading_names[0]}_r2"
                 row: dict[str, float] = {}
                 try:

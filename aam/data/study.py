@@ -24,7 +24,7 @@ from aam.data.metadata import class_target, load_metadata, numeric_target, repea
 from aam.data.sequences import count_ambiguous, load_sequences, resolve_sequences
 from aam.data.splits import read_folds, read_splits
 from aam.data.streamed_table import StreamedTable
-from aam.data.tokenizer import token_rows
+from aam.data.tokenizer import PAD, token_rows
 from aam.data.unifrac_loader import DistanceMatrix, SampleValues, StripeMatrix, UniFracLoader, load_reference_ids
 from aam.errors import DataError, named
 
@@ -137,6 +137,11 @@ class Study:
 
     def __len__(self) -> int:
         return len(self.sample_ids)
+
+    @property
+    def padded(self) -> bool:
+        """Whether sequences differ in length."""
+        return bool((self.tokens[:, -1] == PAD).any())
 
     def rows_of(self, split: NDArray[Any], name: str) -> NDArray[np.int64]:
         """Rows (n,) whose entry of ``split`` (N,) is ``name``."""

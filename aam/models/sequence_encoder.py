@@ -115,7 +115,6 @@ class EncodedSamples(NamedTuple):
     """What `SequenceEncoder` makes of a batch."""
 
     asv_embeddings: Tensor  # (U, D)
-    asvs_in_samples: Tensor  # (B, S, D)
     embedding: Tensor  # (B, D)
     presence: Tensor | None  # (B, K), with a clade head
     abundance: Tensor | None = None  # (B, K), where a base target reads it
@@ -124,9 +123,8 @@ class EncodedSamples(NamedTuple):
     @classmethod
     def of_summary(cls, summary: SampleSummary) -> EncodedSamples:
         """Samples of whose ASVs nothing is known any more."""
-        b, d = summary.embedding.shape
-        asvs, in_samples = summary.embedding.new_zeros(0, d), summary.embedding.new_zeros(b, 0, d)
-        return cls(asvs, in_samples, summary.embedding, summary.presence, summary.abundance)
+        asvs = summary.embedding.new_zeros(0, summary.embedding.shape[1])
+        return cls(asvs, summary.embedding, summary.presence, summary.abundance)
 
     @property
     def summary(self) -> SampleSummary:
@@ -248,7 +246,7 @@ class SequenceEncoder(nn.Module):
         abundance = None
         if self.clade_head is not None and any(target.clades == "abundance" for target in self.targets.values()):
             abundance = self.clade_head.abundance(asv_embeddings, batch.asv_index, _shares(batch))  # (B, K)
-        return EncodedSamples(asv_embeddings, in_samples, self.norm(pooled), presence, abundance)
+        return EncodedSamples(asv_embeddings, self.norm(pooled), presence, abundance)
 
     @torch.no_grad()
     def calibrate(self, batch: SampleBatch, levels: Mapping[str, Level], *, widths: bool = True) -> None:

@@ -180,24 +180,24 @@ class _Pending(NamedTuple):
     epoch: int
     names: tuple[str, ...]
     values: Tensor
-    samples: list[Tensor]
+    samples: list[int]
     arrived: Callable[[], bool]
 
 
 class FiniteLosses(Callback):
     """Ends a run in which a loss is not a number, naming the part and the samples.
 
-    On a GPU the losses of a step are looked at when they have arrived, which no step waits for.
+    On a GPU the losses of a step are looked at when they have arrived, which no step waits for; held-out samples do.
 
     Parameters
     ----------
     sample_ids : sequence of str
         Of the rows of the study.
-    checkpoint : Path
+    checkpoint : Path, optional
         Where the run can be resumed from.
     """
 
-    def __init__(self, sample_ids: Sequence[str], checkpoint: Path) -> None:
+    def __init__(self, sample_ids: Sequence[str], checkpoint: Path | None = None) -> None:
         self.sample_ids = sample_ids
         self.checkpoint = checkpoint
         self.pending: deque[_Pending] = deque()
@@ -209,24 +209,40 @@ class FiniteLosses(Callback):
             event = torch.cuda.Event()
             event.record()
             arrived = event.query
-        samples = [batch.everyone for batch in step.batches]
+        samples = [row for batch in step.batches for row in batch.everyone.tolist()]
         state = trainer.state
         self.pending.append(_Pending(state.step, state.epoch + 1, tuple(step.parts), values, samples, arrived))
         while self.pending and self.pending[0].arrived():
             self._require_finite(self.pending.popleft(), trainer)
 
+    def on_validation(self, trainer: Trainer) -> None:
+        if self.pending and trainer.device.type == "cuda":
+            torch.cuda.synchronize(trainer.device)
+        while self.pending:
+            self._require_finite(self.pending.popleft(), trainer)
+
+    def on_epoch(self, trainer: Trainer, evaluation: Evaluation) -> None:
+        self._require(
+            evaluation.losses,
+            f"of held-out samples in epoch {trainer.state.epoch}",
+            evaluation.not_finite.tolist(),
+            trainer,
+        )
+
     def _require_finite(self, losses: _Pending, trainer: Trainer) -> None:
-        broken = [
-            name for name, value in zip(losses.names, losses.values.tolist(), strict=True) if not math.isfinite(value)
-        ]
+        values = dict(zip(losses.names, losses.values.tolist(), strict=True))
+        self._require(values, f"at step {losses.step}, in epoch {losses.epoch}", losses.samples, trainer)
+
+    def _require(self, losses: Mapping[str, float], when: str, rows: Sequence[int], trainer: Trainer) -> None:
+        broken = [name for name, value in losses.items() if not math.isfinite(value)]
         if not broken:
             return
         name = next((name for name in broken if name != "loss"), "loss")  # a part's
-        value = losses.values[losses.names.index(name)].item()
-        samples = [self.sample_ids[row] for rows in losses.samples for row in rows.tolist()]
+        samples = [self.sample_ids[row] for row in rows]
+        kept = "" if self.checkpoint is None else f"{self.checkpoint} is as it was before. "
         raise DataError(
-            f"{name} is {value} at step {losses.step}, in epoch {losses.epoch}, of {len(samples)} samples: "
-            f"{', '.join(samples[:8])}{', …' if samples[8:] else ''}. {self.checkpoint} is as it was before. "
+            f"{name} is {losses[name]} {when}, of {len(samples)} samples: "
+            f"{', '.join(samples[:8])}{', …' if samples[8:] else ''}. {kept}"
             f"Look at these samples, or try a lower --lr than {trainer.optim.lr:g} or --mixed-precision none"
         )
 

@@ -132,6 +132,8 @@ def save_model_file(
     whole = {"format_version": FORMAT_VERSION, "config": config.model_dump(mode="json"), **header}
     unfinished = path.with_name(path.name + ".tmp")
     save_file(weights, unfinished, metadata={"aam": json.dumps(whole)})
+    with unfinished.open("rb+") as file:
+        os.fsync(file.fileno())
     unfinished.replace(path)
 
 

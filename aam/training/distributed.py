@@ -424,7 +424,11 @@ def judging(learner: Any, processes: Processes) -> Iterator[None]:
         yield
     finally:
         if processes.strategy == "fsdp":
-            learner.reshard()
+            from torch.distributed.fsdp import FSDPModule
+
+            for module in learner.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()
 
 
 def beside_passes(learner: Any, processes: Processes, work: Callable[[], Result]) -> Result:
@@ -549,6 +553,8 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
     return state
 
 
@@ -557,3 +563,5 @@ def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)
+    if "mps" in state and device.type == "mps":
+        torch.mps.set_rng_state(state["mps"])

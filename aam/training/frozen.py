@@ -30,7 +30,7 @@ from aam.models.asv_encoder import ASVEncoder
 from aam.models.sequence_encoder import SequenceEncoder
 from aam.training.distributed import beside_passes
 from aam.training.tasks import Evaluation
-from aam.training.trainer import Callback, Trainer, precision
+from aam.training.trainer import Callback, Trainer, end_workers, precision
 
 __all__ = ["Frozen", "encode_asvs", "encode_samples", "frozen_module"]
 
@@ -190,7 +190,7 @@ class Frozen(Callback):
             weight.requires_grad_(True)
         trainer.task.judged_before = None
         for loader in (trainer.train_loader, trainer.val_loader):
-            loader._iterator = None  # ends its processes, as in `Trainer.close`
+            end_workers(loader)
         trainer.train_loader, trainer.val_loader = self.before
         self.before = None
         logger.info("the %s is trained from here on", _NAMES[self.part])

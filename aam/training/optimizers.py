@@ -22,8 +22,8 @@ __all__ = [
     "Joined",
     "OptimizerRecord",
     "build_optimizer",
-    "learning_rates",
     "parameter_groups",
+    "peak_learning_rates",
 ]
 
 Group = dict[
@@ -183,7 +183,7 @@ def _depth(name: str, layers: int) -> int | None:
     return None
 
 
-def learning_rates(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, float]]:
+def peak_learning_rates(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, float]]:
     """Every group's name and peak learning rate."""
     for group in optimizer.param_groups:
         yield group["name"], group["peak_lr"]

@@ -141,6 +141,7 @@ class Evaluation:
     output: NDArray[np.float32] | None = None  # (n, C): what the target head gave
     readings: dict[str, Reading] = field(default_factory=dict)  # by the name of their metrics
     paired: NDArray[np.int64] | None = None  # the samples whose pairs with each other the readings of distances hold
+    not_finite: NDArray[np.int64] = field(default_factory=lambda: np.array([], dtype=np.int64))  # samples, if any
 
 
 class _Block(NamedTuple):
@@ -169,6 +170,19 @@ class Judged(NamedTuple):
             summary=self.summary.to(device),
             output=None if self.output is None else self.output.to(device),
         )
+
+
+def _not_finite(kept: Sequence[Judged]) -> NDArray[np.int64]:
+    """The samples of whom something that was read is not finite; all of a batch whose losses alone are not."""
+    found: list[NDArray[Any]] = []
+    for judged in kept:
+        samples = judged.sample_index.cpu()
+        read = [part for part in (*judged.summary, judged.output) if part is not None]
+        broken = ~torch.stack([part.cpu().isfinite().flatten(1).all(dim=1) for part in read]).all(dim=0)
+        if not broken.any() and not all(math.isfinite(total) for total, _ in judged.sums.values()):
+            broken = torch.ones_like(broken)
+        found.append(samples[broken].numpy())
+    return np.unique(np.concatenate(found))
 
 
 class _JudgedBase(NamedTuple):
@@ -310,7 +324,8 @@ class Task:
         base = self._judged_base(kept, sample_index)
         losses, metrics = losses | base.losses, metrics | base.metrics
         losses["loss"] = sum(self.weights[name] * value for name, value in losses.items())
-        return Evaluation(losses, metrics, sample_index, output_array, base.readings, base.paired)
+        broken = np.array([], dtype=np.int64) if all(map(math.isfinite, losses.values())) else _not_finite(kept)
+        return Evaluation(losses, metrics, sample_index, output_array, base.readings, base.paired, broken)
 
     def _judged_base(self, kept: list[Judged], sample_index: NDArray[np.int64]) -> _JudgedBase:
         """Base targets of held-out samples; those of a frozen base are judged once."""

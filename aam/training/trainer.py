@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader
 from aam.config import OptimConfig, TrainConfig
 from aam.data.batch import Batch
 from aam.data.dataset import BatchPlan
-from aam.errors import DataError, Interrupted
+from aam.errors import Interrupted
 from aam.training.averaging import WeightAverage
 from aam.training.distributed import (
     Learner,
@@ -240,6 +240,7 @@ class Trainer:
                 self._tell("on_epoch", evaluation)
             self._tell("on_end")
         except Interrupted:
+            self._end_workers()  # first: saving may take longer than they outlive the signal
             self._tell("on_interrupt")
             raise
         return self.state
@@ -264,14 +265,14 @@ class Trainer:
             raise Interrupted(signal)
 
     def close(self) -> None:
-        """Close the callbacks and end the processes that build batches.
-
-        Left to the garbage collector, which may find a loader in a cycle, each of them is waited for for five seconds.
-        """
+        """Close the callbacks and end the processes that build batches."""
         for callback in self.callbacks:
             callback.close()
+        self._end_workers()
+
+    def _end_workers(self) -> None:
         for loader in (self.train_loader, self.val_loader):
-            loader._iterator = None
+            end_workers(loader)
 
     def train_epoch(self) -> dict[str, float]:
         """What is left of a pass over the training samples; the mean of each part of the loss over all of it."""
@@ -321,10 +322,10 @@ class Trainer:
             yield batch.to(self.device)
 
     def _apply_gradients(self) -> Tensor | None:
-        norm = None
-        if self.optim.gradient_clip > 0:
-            self.scaler.unscale_(self.optimizer)
-            norm = clip_gradients(list(self.task.model.parameters()), self.optim.gradient_clip)
+        self.scaler.unscale_(self.optimizer)
+        norm: Tensor | None = clip_gradients(
+            list(self.task.model.parameters()), self.optim.gradient_clip if self.optim.gradient_clip > 0 else math.inf
+        )
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -344,13 +345,6 @@ class Trainer:
         row = {"epoch": float(state.epoch), "step": float(state.step), "lr": self.learning_rate}
         row |= {name if name == "gradient_norm" else f"train_{name}": value for name, value in losses.items()}
         row |= {f"val_{name}": value for name, value in (evaluation.losses | evaluation.metrics).items()}
-        broken = [name for name, value in row.items() if "loss" in name and not math.isfinite(value)]
-        if broken:
-            name = next((name for name in broken if name not in ("train_loss", "val_loss")), broken[0])  # a part's
-            raise DataError(
-                f"{name} is {row[name]} in epoch {state.epoch}; training cannot go on. "
-                f"Try a lower --lr than {self.optim.lr:g}, or --mixed-precision none"
-            )
         state.history.append(row)
         value = evaluation.losses[self.task.monitor]
         if value < state.best_value:
@@ -393,6 +387,17 @@ class Trainer:
             set_random_state(saved["random"][self.processes.rank], self.device)
         else:
             self.processes.seed_anew(self.config.seed, self.state.step)
+
+
+def end_workers(loader: DataLoader[Any]) -> None:
+    """End the processes of a loader, which may be begun again.
+
+    Left to the garbage collector, which may find the loader in a cycle, each of them is waited for for five seconds.
+    """
+    workers: Any = getattr(loader, "_iterator", None)
+    loader._iterator = None
+    if hasattr(workers, "_shutdown_workers"):
+        workers._shutdown_workers()
 
 
 def precision(name: str, device: torch.device) -> AbstractContextManager[Any]:

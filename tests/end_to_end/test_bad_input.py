@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -357,6 +358,24 @@ class TestRunDirectory:
         outcome = aam(*study.train, "--metadata-column", "age", "--output-dir", trained)
         assert_one_line_error(outcome, 1, trained, "--overwrite", "--resume")
         assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
+
+    def test_of_a_run_that_learnt_nothing(self, study: StudyFiles, tmp_path: Path) -> None:
+        """One that ended before its first checkpoint is begun again without a word."""
+        run = tmp_path / "run"
+        arguments = [*study.train, "--metadata-column", "age", "--epochs", 1, "--output-dir", run]
+        succeed(*arguments)
+        for path in run.iterdir():
+            if path.name not in ("aam.log", "config.json", "splits.tsv"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        log = (run / "aam.log").read_text()
+        succeed(*arguments)
+        assert (run / "aam.log").read_text().startswith(log)
+
+    def test_that_holds_the_files_of_somebody_else(self, study: StudyFiles, tmp_path: Path) -> None:
+        (tmp_path / "config.json").write_text("mine")
+        outcome = aam(*study.train, "--metadata-column", "age", "--output-dir", tmp_path)
+        assert_one_line_error(outcome, 1, tmp_path, "--overwrite")
+        assert (tmp_path / "config.json").read_text() == "mine"
 
     def test_that_is_a_file(self, study: StudyFiles, tmp_path: Path) -> None:
         path = tmp_path / "file"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import multiprocessing
 import os
 import pkgutil
 import signal
@@ -14,14 +15,16 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
+from torch.utils.data import DataLoader
 
+from aam.data.batch import Batch
 from aam.errors import DataError, Interrupted
 from aam.training.callbacks import Checkpoints, EarlyStopping, FiniteLosses, HistoryFile, Plateau, Signals
 from aam.training.checkpoint import load_checkpoint
 from aam.training.console import Console
 from aam.training.meter import Meter
 from aam.training.profiler import Profile
-from aam.training.tasks import Evaluation
+from aam.training.tasks import Evaluation, Judged
 from aam.training.tensorboard import StepCurves, TensorBoard
 from aam.training.tracking import Tracking
 from aam.training.trainer import Callback, Step, Trainer
@@ -195,7 +198,49 @@ def test_a_loss_that_is_not_finite_is_named_with_its_samples(equal_study, tmp_pa
     assert equal_study.sample_ids[2] in samples and len(samples) <= 2
 
 
+def test_a_held_out_sample_that_has_no_finite_loss_is_named(equal_study, tmp_path):
+    """Nothing is written of its epoch."""
+    task = build_task(equal_study, "regression")
+    trainer = build_trainer(equal_study, task, tmp_path, batch_size=2)
+    judge_batch = task.judge_batch
+
+    def broken(batch: Batch) -> Judged:
+        judged = judge_batch(batch)
+        assert judged.output is not None
+        judged.output[judged.sample_index == 3] = math.nan
+        total, number = judged.sums["target_loss"]
+        return judged._replace(sums={"target_loss": (total * float(judged.output.sum()), number)})
+
+    task.judge_batch = broken  # type: ignore[method-assign]
+    history = HistoryFile(tmp_path / "history.csv")
+    trainer.callbacks = [FiniteLosses(equal_study.sample_ids, tmp_path / "last.ckpt"), history]
+    said = rf"^target_loss is nan of held-out samples in epoch 1, of 1 samples: {equal_study.sample_ids[3]}\. "
+    with pytest.raises(DataError, match=said):
+        trainer.fit()
+    assert not history.path.exists()
+
+
 # ------------------------------------------------------------------------------------------------------------- signals
+
+
+def test_nobody_builds_batches_any_more_while_the_run_is_saved(equal_study, tmp_path):
+    class Stop(Callback):
+        def on_step(self, trainer: Trainer, step: Step) -> None:
+            self.there = len(multiprocessing.active_children())
+            trainer.stop_soon(signal.SIGTERM)
+
+        def on_interrupt(self, trainer: Trainer) -> None:
+            self.left = len(multiprocessing.active_children())
+
+    stop, before = Stop(), len(multiprocessing.active_children())
+    trainer = build_trainer(equal_study, build_task(equal_study, "pretrain"), tmp_path, callbacks=[stop])
+    loader = trainer.train_loader
+    trainer.train_loader = DataLoader(
+        loader.dataset, sampler=loader.sampler, batch_size=None, num_workers=2, persistent_workers=True
+    )
+    with pytest.raises(Interrupted):
+        trainer.fit()
+    assert (stop.there, stop.left) == (before + 2, before)
 
 
 @pytest.mark.parametrize("name", Signals.HEEDED)

@@ -169,6 +169,7 @@ def test_what_processes_agree_on():
         ("fsdp", 2, {"kind": "classes", "frozen": True}),
         ("ddp", 2, {"optim": OptimConfig(average="ema", optimizer="radam")}),
         ("fsdp", 2, {"optim": OptimConfig(average="ema", optimizer="radam")}),
+        ("fsdp", 2, {"optim": OptimConfig(average="ema"), "reshard_after_forward": False}),
         ("fsdp", 2, {"optim": OptimConfig(average="swa", optimizer="sgd", lr=0.05)}),
         ("fsdp", 2, {"optim": OptimConfig(optimizer="adam", head_lr=0.01)}),
     ],

@@ -16,7 +16,7 @@ from aam.config import ModelConfig, OptimConfig
 from aam.models.base_targets import BrayCurtis, FaithPD, UniFrac
 from aam.models.sequence_predictor import SequencePredictor
 from aam.training.checkpoint import build_encoder
-from aam.training.optimizers import OPTIMIZERS, build_optimizer, learning_rates, parameter_groups
+from aam.training.optimizers import OPTIMIZERS, build_optimizer, parameter_groups, peak_learning_rates
 from aam.training.schedules import build_schedule
 
 LR, DECAY, STEPS = 0.02, 0.1, 12
@@ -263,7 +263,7 @@ def test_the_rate_falls_layer_by_layer_from_the_heads_to_the_nucleotides(predict
 def test_groups_have_names_and_the_first_has_the_rate_of_the_run(predictor):
     for name in OPTIMIZERS:
         optimizer = build_optimizer(predictor, OptimConfig(optimizer=name, lr=0.1, head_lr=0.7, layer_decay=0.5))
-        rates = list(learning_rates(optimizer))
+        rates = list(peak_learning_rates(optimizer))
         assert rates[0] == ("base heads matrices", 0.1)
         assert dict(rates)["layer 6 matrices"] == 0.05 and dict(rates)["head vectors"] == 0.7
         assert len(dict(rates)) == len(rates)

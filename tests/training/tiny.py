@@ -75,6 +75,7 @@ def build_trainer(
     callbacks: Sequence[Callback] = (),
     processes: Processes = Processes(),  # noqa: B008 - immutable
     sharded_checkpoints: bool = False,
+    reshard_after_forward: bool = True,
     **arrays: Any,
 ) -> Trainer:
     """A trainer that validates on what it trains on."""
@@ -82,7 +83,7 @@ def build_trainer(
     samples = np.arange(len(study))
     plan = BatchPlan(samples, batch_size, True, seed=1, share=processes.share)
     held_out = BatchPlan(samples, batch_size, False, seed=1, share=processes.share)
-    learner = distribute(task, processes)
+    learner = distribute(task, processes, reshard_after_forward=reshard_after_forward)
     optimizer = optimizer or build_optimizer(task.model, optim)
     steps = -(-len(plan) // optim.accumulation_steps) * (scheduled_epochs or epochs)
     return Trainer(
