@@ -24,6 +24,8 @@ from aam.training.tasks import Task, TrainTask
 
 __all__ = ["choose_device", "datasets_of", "loader"]
 
+_OUTLIVE_SECONDS = 600  # by far more than a step takes
+
 
 def choose_device(config: TrainConfig) -> torch.device:
     """The device of ``--device`` for this process, with ``--threads`` set.
@@ -85,9 +87,6 @@ def loader(
         # Its own generator: the loader's draws must not move those of dropout.
         generator=torch.Generator(),
     )
-
-
-_OUTLIVE_SECONDS = 600  # by far more than a step takes
 
 
 def _outlive_signals(worker: int) -> None:

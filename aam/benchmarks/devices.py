@@ -64,8 +64,7 @@ def benchmark_devices(config: RunConfig, steps: int) -> DevicesBenchmark | None:
         with precision(config.train.mixed_precision, device):
             loss = learner(batch.to(device)).total
         loss.backward()
-        if config.optim.gradient_clip > 0:
-            clip_gradients(list(model.parameters()), config.optim.gradient_clip)
+        clip_gradients(list(model.parameters()), config.optim.gradient_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if device.type == "cuda":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -97,16 +98,36 @@ def _leave_interrupts_to_the_parent() -> None:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Let a SIGTERM unwind the stack, so that what is temporary is removed."""
+    """Let SIGTERM, as Ctrl-C does, unwind the stack, so that what is temporary is removed.
+
+    Python drops an exception that a signal raises within a destructor or the callback of a weak reference, of which
+    h5py has one for every object it lets go of. Where it does, the exception is raised again just after.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    dropped: list[BaseException] = []
 
-    def stop(number: int, _: FrameType | None) -> None:
+    def on_signal(number: int, _: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    def on_drop(lost: sys.UnraisableHookArgs) -> None:
+        if isinstance(lost.exc_value, SystemExit | KeyboardInterrupt):
+            dropped.append(lost.exc_value)
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+        else:
+            hook(lost)
+
+    def on_alarm(number: int, _: FrameType | None) -> None:
+        raise dropped.pop()
+
+    hook, before = sys.unraisablehook, {signal.SIGTERM: signal.signal(signal.SIGTERM, on_signal)}
+    if hasattr(signal, "setitimer"):  # not on Windows
+        before[signal.SIGALRM] = signal.signal(signal.SIGALRM, on_alarm)
+        sys.unraisablehook = on_drop
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        sys.unraisablehook = hook
+        for number, handler in before.items():
+            signal.signal(number, handler)

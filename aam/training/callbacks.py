@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -180,14 +180,14 @@ class _Pending(NamedTuple):
     epoch: int
     names: tuple[str, ...]
     values: Tensor
-    samples: list[int]
+    samples: list[Tensor]
     arrived: Callable[[], bool]
 
 
 class FiniteLosses(Callback):
     """Ends a run in which a loss is not a number, naming the part and the samples.
 
-    On a GPU the losses of a step are looked at when they have arrived, which no step waits for; held-out samples do.
+    On a GPU the losses of a step are looked at when they have arrived, which validation waits for, and no step.
 
     Parameters
     ----------
@@ -209,7 +209,7 @@ class FiniteLosses(Callback):
             event = torch.cuda.Event()
             event.record()
             arrived = event.query
-        samples = [row for batch in step.batches for row in batch.everyone.tolist()]
+        samples = [batch.everyone for batch in step.batches]
         state = trainer.state
         self.pending.append(_Pending(state.step, state.epoch + 1, tuple(step.parts), values, samples, arrived))
         while self.pending and self.pending[0].arrived():
@@ -225,20 +225,21 @@ class FiniteLosses(Callback):
         self._require(
             evaluation.losses,
             f"of held-out samples in epoch {trainer.state.epoch}",
-            evaluation.not_finite.tolist(),
+            evaluation.not_finite,
             trainer,
         )
 
     def _require_finite(self, losses: _Pending, trainer: Trainer) -> None:
         values = dict(zip(losses.names, losses.values.tolist(), strict=True))
-        self._require(values, f"at step {losses.step}, in epoch {losses.epoch}", losses.samples, trainer)
+        rows = torch.cat(losses.samples)
+        self._require(values, f"at step {losses.step}, in epoch {losses.epoch}", rows, trainer)
 
-    def _require(self, losses: Mapping[str, float], when: str, rows: Sequence[int], trainer: Trainer) -> None:
+    def _require(self, losses: Mapping[str, float], when: str, rows: Iterable[Any], trainer: Trainer) -> None:
         broken = [name for name, value in losses.items() if not math.isfinite(value)]
         if not broken:
             return
         name = next((name for name in broken if name != "loss"), "loss")  # a part's
-        samples = [self.sample_ids[row] for row in rows]
+        samples = [self.sample_ids[int(row)] for row in rows]
         kept = "" if self.checkpoint is None else f"{self.checkpoint} is as it was before. "
         raise DataError(
             f"{name} is {losses[name]} {when}, of {len(samples)} samples: "

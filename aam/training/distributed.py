@@ -443,7 +443,8 @@ def beside_passes(learner: Any, processes: Processes, work: Callable[[], Result]
 def judge_together(task: Task, learner: Any, judged: list[Judged]) -> Evaluation:
     """The evaluation of held-out samples of which each process has judged its own.
 
-    Losses and metrics are the same numbers on every process; the first alone has the samples' own.
+    Losses, metrics and what is not finite are the same on every process, each of which may be the one to tell of them;
+    the first alone has the samples' own.
     """
     processes = task.processes
     if processes.number > 1:
@@ -454,7 +455,8 @@ def judge_together(task: Task, learner: Any, judged: list[Judged]) -> Evaluation
     evaluation = None
     if processes.first:
         evaluation = task.summarise([of_batch for batches in zip(*everyones, strict=True) for of_batch in batches])
-    said = processes.broadcast(None if evaluation is None else (evaluation.losses, evaluation.metrics))
+    own = None if evaluation is None else (evaluation.losses, evaluation.metrics, evaluation.not_finite)
+    said = processes.broadcast(own)
     return task.evaluation_elsewhere(*said) if evaluation is None else evaluation
 
 
@@ -534,8 +536,10 @@ def require_whole_tensors(config: TrainConfig, option: str) -> None:
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], largest: float) -> Tensor:
-    """Scale gradients down to a norm over all of them, on every process, and give the norm they had."""
-    norm = nn.utils.clip_grad_norm_(parameters, largest)
+    """Scale gradients down to a norm over all of them, on every process, and give the norm they had; 0 for no limit."""
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if largest > 0:
+        nn.utils.clip_grads_with_norm_(parameters, largest, norm)
     return norm.full_tensor() if is_sharded(norm) else norm  # type: ignore[attr-defined]
 
 

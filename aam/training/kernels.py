@@ -79,6 +79,10 @@ def choose_attention(task: Task, config: TrainConfig, device: torch.device, padd
             f"{' for sequences of different lengths' if padded else ''}; there are {possible}, and auto takes the best"
         )
     chosen = {call: _nearest(name, kernels) for call, kernels in runs.items()}
+    before = attention.kernels
+    choose_kernel(task.model, chosen)
+    if attention.kernels == before:  # chosen before, when a batch size was searched for, and told then
+        return
     for what, call in {"nucleotides": asvs, "the ASVs of samples in training": samples}.items():
         if chosen[call] != name:
             lacks = "dropout" if call.dropout and name in runs[call._replace(dropout=False)] else "mask"
@@ -86,7 +90,6 @@ def choose_attention(task: Task, config: TrainConfig, device: torch.device, padd
                 "--attn-implementation %s takes no %s %s: attention over %s is computed by %s",
                 *(name, lacks, here, what, chosen[call]),
             )
-    choose_kernel(task.model, chosen)
 
 
 def _nearest(name: str, kernels: set[str]) -> str:

@@ -141,7 +141,7 @@ class Evaluation:
     output: NDArray[np.float32] | None = None  # (n, C): what the target head gave
     readings: dict[str, Reading] = field(default_factory=dict)  # by the name of their metrics
     paired: NDArray[np.int64] | None = None  # the samples whose pairs with each other the readings of distances hold
-    not_finite: NDArray[np.int64] = field(default_factory=lambda: np.array([], dtype=np.int64))  # samples, if any
+    not_finite: tuple[int, ...] = ()  # the samples that keep a loss from being finite
 
 
 class _Block(NamedTuple):
@@ -172,7 +172,7 @@ class Judged(NamedTuple):
         )
 
 
-def _not_finite(kept: Sequence[Judged]) -> NDArray[np.int64]:
+def _not_finite(kept: Sequence[Judged]) -> tuple[int, ...]:
     """The samples of whom something that was read is not finite; all of a batch whose losses alone are not."""
     found: list[NDArray[Any]] = []
     for judged in kept:
@@ -182,7 +182,7 @@ def _not_finite(kept: Sequence[Judged]) -> NDArray[np.int64]:
         if not broken.any() and not all(math.isfinite(total) for total, _ in judged.sums.values()):
             broken = torch.ones_like(broken)
         found.append(samples[broken].numpy())
-    return np.unique(np.concatenate(found))
+    return tuple(np.unique(np.concatenate(found)).tolist())
 
 
 class _JudgedBase(NamedTuple):
@@ -324,7 +324,7 @@ class Task:
         base = self._judged_base(kept, sample_index)
         losses, metrics = losses | base.losses, metrics | base.metrics
         losses["loss"] = sum(self.weights[name] * value for name, value in losses.items())
-        broken = np.array([], dtype=np.int64) if all(map(math.isfinite, losses.values())) else _not_finite(kept)
+        broken = () if all(map(math.isfinite, losses.values())) else _not_finite(kept)
         return Evaluation(losses, metrics, sample_index, output_array, base.readings, base.paired, broken)
 
     def _judged_base(self, kept: list[Judged], sample_index: NDArray[np.int64]) -> _JudgedBase:
@@ -345,9 +345,11 @@ class Task:
         return found
 
     @staticmethod
-    def evaluation_elsewhere(losses: dict[str, float], metrics: dict[str, float]) -> Evaluation:
+    def evaluation_elsewhere(
+        losses: dict[str, float], metrics: dict[str, float], not_finite: tuple[int, ...]
+    ) -> Evaluation:
         """What a process knows of an evaluation that another has made."""
-        return Evaluation(losses, metrics, np.array([], dtype=np.int64))
+        return Evaluation(losses, metrics, np.array([], dtype=np.int64), not_finite=not_finite)
 
     def _forward(self, batch: Batch) -> tuple[EncodedSamples, Tensor | None]:
         raise NotImplementedError

@@ -323,9 +323,7 @@ class Trainer:
 
     def _apply_gradients(self) -> Tensor | None:
         self.scaler.unscale_(self.optimizer)
-        norm: Tensor | None = clip_gradients(
-            list(self.task.model.parameters()), self.optim.gradient_clip if self.optim.gradient_clip > 0 else math.inf
-        )
+        norm: Tensor | None = clip_gradients(list(self.task.model.parameters()), self.optim.gradient_clip)
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()

@@ -54,13 +54,18 @@ def in_two(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [["--strategy", "auto"], ["--strategy", "fsdp", "--sharded-checkpoints"]], ids=str)
+@pytest.mark.parametrize(
+    "options", [["--strategy", "auto", "--plots"], ["--strategy", "fsdp", "--sharded-checkpoints"]], ids=str
+)
 def test_two_processes_write_the_run_of_one(study: StudyFiles, alone: Path, tmp_path: Path, options: list[str]) -> None:
     outcome = in_two(*training(study), *options, "--output-dir", tmp_path / "run")
     assert outcome.returncode == 0, outcome.stderr
     assert_like(tmp_path / "run", alone)
     shards = {name for name in files_below(tmp_path / "run") if name.startswith("shards/")}
-    assert files_below(tmp_path / "run") - shards == files_below(alone)
+    plots = {name for name in files_below(tmp_path / "run") if name.startswith("plots/")}
+    assert files_below(tmp_path / "run") - shards - plots == files_below(alone)
+    # The history, and of two parts the predictions, and of two heads the pairs and their ordination.
+    assert len(plots) == (11 if "--plots" in options else 0)
     assert len(shards) == (2 if "fsdp" in options else 0)
     lines = outcome.stderr.splitlines()
     assert lines[1] == ("ddp in 2 processes" if "auto" in options else "fsdp in 2 processes")

@@ -17,14 +17,13 @@ import torch
 from matplotlib.figure import Figure
 from torch.utils.data import DataLoader
 
-from aam.data.batch import Batch
 from aam.errors import DataError, Interrupted
 from aam.training.callbacks import Checkpoints, EarlyStopping, FiniteLosses, HistoryFile, Plateau, Signals
 from aam.training.checkpoint import load_checkpoint
 from aam.training.console import Console
 from aam.training.meter import Meter
 from aam.training.profiler import Profile
-from aam.training.tasks import Evaluation, Judged
+from aam.training.tasks import Evaluation
 from aam.training.tensorboard import StepCurves, TensorBoard
 from aam.training.tracking import Tracking
 from aam.training.trainer import Callback, Step, Trainer
@@ -198,26 +197,27 @@ def test_a_loss_that_is_not_finite_is_named_with_its_samples(equal_study, tmp_pa
     assert equal_study.sample_ids[2] in samples and len(samples) <= 2
 
 
-def test_a_held_out_sample_that_has_no_finite_loss_is_named(equal_study, tmp_path):
-    """Nothing is written of its epoch."""
+def test_held_out_samples_without_a_finite_loss_are_named(equal_study, tmp_path):
+    """Nothing is written of their epoch."""
     task = build_task(equal_study, "regression")
     trainer = build_trainer(equal_study, task, tmp_path, batch_size=2)
-    judge_batch = task.judge_batch
-
-    def broken(batch: Batch) -> Judged:
-        judged = judge_batch(batch)
-        assert judged.output is not None
-        judged.output[judged.sample_index == 3] = math.nan
-        total, number = judged.sums["target_loss"]
-        return judged._replace(sums={"target_loss": (total * float(judged.output.sum()), number)})
-
-    task.judge_batch = broken  # type: ignore[method-assign]
+    trainer.val_loader.dataset.target[3] = math.nan  # in the second batch, with the one before
     history = HistoryFile(tmp_path / "history.csv")
     trainer.callbacks = [FiniteLosses(equal_study.sample_ids, tmp_path / "last.ckpt"), history]
-    said = rf"^target_loss is nan of held-out samples in epoch 1, of 1 samples: {equal_study.sample_ids[3]}\. "
-    with pytest.raises(DataError, match=said):
+    two = ", ".join(equal_study.sample_ids[2:4])
+    with pytest.raises(DataError, match=rf"^target_loss is nan of held-out samples in epoch 1, of 2 samples: {two}\. "):
         trainer.fit()
     assert not history.path.exists()
+
+
+def test_the_very_sample_is_named_whose_embedding_is_not_finite(equal_study, tmp_path):
+    task = build_task(equal_study, "regression")
+    trainer = build_trainer(equal_study, task, tmp_path, batch_size=2)
+    judged = [task.judge_batch(batch) for batch in trainer.val_loader]
+    assert task.summarise(judged).not_finite == ()
+    judged[1].summary.embedding[1] = math.nan
+    found = task.summarise(judged)
+    assert math.isnan(found.losses["unifrac_euclidean_loss"]) and found.not_finite == (3,)
 
 
 # ------------------------------------------------------------------------------------------------------------- signals
