@@ -58,7 +58,7 @@ def build_task(config: RunConfig, study: Study, split: NDArray[Any], pretrained:
 
     with in_file(config.data.metadata):
         target = _fit_target(config, study, train)
-    predictor = SequencePredictor(encoder, target.outputs, config.model.dropout)
+    predictor = SequencePredictor(encoder, target.outputs, config.model.dropout, config.model.head_width)
     assert study.target is not None
     return TrainTask(
         predictor,
@@ -210,7 +210,15 @@ def _fit_target(config: RunConfig, study: Study, train: NDArray[np.int64]) -> Nu
     if not config.task.classifier:
         if config.task.target_transform.startswith("log"):
             require_logarithms(column, config.task.target_transform, study.target)
-        return NumericTarget.fit(column, config.task.target_transform, study.target[train])
+        half = config.task.quantile_range / 2
+        return NumericTarget.fit(
+            column,
+            config.task.target_transform,
+            study.target[train],
+            quantiles=(0.5 - half, 0.5, 0.5 + half) if config.task.loss == "quantile" else (),
+            lower=config.task.target_min,
+            upper=config.task.target_max,
+        )
     labels = ClassTarget.fit(column, study.target[train])
     labels.encode(study.target)  # a class that is held out whole is refused here, before anything is written
     return labels

@@ -237,10 +237,20 @@ class ModelConfig(Section):
         "both", "How distances are read: from soft clades of ASVs, from sample embeddings, or from both."
     )
     clades: int = option(256, "Soft clades of the clade head.", ge=1)
+    head_width: tuple[int, ...] = option(
+        (), "Width of a residual layer of the target's head; by default it has one plain hidden layer.", only="train"
+    )
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: slower, less memory.")
     asv_chunk_size: int | None = option(
         None, "Encode at most this many ASVs at a time, and again in the backward pass: slower, in little memory.", ge=1
     )
+
+    @field_validator("head_width")
+    @classmethod
+    def _layers_have_a_width(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if any(width < 1 for width in value):
+            raise ValueError(f"--head-width {min(value)}: a layer has at least one unit")
+        return value
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> Self:
@@ -272,7 +282,24 @@ class TaskConfig(Section):
     nuc_mask_strategy: Literal["random", "span"] = option("random", "Mask single nucleotides, or runs of them.")
     nuc_asv_fraction: float = option(0.1, "Share of a batch's distinct ASVs that this pass reads.", gt=0, le=1)
     classifier: bool = option(False, "Predict classes; without it, a number.", only="train")
-    loss: Literal["huber", "mse", "mae"] = option("huber", "Loss of a regression target.", only="train")
+    loss: Literal["huber", "mse", "mae", "quantile", "asymmetric"] = option(
+        "huber", "Loss of a regression target.", only="train"
+    )
+    quantile_range: float = option(
+        0.9,
+        "With --loss quantile: the share between the lower and the upper quantile beside the median.",
+        gt=0,
+        lt=1,
+        only="train",
+    )
+    overestimate_cost: float = option(
+        2.0, "With --loss asymmetric: what an overestimate costs, in underestimates of its size.", gt=0, only="train"
+    )
+    target_min: float | None = option(None, "Least value of a regression target; predictions end there.", only="train")
+    target_max: float | None = option(None, "Largest value of a regression target.", only="train")
+    label_smoothing: float = option(
+        0.0, "Share of a class's probability that is spread over all of them in training.", ge=0, lt=1, only="train"
+    )
     target_transform: Literal["none", "zscore", "minmax", "log-zscore", "log-minmax"] = option(
         "zscore", "Scale in which a regression target is learnt; fitted on the training split.", only="train"
     )
@@ -284,6 +311,13 @@ class TaskConfig(Section):
     count_mask_ratio: float = option(
         0.15, "Share of a sample's abundances masked in that pass.", gt=0, lt=1, only="train"
     )
+
+    @model_validator(mode="after")
+    def _bounds_leave_room(self) -> Self:
+        low, high = self.target_min, self.target_max
+        if low is not None and high is not None and low >= high:
+            raise ValueError(f"--target-min {low:g} is not below --target-max {high:g}")
+        return self
 
 
 # Of the optimizers whose step is not about as long as the rate says.
@@ -459,6 +493,9 @@ class TrainConfig(Section):
     )
     save_every_minutes: float = option(
         10.0, "Save what --resume needs this often, beside after every epoch and at a signal to stop.", gt=0
+    )
+    baseline: bool = option(
+        False, "Fit classical models too (see `aam baseline`), and show them beside the network.", only="train"
     )
     plots: bool = option(True, "Draw pictures for plots/ and TensorBoard: a second or two, of each run and fold.")
     log_histograms: bool = option(False, "Show the distribution of every weight in TensorBoard, too.")

@@ -255,7 +255,7 @@ def _run_fold(config: RunConfig, plan: _Plan, above: RunDirectory, fold: int, pr
 def _fold_config(config: RunConfig, directory: RunDirectory, encoder: Path | None) -> RunConfig:
     """A run of its own: the split is the one that stands in its directory."""
     data: dict[str, Any] = {"splits": directory / "splits.tsv", "folds": None, "leave_one_group_out": False}
-    train: dict[str, Any] = {"output_dir": directory.path}
+    train: dict[str, Any] = {"output_dir": directory.path, "baseline": False}  # that of all folds is pooled
     if encoder is not None:
         train["pretrained_encoder"] = encoder
     return config.model_copy(
@@ -322,7 +322,21 @@ def _finish(
         else:
             pooled = regression_metrics(actual, table["predicted"].to_numpy(dtype=float))
             guessed = regression_metrics(actual, guess)
-        metrics = {"oof": pooled, **metrics, "baseline": {"guess": {"oof": guessed}}}
+        baseline = {"guess": {"oof": guessed}}
+        if config.train.baseline:
+            from aam.baselines import baselines_of_folds
+
+            logger.info("fitting the classical models in all folds")
+            found = baselines_of_folds(
+                load_inputs(config, checksums=False),
+                plan.folds.of_sample,
+                config.data,
+                classifier=config.task.classifier,
+                seed=config.train.seed,
+                n_jobs=config.train.threads or -1,
+            )
+            baseline = found | baseline
+        metrics = {"oof": pooled, **metrics, "baseline": baseline}
         if config.train.plots:
             _plot(config, plan, directory, table)
     if config.train.pretrained_encoder is not None:

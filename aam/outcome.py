@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["figures", "judge_best"]
+
+logger = logging.getLogger("aam")
 
 _MOST_SAMPLES_ON_AXES = 300
 
@@ -72,6 +75,19 @@ def judge_best(
             write_table(directory / f"{part}_predictions.tsv", table)
     if isinstance(task, TrainTask):
         metrics["baseline"] = {"guess": _guess(task, split)}
+        if config.train.baseline and processes.first:
+            from aam.baselines import baselines_of_split
+
+            logger.info("fitting the classical models")
+            found = baselines_of_split(
+                study,
+                split,
+                config.data,
+                classifier=config.task.classifier,
+                seed=config.train.seed,
+                n_jobs=config.train.threads or -1,
+            )
+            metrics["baseline"] = found | metrics["baseline"]  # the guess by the training samples alone
     if config.train.pretrained_encoder is not None:
         metrics["pretrained_leak"] = len(leaked)
     if processes.first:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from aam.config import DataConfig, TrainConfig
+from aam.config import DataConfig, RunConfig, TrainConfig
 from aam.data.batch import Batch
 from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
 from aam.data.metadata import load_metadata
@@ -37,7 +37,7 @@ from aam.training.metrics import classification_metrics, regression_metrics
 from aam.training.tasks import prediction_table
 from aam.training.trainer import precision
 
-__all__ = ["PredictionResult", "predict"]
+__all__ = ["PredictionResult", "data_as_trained", "predict", "tracked"]
 
 logger = logging.getLogger("aam")
 
@@ -88,15 +88,7 @@ def predict(
     target, trained = targets[0], next(iter(files.values())).config
     if target is None:
         raise DataError(f"{model}: a pre-trained encoder, which predicts no column; give a run of `aam train`")
-    data = DataConfig(
-        table=table,  # type: ignore[arg-type]
-        sequences=sequences,  # type: ignore[arg-type]
-        metadata=metadata,  # type: ignore[arg-type]
-        streaming=streaming,
-        rarefy_depth=trained.data.rarefy_depth,
-        token_limit=trained.data.token_limit,
-        asv_sampling=trained.data.asv_sampling,
-    )
+    data = data_as_trained(trained, table, sequences=sequences, metadata=metadata, streaming=streaming)
     if data.metadata:
         if target.column in load_metadata(data.metadata).columns:
             data = data.model_copy(update={"metadata_column": target.column})
@@ -127,6 +119,26 @@ def predict(
     return PredictionResult(frame, study.left_out, _metrics(frame, target))
 
 
+def data_as_trained(
+    trained: RunConfig,
+    table: Path | Sequence[Path],
+    *,
+    sequences: Path | Sequence[Path] = (),
+    metadata: Path | Sequence[Path] = (),
+    streaming: bool = False,
+) -> DataConfig:
+    """New files, read as those of the training were."""
+    return DataConfig(
+        table=table,  # type: ignore[arg-type]
+        sequences=sequences,  # type: ignore[arg-type]
+        metadata=metadata,  # type: ignore[arg-type]
+        streaming=streaming,
+        rarefy_depth=trained.data.rarefy_depth,
+        token_limit=trained.data.token_limit,
+        asv_sampling=trained.data.asv_sampling,
+    )
+
+
 def _output(
     path: Path,
     file: ModelFile,
@@ -146,7 +158,7 @@ def _output(
     plan = BatchPlan(np.arange(len(study)), settings.samples_per_batch, False, 0)
     # In the arithmetic that the model was judged in: half precision rounds in the third digit.
     with torch.no_grad(), precision(trained.train.mixed_precision, device):
-        outputs = [predictor(batch.to(device)).target for batch in _tracked(loader(dataset, plan, settings, device))]
+        outputs = [predictor(batch.to(device)).target for batch in tracked(loader(dataset, plan, settings, device))]
     output: NDArray[np.float32] = torch.cat(outputs).float().cpu().numpy()
     if not np.isfinite(output).all():
         name = study.sample_ids[int(np.flatnonzero(~np.isfinite(output).all(axis=1))[0])]
@@ -168,14 +180,14 @@ def _mean(frames: list[pd.DataFrame], target: NumericTarget | ClassTarget, model
     return mean
 
 
-def _tracked(batches: DataLoader[Batch]) -> Iterable[Batch]:
+def tracked(batches: DataLoader[Batch], doing: str = "predicting") -> Iterable[Batch]:
     """Batches, with a progress bar where the standard error is a terminal."""
     if not sys.stderr.isatty():
         return batches
     from rich.console import Console
     from rich.progress import track
 
-    return track(batches, "predicting", console=Console(stderr=True), transient=True)
+    return track(batches, doing, console=Console(stderr=True), transient=True)
 
 
 def _metrics(frame: pd.DataFrame, target: NumericTarget | ClassTarget) -> dict[str, float]:

@@ -182,7 +182,7 @@ def _load_pretrained(config: RunConfig) -> ModelFile | None:
 
 def _pretrained_architecture(config: RunConfig, pretrained: ModelFile) -> ModelConfig:
     """The pre-trained model's architecture, with what this run may choose for itself."""
-    own = {"dropout", "gradient_checkpointing", "asv_chunk_size", "distance_head", "max_bp"}
+    own = {"dropout", "gradient_checkpointing", "asv_chunk_size", "distance_head", "max_bp", "head_width"}
     asked = {name: getattr(config.model, name) for name in config.model.model_fields_set}
     for name, value in asked.items():
         theirs = getattr(pretrained.config.model, name)
@@ -345,7 +345,7 @@ def require_same_config(config: RunConfig, stored: Mapping[str, Any], directory:
     machine = {"output_dir", "device", "threads", "num_workers", "save_every_minutes"}
     machine |= {"tf32", "attn_implementation", "compile_model", "gradient_checkpointing", "asv_chunk_size"}
     machine |= {"strategy", "reshard_after_forward", "sharded_checkpoints"}
-    watched = {"plots", "log_histograms", "profile", "track"}
+    watched = {"baseline", "plots", "log_histograms", "profile", "track"}
     free = machine | watched | {"epochs", "patience", "resume", "overwrite"}
     now = config.model_dump(mode="json")
     moved = {str(Path(part["train"]["output_dir"]) / "splits.tsv") for part in (now, stored) if "train" in part}

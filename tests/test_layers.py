@@ -17,6 +17,7 @@ ROOT = Path(aam.__file__).parent
 LEAVES = {"evaluation", "interpret", "integrations", "benchmarks"}
 FRONT = {
     "cli",
+    "baselines",
     "inputs",
     "estimate",
     "assembly",
@@ -28,6 +29,8 @@ FRONT = {
     "run",
     "folds",
     "predict",
+    "embed",
+    "evaluate",
     "check",
     "demo",
     "distances",
@@ -44,12 +47,15 @@ FORBIDDEN = {
     "run_directory": {"config", "data", "models", *(FRONT - {"run_directory"}), *LEAVES},
     "assembly": {*(FRONT - {"assembly"}), *LEAVES},
     "loaders": {*(FRONT - {"loaders"}), *LEAVES},
-    "outcome": {*(FRONT - {"outcome", "loaders", "run_directory"}), *(LEAVES - {"evaluation"})},
+    "outcome": {*(FRONT - {"outcome", "loaders", "run_directory", "baselines"}), *(LEAVES - {"evaluation"})},
     "searches": {"cli", "run", "folds", "predict", "check", "demo", "assembly", "trainer_setup", "benchmarks"},
     "trainer_setup": {"cli", "run", "folds", "predict", "check", "demo", "assembly", "benchmarks"},
     "run": {"cli", "folds", "predict", "check", "demo", "benchmarks"},
     "folds": {"cli", "predict", "check", "demo", "benchmarks"},
-    "predict": {"cli", "check", "demo", *LEAVES},
+    "predict": {"cli", "embed", "check", "demo", *LEAVES},
+    "evaluate": {"cli", "models", *(FRONT - {"evaluate", "run_directory"}), *(LEAVES - {"evaluation"})},
+    "embed": {"cli", "check", "demo", *LEAVES},
+    "baselines": {"cli", "models", *(FRONT - {"baselines", "run_directory"}), *(LEAVES - {"evaluation"})},
     "distances": {"cli", "models", "training", "run", "folds", "predict", "check", "demo", *LEAVES},
     "estimate": {"data", "models", "training", *(FRONT - {"estimate"}), *LEAVES},
     "check": {"cli", "models", "training", "run", "folds", "predict", "demo", *LEAVES},
@@ -57,7 +63,7 @@ FORBIDDEN = {
 # What may be imported within a function, but not when the module is.
 LAZY_ONLY = {
     "run": LEAVES,
-    "outcome": LEAVES,
+    "outcome": LEAVES | {"baselines"},
     "searches": LEAVES,
     "trainer_setup": LEAVES,
     "folds": LEAVES,

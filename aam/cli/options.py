@@ -22,6 +22,7 @@ from aam.launch import Launch
 
 __all__ = [
     "STUDY_OPTIONS",
+    "baseline_options",
     "config_options",
     "log_to_console",
     "machine_options",
@@ -109,6 +110,16 @@ def study_options(function: Function) -> Function:
     ]
     for name, field in reversed(fields):
         function = _click_option(name, field, numbers_alone=True)(function)
+    return function
+
+
+def baseline_options(function: Function) -> Function:
+    """Decorate a command that fits other models to a study with what decides which samples are held out."""
+    passed_over = {"max_bp", "token_limit", "asv_sampling", "study_batches", "stripe_references", "taxonomy"}
+    fields = [("data", name) for name in DataConfig.model_fields if name not in passed_over]
+    fields += [("task", "classifier"), ("task", "base_target"), ("train", "seed")]
+    for section, name in reversed(fields):
+        function = _click_option(name, _section(section).model_fields[name], numbers_alone=True)(function)
     return function
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from aam.folds import FoldsResult
     from aam.run import RunResult
 
-__all__ = ["metric_lines", "print_folds", "print_result", "table"]
+__all__ = ["metric_lines", "model_table", "print_folds", "print_result", "table"]
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:
@@ -32,6 +32,15 @@ def metric_lines(metrics: Mapping[str, float]) -> str:
     return table([("metric", "value"), *((name, f"{value:.4f}") for name, value in metrics.items())])
 
 
+def model_table(models: Mapping[str, Mapping[str, float]]) -> str:
+    """A row for each model, a column for each metric that any of them has."""
+    names = list(dict.fromkeys(name for metrics in models.values() for name in metrics))
+    rows = [("model", *names)]
+    for model, metrics in models.items():
+        rows.append((model.replace("_", " "), *(_number(metrics.get(name)) for name in names)))
+    return table(rows)
+
+
 def print_result(result: RunResult) -> None:
     """The metrics of a run, guess beside model, and where to look next. The first of several processes prints them."""
     if Launch.of_environment().rank > 0:
@@ -39,8 +48,25 @@ def print_result(result: RunResult) -> None:
     metrics = result.metrics
     if not metrics:
         return  # nothing was trained
-    guess = metrics.get("baseline", {}).get("guess", {})
+    baseline = metrics.get("baseline", {})
     parts = [part for part in ("val", "test") if part in metrics]
+    if len(baseline) > 1:
+        of_part = {part: _beside(metrics[part], baseline, part) for part in parts}
+        shown = "\n\n".join(f"{part}\n{model_table(models)}" for part, models in of_part.items())
+    else:
+        shown = _metrics_beside_guess(metrics, parts, baseline.get("guess", {}))
+    click.echo(f"\nbest epoch: {metrics['best_epoch']}\n{shown}\n")
+    pictures = "  (plots/ holds pictures)" if (result.directory / "plots" / "history.png").exists() else ""
+    click.echo(f"Run directory: {result.directory}{pictures}")
+    click.echo(f"Curves: tensorboard --logdir {result.directory / 'tensorboard'}")
+
+
+def _beside(own: Mapping[str, float], baseline: Mapping[str, Any], part: str) -> dict[str, Mapping[str, float]]:
+    """The network first, then what it is compared with."""
+    return {"AAM": own, **{name: parts[part] for name, parts in baseline.items() if part in parts}}
+
+
+def _metrics_beside_guess(metrics: Mapping[str, Any], parts: Sequence[str], guess: Mapping[str, Any]) -> str:
     names = list(dict.fromkeys(name for part in parts for name in metrics[part]))
     header = ["metric"]
     for part in parts:
@@ -53,10 +79,7 @@ def print_result(result: RunResult) -> None:
             if part in guess:
                 row.append(_number(guess[part].get(name)))
         rows.append(tuple(row))
-    click.echo(f"\nbest epoch: {metrics['best_epoch']}\n{table(rows)}\n")
-    pictures = "  (plots/ holds pictures)" if (result.directory / "plots" / "history.png").exists() else ""
-    click.echo(f"Run directory: {result.directory}{pictures}")
-    click.echo(f"Curves: tensorboard --logdir {result.directory / 'tensorboard'}")
+    return table(rows)
 
 
 def print_folds(result: FoldsResult) -> None:
@@ -71,6 +94,8 @@ def print_folds(result: FoldsResult) -> None:
         beside = [_number(pooled.get(name)), _number(guess.get(name))] if pooled else []
         rows.append((name, *beside, _number(folds["mean"].get(name)), _number(folds["sd"].get(name))))
     click.echo(f"\n{len(folds['each'])} folds\n{table(rows)}\n")
+    if len(metrics.get("baseline", {})) > 1:
+        click.echo(f"out of fold\n{model_table(_beside(pooled, metrics['baseline'], 'oof'))}\n")
     click.echo(f"Run directory: {result.directory}  (fold_0/ and on hold a run each)")
 
 

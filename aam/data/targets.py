@@ -36,23 +36,49 @@ class NumericTarget:
     transform : {"none", "zscore", "minmax", "log-zscore", "log-minmax"}
     shift, scale : float
         Mean and standard deviation, or minimum and range, of the training values after ``f``.
+    quantiles : tuple of float
+        An odd number of them, rising, the median in the middle, where not one number is learnt but several.
+    lower, upper : float, optional
+        Bounds of the values.
     """
 
     column: str
     transform: Transform
     shift: float
     scale: float
-    outputs: int = 1
+    quantiles: tuple[float, ...] = ()
+    lower: float | None = None
+    upper: float | None = None
+
+    @property
+    def outputs(self) -> int:
+        return max(1, len(self.quantiles))
 
     @classmethod
-    def fit(cls, column: str, transform: Transform, values: NDArray[np.float64]) -> Self:
+    def fit(
+        cls,
+        column: str,
+        transform: Transform,
+        values: NDArray[np.float64],
+        *,
+        quantiles: tuple[float, ...] = (),
+        lower: float | None = None,
+        upper: float | None = None,
+    ) -> Self:
         """Fit on the training values (n,).
 
         Raises
         ------
         DataError
-            If they are constant, or negative where a logarithm is asked for.
+            If they are constant, out of bounds, or negative where a logarithm is asked for.
         """
+        for name, bound, beyond in (
+            ("min", lower, lower is not None and values.min() < lower),
+            ("max", upper, upper is not None and values.max() > upper),
+        ):
+            if beyond:
+                found = values.min() if name == "min" else values.max()
+                raise DataError(f"column {column!r} holds {found:g}, which is beyond --target-{name} {bound:g}")
         if transform.startswith("log"):
             require_logarithms(column, transform, values)
         seen = np.log1p(values) if transform.startswith("log") else values
@@ -66,7 +92,7 @@ class NumericTarget:
                 f"column {column!r} is {values[0]:g} in every training sample, so there is nothing to "
                 "learn; choose another --metadata-column"
             )
-        return cls(column, transform, shift, scale)
+        return cls(column, transform, shift, scale, quantiles, lower, upper)
 
     def encode(self, values: NDArray[np.float64]) -> NDArray[np.float32]:
         """Values (n,) in the scale of learning. One that no logarithm exists for becomes NaN."""
@@ -75,10 +101,19 @@ class NumericTarget:
         return ((values - self.shift) / self.scale).astype(np.float32)
 
     def decode(self, encoded: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """The inverse of `encode`: original units."""
+        """The inverse of `encode`: original units, within the bounds."""
         values = encoded.astype(np.float64) * self.scale + self.shift
         # Beyond e^50 a prediction is wrong in any unit; it must still be a number.
-        return np.expm1(values.clip(max=50)) if self.transform.startswith("log") else values
+        values = np.expm1(values.clip(max=50)) if self.transform.startswith("log") else values
+        return values if self.lower is None and self.upper is None else values.clip(self.lower, self.upper)
+
+    def decode_quantiles(self, output: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """Outputs (n, C) in original units, rising in each row; a single one is the median."""
+        return self.decode(np.sort(output, axis=1))
+
+    def predicted(self, output: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """What outputs (n, C) predict, (n,): the number that is learnt, or the median."""
+        return self.decode_quantiles(output)[:, self.outputs // 2]
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": "numeric", **asdict(self)}

@@ -28,6 +28,7 @@ __all__ = [
     "range_test_plot",
     "regression_plot",
     "save_figure",
+    "scatter_plot",
 ]
 
 BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#666666"
@@ -236,6 +237,46 @@ def ordination_plot(
         figure.legend(handles, names, title=label, loc="outside right center", frameon=False, fontsize=9)
     told = f"PCoA of {len(turned):,} samples, Procrustes correlation {correlation:.3f}"
     figure.suptitle("\n".join(filter(None, [_wrap(title, 90), told])), fontsize=11)
+    return figure
+
+
+def scatter_plot(
+    points: NDArray[Any],
+    *,
+    labels: tuple[str, str],
+    title: str = "",
+    colours: NDArray[Any] | None = None,
+    colours_label: str = "",
+) -> Figure:
+    """Draw samples on two axes.
+
+    Parameters
+    ----------
+    points : ndarray (N, 2)
+    labels : tuple of two str
+        Of the axes.
+    title : str
+    colours : ndarray (N,), optional
+        A number or a class of each sample.
+    colours_label : str
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure = _empty_figure(7.2, 5.2)
+    axes = figure.subplots()
+    marks = _scatter(axes, points, colours)
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])
+    axes.spines[["top", "right"]].set_visible(False)
+    label = _wrap(colours_label, 40)
+    if marks is not None:
+        figure.colorbar(marks, ax=axes, label=label, shrink=0.9)
+    elif colours is not None:
+        handles, names = axes.get_legend_handles_labels()
+        figure.legend(handles, names, title=label, loc="outside right center", frameon=False, fontsize=9)
+    figure.suptitle(_wrap(title, 90), fontsize=11)
     return figure
 
 

@@ -5,6 +5,7 @@ Shapes: ``B`` samples, ``S`` most ASVs of a sample, ``D`` width, ``C`` outputs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from aam.models.precision import in_float32
 from aam.models.sequence_encoder import EncodedSamples, SampleBatch, SequenceEncoder
 
-__all__ = ["Predictions", "SequencePredictor", "TargetHead"]
+__all__ = ["Predictions", "ResidualLayer", "SequencePredictor", "TargetHead"]
 
 
 class Predictions(NamedTuple):
@@ -23,7 +24,7 @@ class Predictions(NamedTuple):
 
 
 class TargetHead(nn.Module):
-    """Sample embedding to the target: one hidden layer.
+    """Sample embedding to the target: one hidden layer, or residual ones of stated widths.
 
     Parameters
     ----------
@@ -32,15 +33,44 @@ class TargetHead(nn.Module):
     outputs : int
         1 for a number, the number of classes for classes.
     dropout : float
+    widths : sequence of int
+        Of residual layers; none for one plain hidden layer as wide as the embedding.
     """
 
-    def __init__(self, dim: int, outputs: int, dropout: float = 0.0) -> None:
+    def __init__(self, dim: int, outputs: int, dropout: float = 0.0, widths: Sequence[int] = ()) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(dim, outputs))
+        if widths:
+            steps = zip([dim, *widths], widths, strict=False)
+            blocks = [ResidualLayer(before, after, dropout) for before, after in steps]
+            self.layers = nn.Sequential(*blocks, nn.Linear(widths[-1], outputs))
+        else:
+            self.layers = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(dim, outputs))
 
     def forward(self, embedding: Tensor) -> Tensor:
         """(B, D) to (B, C)."""
         return in_float32(self.layers, embedding)
+
+
+class ResidualLayer(nn.Module):
+    """What comes in, plus a hidden layer of it (He et al. 2016); projected where the width changes.
+
+    Parameters
+    ----------
+    before, after : int
+        Widths.
+    dropout : float
+    """
+
+    def __init__(self, before: int, after: int, dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.LayerNorm(before), nn.Linear(before, after), nn.GELU(), nn.Dropout(dropout), nn.Linear(after, after)
+        )
+        self.skip = nn.Identity() if before == after else nn.Linear(before, after, bias=False)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(B, before) to (B, after)."""
+        return self.skip(states) + self.layers(states)
 
 
 class SequencePredictor(nn.Module):
@@ -54,12 +84,16 @@ class SequencePredictor(nn.Module):
         See `TargetHead`.
     dropout : float
         In the target head.
+    head_widths : sequence of int
+        See `TargetHead`.
     """
 
-    def __init__(self, encoder: SequenceEncoder, outputs: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, encoder: SequenceEncoder, outputs: int, dropout: float = 0.0, head_widths: Sequence[int] = ()
+    ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.target_head = TargetHead(encoder.dim, outputs, dropout)
+        self.target_head = TargetHead(encoder.dim, outputs, dropout, head_widths)
         self.count_head = nn.Linear(encoder.dim, 1)
 
     def forward(self, batch: SampleBatch) -> Predictions:

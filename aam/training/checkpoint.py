@@ -78,7 +78,9 @@ def build_model(
 ) -> SequenceEncoder | SequencePredictor:
     """The whole model: the base alone for pre-training, with heads where there are ``outputs``."""
     encoder = build_encoder(config, targets)
-    return encoder if outputs is None else SequencePredictor(encoder, outputs, config.dropout)
+    if outputs is None:
+        return encoder
+    return SequencePredictor(encoder, outputs, config.dropout, config.head_width)
 
 
 def model_path(run: Path, *, finished: bool = True) -> Path:

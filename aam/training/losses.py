@@ -8,7 +8,7 @@ Shapes: ``B`` samples, ``S`` most ASVs of a sample, ``P`` masked nucleotides, ``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,10 +20,12 @@ __all__ = [
     "REGRESSION_LOSSES",
     "LossOutput",
     "LossSum",
+    "asymmetric_loss",
     "class_loss",
     "count_loss",
     "divergence",
     "nucleotide_loss",
+    "quantile_loss",
     "squared_error",
     "weighted",
 ]
@@ -138,7 +140,36 @@ REGRESSION_LOSSES: dict[str, Callable[[Tensor, Tensor], LossSum]] = {
 }
 
 
-def class_loss(logits: Tensor, places: Tensor, class_weights: Tensor | None) -> LossSum:
+def quantile_loss(predicted: Tensor, actual: Tensor, quantiles: Sequence[float]) -> LossSum:
+    """Twice the pinball loss (Koenker and Bassett 1978), averaged over quantiles; of the median, the absolute error.
+
+    Parameters
+    ----------
+    predicted : Tensor (B, Q)
+    actual : Tensor (B,)
+    quantiles : sequence of float, length Q
+    """
+    levels = torch.as_tensor(quantiles, dtype=predicted.dtype, device=predicted.device)
+    missing = actual[:, None] - predicted
+    each = torch.maximum(levels * missing, (levels - 1) * missing)
+    return LossSum(2 * each.mean(dim=1).sum(), len(actual))
+
+
+def asymmetric_loss(predicted: Tensor, actual: Tensor, overestimate_cost: float) -> LossSum:
+    """Huber's loss, of which too much and too little are weighed differently, with a mean weight of 1.
+
+    Parameters
+    ----------
+    predicted, actual : Tensor (B,)
+    overestimate_cost : float
+        In underestimates of the same size.
+    """
+    each = F.smooth_l1_loss(predicted, actual, reduction="none")
+    over = torch.where(predicted > actual, overestimate_cost, 1.0)
+    return LossSum((each * over).sum() * (2 / (1 + overestimate_cost)), len(actual))
+
+
+def class_loss(logits: Tensor, places: Tensor, class_weights: Tensor | None, label_smoothing: float = 0.0) -> LossSum:
     """Cross-entropy, each class weighted.
 
     Parameters
@@ -147,6 +178,8 @@ def class_loss(logits: Tensor, places: Tensor, class_weights: Tensor | None) -> 
     places : Tensor (B,) of int
     class_weights : Tensor (C,), optional
         With a mean of 1 over the training samples.
+    label_smoothing : float
+        Share of a sample's target that is spread over all classes (Szegedy et al. 2016).
 
     Returns
     -------
@@ -154,4 +187,7 @@ def class_loss(logits: Tensor, places: Tensor, class_weights: Tensor | None) -> 
         Over the samples, not over the sum of the batch's weights (torch's own mean), which would weigh a sample
         differently in every batch it comes in.
     """
-    return LossSum(F.cross_entropy(logits.float(), places, weight=class_weights, reduction="sum"), len(places))
+    total = F.cross_entropy(
+        logits.float(), places, weight=class_weights, reduction="sum", label_smoothing=label_smoothing
+    )
+    return LossSum(total, len(places))

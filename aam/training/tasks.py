@@ -34,9 +34,11 @@ from aam.training.losses import (
     REGRESSION_LOSSES,
     LossOutput,
     LossSum,
+    asymmetric_loss,
     class_loss,
     count_loss,
     nucleotide_loss,
+    quantile_loss,
     weighted,
 )
 from aam.training.metrics import BASE_METRICS, classification_metrics, pair_values, regression_metrics
@@ -578,8 +580,13 @@ class TrainTask(Task):
 
     def _target_loss(self, output: Tensor, actual: Tensor) -> LossSum:
         if isinstance(self.target, ClassTarget):
-            return class_loss(output, actual, self.class_weights)
-        return REGRESSION_LOSSES[self.config.loss](output[:, 0].float(), actual)
+            return class_loss(output, actual, self.class_weights, self.config.label_smoothing)
+        if self.target.quantiles:
+            return quantile_loss(output.float(), actual, self.target.quantiles)
+        predicted = output[:, 0].float()
+        if self.config.loss == "asymmetric":
+            return asymmetric_loss(predicted, actual, self.config.overestimate_cost)
+        return REGRESSION_LOSSES[self.config.loss](predicted, actual)
 
     def _target_metrics(self, sample_index: NDArray[np.int64], output: NDArray[np.float32] | None) -> dict[str, float]:
         assert output is not None
@@ -589,7 +596,7 @@ class TrainTask(Task):
             return classification_metrics(
                 self.target.encode(actual), probabilities.argmax(axis=1), probabilities, self.target.classes
             )
-        return regression_metrics(actual, self.target.decode(output[:, 0]))
+        return regression_metrics(actual, self.target.predicted(output))
 
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -615,13 +622,19 @@ def prediction_table(
     Returns
     -------
     DataFrame
-        ``sample_id``, ``actual`` where given, ``predicted``, and ``prob_<class>`` for classes.
+        ``sample_id``, ``actual`` where given, ``predicted``, and ``quantile_<level>`` where quantiles are learnt or
+        ``prob_<class>`` for classes.
     """
     columns: dict[str, Any] = {"sample_id": sample_ids}
     if actual is not None:
         columns["actual"] = actual
     if isinstance(target, NumericTarget):
-        columns["predicted"] = target.decode(output[:, 0])
+        columns["predicted"] = target.predicted(output)
+        if target.quantiles:
+            read = target.decode_quantiles(output)
+            columns |= {
+                f"quantile_{level:g}": read[:, place] for place, level in enumerate(target.quantiles) if level != 0.5
+            }
         return pd.DataFrame(columns)
     probabilities = _softmax(output)
     columns["predicted"] = target.decode(probabilities.argmax(axis=1))

@@ -1,0 +1,282 @@
+"""Classical models on the samples, the split and the rarefaction of a run: what ``aam baseline`` computes.
+
+Shapes: ``N`` samples.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from aam.config import DataConfig, ModelConfig
+from aam.data.dataset import DatasetOptions, SampleDataset
+from aam.data.labels import LabelFiles, Pairs
+from aam.data.splits import write_splits
+from aam.data.study import Study, load_study
+from aam.data.study_splits import fold_study, split_study
+from aam.data.targets import require_repeated_classes
+from aam.errors import DataError, in_file
+from aam.evaluation.baseline import BASELINES, BaselinePrediction, BaselineStudy, fit_baseline
+from aam.run_directory import RunDirectory, write_json, write_table
+from aam.training.metrics import classification_metrics, regression_metrics
+
+__all__ = ["BaselinesResult", "baseline_names", "baselines_of_folds", "baselines_of_split", "run_baselines"]
+
+logger = logging.getLogger("aam")
+
+_MAX_BP: int = ModelConfig.model_fields["max_bp"].default
+
+
+@dataclass(frozen=True)
+class BaselinesResult:
+    """What classical models come to."""
+
+    directory: Path | None
+    metrics: dict[str, dict[str, dict[str, float]]]  # model to part (val, test, or oof with folds) to metrics
+    samples: dict[str, int]  # of each part
+
+
+def baseline_names(study: Study, asked: Sequence[str] = ()) -> list[str]:
+    """The models that can be fitted, of those asked for; all by default.
+
+    Raises
+    ------
+    DataError
+        If one is asked for that needs distances, and there are none.
+    """
+    has_distances = _distances(study) is not None
+    for name in asked:
+        if BASELINES[name].of_distances and not has_distances:
+            raise DataError(f"--model {name} predicts from distances; give --unifrac-matrix, of all pairs of samples")
+    return [
+        name
+        for name, model in BASELINES.items()
+        if (name in asked if asked else has_distances or not model.of_distances)
+    ]
+
+
+def run_baselines(
+    data: DataConfig,
+    labels: dict[str, LabelFiles],
+    *,
+    classifier: bool = False,
+    models: Sequence[str] = (),
+    seed: int = 0,
+    n_jobs: int | None = None,
+    output_dir: Path | None = None,
+    overwrite: bool = False,
+) -> BaselinesResult:
+    """Fit classical models on a study as a run would split it.
+
+    Parameters
+    ----------
+    data : DataConfig
+        With ``metadata_column``; with folds, every sample is predicted by models that did not see its fold.
+    labels : dict of str to LabelFiles
+        See `aam.inputs.label_files`; the first distances are those of the nearest neighbours.
+    classifier : bool
+    models : sequence of str
+        Of `aam.evaluation.baseline.BASELINES`; all that can be fitted by default.
+    seed : int
+        Of the split, the rarefaction and the models.
+    n_jobs : int, optional
+        Trees grown at a time; -1 is one per core.
+    output_dir : Path, optional
+        Gets ``metrics.json``, ``splits.tsv`` and the predictions of each model.
+    overwrite : bool
+        Replace what stands there.
+
+    Raises
+    ------
+    DataError
+        If the inputs cannot be used.
+    """
+    column = data.metadata_column
+    assert column is not None
+    directory = None if output_dir is None else RunDirectory(output_dir)
+    if directory is not None:
+        directory.require_free(resume=False, overwrite=overwrite)
+    study = load_study(data, labels, max_bp=_MAX_BP, classifier=classifier, checksums=False)
+    assert study.target is not None
+    if classifier:
+        with in_file(data.metadata):
+            require_repeated_classes(column, study.target)
+    names = baseline_names(study, models)
+    known = _known(study, data, classifier, seed)
+    for text in study.warnings:
+        logger.warning(text)
+    for reason, left_out in study.left_out.items():
+        logger.info("%d left out: %s", len(left_out), reason)
+    folds: NDArray[np.int64] | None = None
+    if data.cross_validated:
+        folds = fold_study(study, data, classifier=classifier, seed=seed).of_sample
+        split = np.where(folds >= 0, "test", "train")
+        found = {name: _out_of_fold(name, known, folds, seed, n_jobs) for name in names}
+    else:
+        split, notes = split_study(study, data, seed)
+        for note in notes:
+            logger.info(note)
+        found = {name: dict(_held_out(name, known, split, seed, n_jobs)) for name in names}
+    metrics = {
+        name: {part: _metrics(study.target[rows], predicted) for part, (rows, predicted) in parts.items()}
+        for name, parts in found.items()
+    }
+    if directory is not None:
+        directory.create(overwrite=overwrite)
+        for name, part in itertools.product(BASELINES, ("val", "test", "oof")):  # of models that are not asked for now
+            (directory / _file_of(name, part)).unlink(missing_ok=True)
+        write_splits(directory / "splits.tsv", study.sample_ids, split, folds)
+        for name, parts in found.items():
+            for part, (rows, predicted) in parts.items():
+                ids = [study.sample_ids[row] for row in rows]
+                write_table(directory / _file_of(name, part), _table(ids, study.target[rows], predicted))
+        write_json(directory / "metrics.json", {"column": column, "baseline": metrics})
+    samples = {part: len(rows) for part, (rows, _) in found[names[0]].items()}
+    return BaselinesResult(output_dir, metrics, samples)
+
+
+def baselines_of_split(
+    study: Study, split: NDArray[Any], data: DataConfig, *, classifier: bool, seed: int, n_jobs: int | None
+) -> dict[str, dict[str, dict[str, float]]]:
+    """What the classical models come to on the held-out samples of a run: model to ``val`` and ``test`` to metrics.
+
+    Parameters
+    ----------
+    study : Study
+        With a target.
+    split : ndarray (N,) of str
+    data : DataConfig
+    classifier : bool
+    seed : int
+    n_jobs : int, optional
+    """
+    assert study.target is not None
+    known = _known(study, data, classifier, seed)
+    found = {}
+    for name in baseline_names(study):
+        parts = dict(_held_out(name, known, split, seed, n_jobs))
+        found[name] = {part: _metrics(study.target[rows], predicted) for part, (rows, predicted) in parts.items()}
+    return found
+
+
+def baselines_of_folds(
+    study: Study, folds: NDArray[np.int64], data: DataConfig, *, classifier: bool, seed: int, n_jobs: int | None
+) -> dict[str, dict[str, dict[str, float]]]:
+    """What the classical models come to on all samples, each predicted by those of the other folds.
+
+    Parameters
+    ----------
+    study : Study
+        With a target.
+    folds : ndarray (N,) of int
+        Negative where a sample is learnt from in every fold.
+    data : DataConfig
+    classifier : bool
+    seed : int
+    n_jobs : int, optional
+    """
+    assert study.target is not None
+    known = _known(study, data, classifier, seed)
+    found = {}
+    for name in baseline_names(study):
+        parts = _out_of_fold(name, known, folds, seed, n_jobs)
+        found[name] = {part: _metrics(study.target[rows], predicted) for part, (rows, predicted) in parts.items()}
+    return found
+
+
+def _known(study: Study, data: DataConfig, classifier: bool, seed: int) -> BaselineStudy:
+    """A study as its samples are read when they are judged: rarefied where the run rarefies, no ASV left out."""
+    assert study.target is not None
+    options = DatasetOptions.of(data.model_copy(update={"token_limit": max(1, study.counts.shape[1])}), seed)
+    rows, _ = SampleDataset.of_study(study, options).drawn(np.arange(len(study)), epoch=0)
+    places = rows.asvs.astype(np.int32), rows.indptr.astype(np.int32)  # scikit-learn's trees take no others
+    counts = csr_array((rows.counts, *places), shape=study.counts.shape)
+    pairs = _distances(study)
+    target = study.target.astype(str) if classifier else study.target.astype(np.float64)
+    return BaselineStudy(counts, target, classifier, study.groups, None if pairs is None else pairs.block)
+
+
+def _distances(study: Study) -> Pairs | None:
+    """The first distances between all samples."""
+    for labels in study.labels.values():
+        if isinstance(labels, Pairs) and labels.references is None:
+            return labels
+    return None
+
+
+def _file_of(name: str, part: str) -> str:
+    return f"{name}_{part}_predictions.tsv"
+
+
+Predicted = tuple[NDArray[np.int64], BaselinePrediction]
+
+
+def _held_out(
+    name: str, known: BaselineStudy, split: NDArray[Any], seed: int, n_jobs: int | None
+) -> Iterator[tuple[str, Predicted]]:
+    """A model's predictions of each held-out part.
+
+    It needs no validation samples to know when to stop, so those of the test may be predicted from these, too.
+    """
+    for part, learnt in (("val", ("train",)), ("test", ("train", "val"))):
+        rows = np.flatnonzero(split == part)
+        if len(rows):
+            train = np.flatnonzero(np.isin(split, learnt))
+            yield part, (rows, fit_baseline(name, known, train, rows, seed=seed, n_jobs=n_jobs))
+
+
+def _out_of_fold(
+    name: str, known: BaselineStudy, folds: NDArray[np.int64], seed: int, n_jobs: int | None
+) -> dict[str, Predicted]:
+    """A model's predictions of every sample by the others than its fold's."""
+    rows, found = [], []
+    for fold in range(int(folds.max()) + 1):
+        there = np.flatnonzero(folds == fold)
+        rows.append(there)
+        found.append(fit_baseline(name, known, np.flatnonzero(folds != fold), there, seed=seed, n_jobs=n_jobs))
+    order = np.argsort(np.concatenate(rows), kind="stable")
+    predicted = np.concatenate([each.predicted for each in found])[order]
+    classes, probabilities = None, None
+    if known.classifier:
+        classes = np.unique(known.target)
+        probabilities = np.concatenate([_of_classes(each, classes) for each in found])[order]
+    return {"oof": (np.concatenate(rows)[order], BaselinePrediction(predicted, classes, probabilities))}
+
+
+def _of_classes(predicted: BaselinePrediction, classes: NDArray[Any]) -> NDArray[np.float64]:
+    """Probabilities with a column for every class."""
+    assert predicted.classes is not None
+    assert predicted.probabilities is not None
+    found = np.zeros((len(predicted.probabilities), len(classes)))
+    found[:, np.searchsorted(classes, predicted.classes)] = predicted.probabilities
+    return found
+
+
+def _metrics(actual: NDArray[Any], predicted: BaselinePrediction) -> dict[str, float]:
+    if predicted.classes is None:
+        return regression_metrics(actual.astype(np.float64), predicted.predicted)
+    classes = np.unique(np.concatenate([predicted.classes, actual.astype(str)]))
+    return classification_metrics(
+        np.searchsorted(classes, actual.astype(str)),
+        np.searchsorted(classes, predicted.predicted),
+        _of_classes(predicted, classes),
+        [str(name) for name in classes],
+    )
+
+
+def _table(ids: list[str], actual: NDArray[Any], predicted: BaselinePrediction) -> pd.DataFrame:
+    """As `aam predict` writes predictions."""
+    table = pd.DataFrame({"sample_id": ids, "actual": actual, "predicted": predicted.predicted})
+    if predicted.classes is not None and predicted.probabilities is not None:
+        for place, name in enumerate(predicted.classes):
+            table[f"prob_{name}"] = predicted.probabilities[:, place]
+    return table

@@ -1,0 +1,82 @@
+"""``aam evaluate``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from aam.cli.options import log_to_console
+from aam.cli.report import table as as_table
+
+__all__ = ["command"]
+
+_PATH = click.Path(path_type=Path, readable=False)
+
+
+@click.command("evaluate")
+@click.option(
+    "--predictions",
+    type=_PATH,
+    required=True,
+    multiple=True,
+    help="What `aam predict` wrote, or a run directory; several are compared.",
+)
+@click.option("--output-dir", type=_PATH, required=True, help="Gets report.html, tables, pictures and metrics.json.")
+@click.option("--metadata", type=_PATH, multiple=True, help="What may explain errors, and the truth if need be.")
+@click.option("--metadata-column", help="The truth, where the predictions lack it.")
+@click.option("--group-column", help="Column (a subject, say) whose groups are resampled as wholes.")
+@click.option("--table", type=_PATH, multiple=True, help="Feature table, for depth and richness of the samples.")
+@click.option("--part", type=click.Choice(["oof", "test", "val"]), help="Of run directories; the first there is.")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier report.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+def command(
+    predictions: tuple[Path, ...],
+    output_dir: Path,
+    metadata: tuple[Path, ...],
+    metadata_column: str | None,
+    group_column: str | None,
+    table: tuple[Path, ...],
+    part: str | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Judge predictions against the truth: metrics with intervals, where the errors are, and which model is better.
+
+    Of a run directory, its config.json says where metadata and table are and which column is which.
+    """
+    from aam.errors import DataError
+
+    if output_dir.exists() and not output_dir.is_dir():
+        raise DataError(f"{output_dir}: is a file; give another --output-dir")
+    log_to_console()
+    from aam.evaluate import evaluate
+
+    result = evaluate(
+        predictions,
+        output_dir,
+        metadata=metadata,
+        metadata_column=metadata_column,
+        group_column=group_column,
+        table=table,
+        part=part,
+        overwrite=overwrite,
+    )
+    if as_json:
+        click.echo(json.dumps({"predictions": result.metrics, "comparisons": result.comparisons}, indent=2))
+        return
+    for name, found in result.metrics.items():
+        groups = f" of {found['groups']} groups" if "groups" in found else ""
+        rows = [("metric", "value", "95% from", "to")]
+        for metric, value in found["metrics"].items():
+            ends = found["intervals"].get(metric, ("", ""))
+            rows.append((metric, f"{value:.4f}", *(end if end == "" else f"{end:.4f}" for end in ends)))
+        click.echo(f"\n{name}: {found['samples']} samples{groups}\n{as_table(rows)}")
+    for each in result.comparisons:
+        low, high = each["interval"]
+        click.echo(
+            f"\n{each['first']} - {each['second']}: mean error differs by {each['difference']:.4f} "
+            f"({low:.4f} to {high:.4f}), p = {each['p']:.3g}"
+        )
+    click.echo(f"\nReport: {result.directory / 'report.html'}")

@@ -1,0 +1,164 @@
+"""`aam evaluate`: reports on predictions whose worth is known."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn.metrics import balanced_accuracy_score, mean_absolute_error, roc_auc_score
+
+from tests.end_to_end.program import StudyFiles, aam, assert_one_line_error, read_metrics, simulate, succeed
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> StudyFiles:
+    return simulate(tmp_path_factory.mktemp("study"))
+
+
+def predictions(study: StudyFiles, path: Path, noise: float, seed: int = 0) -> Path:
+    """Ages, with an error of this size."""
+    metadata = pd.read_csv(study.metadata, sep="\t", index_col=0)
+    draws = np.random.default_rng(seed)
+    table = pd.DataFrame({"actual": metadata["age"], "predicted": metadata["age"] + draws.normal(0, noise, 24)})
+    table.index.name = "sample_id"
+    table.to_csv(path, sep="\t")
+    return path
+
+
+class _Checker(HTMLParser):
+    """Every element that is opened is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.images: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "img":
+            self.images.append(dict(attrs)["src"] or "")
+        elif tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_numbers_with_all_that_is_known(study: StudyFiles, tmp_path: Path) -> None:
+    table = predictions(study, tmp_path / "p.tsv", noise=1.0)
+    files = ("--metadata", study.metadata, "--group-column", "subject_id", "--table", study.table)
+    out = succeed("evaluate", "--predictions", table, *files, "--output-dir", tmp_path / "report").out
+    assert "p: 24 samples of 8 groups" in out and "report.html" in out
+    found = read_metrics(tmp_path / "report")["predictions"]["p"]
+    read = pd.read_csv(table, sep="\t")
+    assert found["metrics"]["mae"] == pytest.approx(mean_absolute_error(read["actual"], read["predicted"]))
+    low, high = found["intervals"]["mae"]
+    assert low < found["metrics"]["mae"] < high
+    errors = pd.read_csv(tmp_path / "report" / "errors.tsv", sep="\t")
+    assert len(errors) == 24 and errors["error"].is_monotonic_decreasing
+    assert {"depth", "ASVs", "group", "likely_reason"} <= set(errors.columns)
+    groups = pd.read_csv(tmp_path / "report" / "groups.tsv", sep="\t")
+    assert groups["samples"].sum() == 24 and len(groups) == 8
+    assert {"column", "explained", "q"} <= set(pd.read_csv(tmp_path / "report" / "columns.tsv", sep="\t").columns)
+    for name in ("predictions", "residuals", "errors_by_size", "errors_by_group"):
+        with Image.open(tmp_path / "report" / "plots" / f"{name}.png") as image:
+            assert min(image.size) > 400
+
+
+def test_the_page_stands_by_itself(study: StudyFiles, tmp_path: Path) -> None:
+    table = predictions(study, tmp_path / "<b>p&.tsv", noise=1.0)
+    succeed("evaluate", "--predictions", table, "--metadata", study.metadata, "--output-dir", tmp_path / "report")
+    text = (tmp_path / "report" / "report.html").read_text()
+    checker = _Checker()
+    checker.feed(text)
+    assert not checker.open and len(checker.images) == 2
+    assert all(source.startswith("data:image/png;base64,") for source in checker.images)
+    assert not re.search(r'(src|href)="(?!data:)', text) and "<script" not in text
+    assert "<b>p&" not in text and "&lt;b&gt;p&amp;" in text
+
+
+def test_classes(study: StudyFiles, tmp_path: Path) -> None:
+    metadata = pd.read_csv(study.metadata, sep="\t", index_col=0)
+    names = sorted(metadata["group"].unique())
+    scores = np.random.default_rng(0).random((24, len(names))) + (metadata["group"].to_numpy()[:, None] == names)
+    scores /= scores.sum(axis=1, keepdims=True)
+    table = pd.DataFrame({"predicted": np.array(names)[scores.argmax(axis=1)]}, index=metadata.index)
+    for place, name in enumerate(names):
+        table[f"prob_{name}"] = scores[:, place]
+    table.to_csv(tmp_path / "p.tsv", sep="\t")
+    files = ("--metadata", study.metadata, "--metadata-column", "group")
+    out = succeed("evaluate", "--predictions", tmp_path / "p.tsv", *files, "--output-dir", tmp_path / "r", "--json").out
+    found = json.loads(out)["predictions"]["p"]["metrics"]
+    expected = balanced_accuracy_score(metadata["group"], table["predicted"])
+    assert found["balanced_accuracy"] == pytest.approx(expected)
+    if len(names) == 2:
+        assert found["roc_auc"] == pytest.approx(roc_auc_score(metadata["group"] == names[1], scores[:, 1]))
+    plots = {path.stem for path in (tmp_path / "r" / "plots").iterdir()}
+    assert {"predictions", "curves", "calibration"} <= plots
+
+
+def test_intervals_of_predictions(study: StudyFiles, tmp_path: Path) -> None:
+    table = pd.read_csv(predictions(study, tmp_path / "p.tsv", noise=1.0), sep="\t")
+    table["lower"], table["upper"] = table["predicted"] - 1.5, table["predicted"] + 1.5
+    table.to_csv(tmp_path / "p.tsv", sep="\t", index=False)
+    succeed("evaluate", "--predictions", tmp_path / "p.tsv", "--output-dir", tmp_path / "r")
+    found = read_metrics(tmp_path / "r")["predictions"]["p"]["coverage"]
+    assert found["value"] == pytest.approx(((table["predicted"] - table["actual"]).abs() <= 1.5).mean())
+    assert found["mean_width"] == pytest.approx(3)
+    assert found["interval"][0] <= found["value"] <= found["interval"][1]
+    assert (tmp_path / "r" / "plots" / "intervals.png").is_file()
+
+
+def test_two_models(study: StudyFiles, tmp_path: Path) -> None:
+    good = predictions(study, tmp_path / "good.tsv", noise=0.2)
+    bad = predictions(study, tmp_path / "bad.tsv", noise=3, seed=1)
+    files = ("--metadata", study.metadata, "--group-column", "subject_id", "--output-dir", tmp_path / "r")
+    out = succeed("evaluate", "--predictions", good, "--predictions", bad, *files).out
+    (found,) = read_metrics(tmp_path / "r")["comparisons"]
+    assert found["difference"] < 0 and found["interval"][1] < 0 and found["p"] < 0.05
+    assert "good - bad" in out
+    assert {path.name for path in (tmp_path / "r").iterdir()} >= {"good", "bad", "comparison.tsv", "report.html"}
+
+
+def test_a_run_says_where_everything_is(study: StudyFiles, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = ("--metadata-column", "age", "--group-column", "subject_id", "--test-size", 0.25, "--epochs", 1)
+    succeed(*study.train, *options, "--output-dir", run)
+    succeed("evaluate", "--predictions", run, "--output-dir", tmp_path / "r")
+    found = read_metrics(tmp_path / "r")["predictions"]["run"]
+    assert found["metrics"] == pytest.approx(
+        {name: value for name, value in read_metrics(run)["test"].items() if "unifrac" not in name}, rel=1e-4
+    )
+    assert found["groups"] >= 2 and "depth" in (tmp_path / "r" / "errors.tsv").read_text()
+    succeed("evaluate", "--predictions", run, "--part", "val", "--output-dir", tmp_path / "v")
+    assert read_metrics(tmp_path / "v")["predictions"]["run"]["metrics"]["mae"] == pytest.approx(
+        read_metrics(run)["val"]["mae"], rel=1e-4
+    )
+
+
+def test_what_is_refused(study: StudyFiles, tmp_path: Path) -> None:
+    table = predictions(study, tmp_path / "p.tsv", noise=1)
+    report = ("--output-dir", tmp_path / "r")
+    without = pd.read_csv(table, sep="\t")
+    without.drop(columns="actual").to_csv(tmp_path / "q.tsv", sep="\t", index=False)
+    outcome = aam("evaluate", "--predictions", tmp_path / "q.tsv", *report)
+    assert_one_line_error(outcome, 1, tmp_path / "q.tsv", "--metadata-column")
+    without.drop(columns="predicted").to_csv(tmp_path / "n.tsv", sep="\t", index=False)
+    assert_one_line_error(aam("evaluate", "--predictions", tmp_path / "n.tsv", *report), 1, "no column predicted")
+    pd.concat([without, without]).to_csv(tmp_path / "d.tsv", sep="\t", index=False)
+    assert_one_line_error(aam("evaluate", "--predictions", tmp_path / "d.tsv", *report), 1, "occurs twice")
+    assert_one_line_error(aam("evaluate", "--predictions", tmp_path / "no.tsv", *report), 1, tmp_path / "no.tsv")
+    (tmp_path / "b.tsv").write_bytes(b"\x00\xff\xfe")
+    assert aam("evaluate", "--predictions", tmp_path / "b.tsv", *report).code == 1
+    assert_one_line_error(aam("evaluate", "--predictions", tmp_path, *report), 1, tmp_path, "finished run")
+    group = ("--group-column", "subject_id")
+    assert_one_line_error(aam("evaluate", "--predictions", table, *group, *report), 1, "--metadata")
+    assert not (tmp_path / "r").exists()
+    succeed("evaluate", "--predictions", table, *report)
+    assert_one_line_error(aam("evaluate", "--predictions", table, *report), 1, "--overwrite")
+    succeed("evaluate", "--predictions", table, *report, "--overwrite")

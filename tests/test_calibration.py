@@ -1,0 +1,138 @@
+"""Intervals and sets cover as often as they say: on draws of which the truth is known, and against plain versions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+from scipy.stats import norm
+
+from aam.calibration import Calibration, fit_temperature, scores_of_classes, scores_of_numbers, tempered
+
+
+def of_groups(rng: np.random.Generator, groups: int, alike: float) -> tuple[np.ndarray, np.ndarray]:
+    """Errors of groups of 1 to 40 samples, that are ``alike`` within a group; and which is whose."""
+    sizes = rng.integers(1, 41, groups)
+    members = np.repeat(np.arange(groups), sizes)
+    return rng.normal(0, alike, groups)[members] + rng.normal(0, 1, len(members)), members
+
+
+def plain_quantile(scores: np.ndarray, groups: np.ndarray, level: float) -> float:
+    """Sample by sample."""
+    names = sorted(set(groups.tolist()))
+    weighed = sorted(
+        (score, 1 / (np.sum(groups == group) * (len(names) + 1))) for score, group in zip(scores, groups, strict=True)
+    )
+    reached = 0.0
+    for score, weight in weighed:
+        reached += weight
+        if reached >= level - 1e-12:
+            return score
+    return np.inf
+
+
+@pytest.mark.parametrize("level", [0.5, 0.8, 0.9])
+def test_the_threshold_is_that_of_a_plain_version(level: float) -> None:
+    rng = np.random.default_rng(0)
+    errors, groups = of_groups(rng, 12, 1)
+    found = Calibration.of(np.abs(errors), groups, np.zeros(len(errors), dtype=int))
+    assert found.threshold(level) == plain_quantile(np.abs(errors), groups, level)
+    assert found.highest_level == 12 / 13 and found.threshold(0.95) == np.inf
+
+
+def test_without_groups_it_is_the_usual_conformal_quantile() -> None:
+    scores = np.random.default_rng(1).random(99)
+    found = Calibration.of(scores, None, np.zeros(99, dtype=int))
+    assert found.threshold(0.9) == np.sort(scores)[int(np.ceil(0.9 * 100)) - 1]
+
+
+@pytest.mark.parametrize("alike", [0.0, 1.0, 3.0])
+def test_intervals_cover_samples_of_new_groups(alike: float) -> None:
+    rng = np.random.default_rng(2)
+    covered = []
+    for _ in range(400):
+        errors, groups = of_groups(rng, 15, alike)
+        threshold = Calibration.of(np.abs(errors), groups, np.zeros(len(errors), dtype=int)).threshold(0.8)
+        covered.append(np.abs(rng.normal(0, alike) + rng.normal(0, 1)) <= threshold)
+    assert np.mean(covered) > 0.8 - 2.5 * np.sqrt(0.8 * 0.2 / 400)
+    assert np.mean(covered) < 0.93
+
+
+def test_cross_validation_plus_is_that_of_a_plain_version() -> None:
+    """Barber et al. 2021, equation 1.4 for folds, with the scores of a group sharing its weight."""
+    rng = np.random.default_rng(3)
+    errors, groups = of_groups(rng, 10, 1)
+    models = groups % 3
+    scores = np.abs(errors)
+    predicted = rng.normal(0, 2, (7, 3))
+    low, high = Calibration.of(scores, groups, models).intervals(predicted, predicted, 0.8)
+    for row in range(7):
+        assert high[row] == pytest.approx(plain_quantile(predicted[row, models] + scores, groups, 0.8))
+        assert low[row] == pytest.approx(-plain_quantile(scores - predicted[row, models], groups, 0.8))
+
+
+def test_one_model_has_intervals_of_one_width() -> None:
+    scores = np.random.default_rng(4).random(50)
+    found = Calibration.of(scores, None, np.zeros(50, dtype=int))
+    predicted = np.array([[1.0], [5.0]])
+    low, high = found.intervals(predicted, predicted, 0.9)
+    np.testing.assert_allclose(high - predicted[:, 0], found.threshold(0.9))
+    np.testing.assert_allclose(predicted[:, 0] - low, found.threshold(0.9))
+
+
+def test_quantiles_make_widths_adapt() -> None:
+    rng = np.random.default_rng(5)
+    spread = np.repeat([0.5, 4.0], 300)
+    actual = rng.normal(0, spread)
+    low, high = norm.ppf(0.1) * spread, norm.ppf(0.9) * spread
+    found = Calibration.of(scores_of_numbers(actual, low, high), None, np.zeros(600, dtype=int))
+    new = np.array([[0.5], [4.0]])
+    ends = found.intervals(norm.ppf(0.1) * new, norm.ppf(0.9) * new, 0.8)
+    widths = ends[1] - ends[0]
+    assert widths[1] > 4 * widths[0]
+    assert abs(found.threshold(0.8)) < 0.25  # what was predicted covers nearly so many already
+    narrower = found.intervals(norm.ppf(0.01) * new, norm.ppf(0.99) * new, 0.8)
+    assert (narrower[0] <= narrower[1]).all()
+
+
+def test_samples_are_judged_by_the_other_groups() -> None:
+    rng = np.random.default_rng(6)
+    errors, groups = of_groups(rng, 12, 1)
+    found = Calibration.of(np.abs(errors), groups, np.zeros(len(errors), dtype=int))
+    own = found.own_thresholds(0.8)
+    for group in range(12):
+        kept = groups != group
+        expected = plain_quantile(np.abs(errors)[kept], groups[kept], 0.8)
+        assert (own[groups == group] == expected).all()
+
+
+def test_sets_hold_the_true_class() -> None:
+    rng = np.random.default_rng(7)
+    probabilities = softmax(rng.normal(0, 2, (600, 3)), axis=1)
+    places = np.array([rng.choice(3, p=row) for row in probabilities])
+    threshold = Calibration.of(
+        scores_of_classes(probabilities[:300], places[:300]), None, np.zeros(300, dtype=int)
+    ).threshold(0.9)
+    within = 1 - probabilities[300:] <= threshold
+    assert within[np.arange(300), places[300:]].mean() == pytest.approx(0.9, abs=0.05)
+    assert 1 <= within.sum(axis=1).mean() < 3
+
+
+@pytest.mark.parametrize("true", [0.4, 1.0, 3.0])
+def test_the_temperature_is_found(true: float) -> None:
+    rng = np.random.default_rng(8)
+    logits = rng.normal(0, 2, (4000, 3))
+    places = np.array([rng.choice(3, p=row) for row in softmax(logits, axis=1)])
+    given = softmax(logits * true, axis=1)  # surer than is right, where true is above 1
+    found = fit_temperature(given, places)
+    assert found == pytest.approx(true, rel=0.15)
+    np.testing.assert_allclose(tempered(given, true), softmax(logits, axis=1), atol=1e-9)
+
+
+def test_a_large_group_does_not_outweigh_the_others() -> None:
+    """One subject of a thousand samples is always wrong; twenty of ten are not."""
+    probabilities = np.tile([[0.9, 0.1]], (1200, 1))
+    groups = np.concatenate([np.zeros(1000, dtype=int), np.repeat(np.arange(1, 21), 10)])
+    places = np.where(groups == 0, 1, (np.arange(1200) % 10 == 0).astype(int))
+    assert fit_temperature(probabilities, places) > 10
+    assert fit_temperature(probabilities, places, groups) < 2
