@@ -1,8 +1,8 @@
 """How far predictions may be from the truth: conformal intervals and sets, and calibrated probabilities.
 
-What is learnt here comes from samples that neither training nor early stopping saw: those that each fold holds out, or a
-split of their own. Samples of a group (a subject, say) are alike and no independent evidence, so each group counts as one
-(Dunn et al. 2023, Lee et al. 2023): its samples share its weight, and a new sample is taken to be of a new group.
+What is learnt here comes from samples that neither training nor early stopping saw: those that each fold holds out, or
+a split of their own. Samples of a group (a subject, say) are alike and no independent evidence, so each group counts as
+one (Dunn et al. 2023, Lee et al. 2023): its samples share its weight, and a new sample is taken to be of a new group.
 
 Shapes: ``n`` samples calibrated on, ``G`` of their groups, ``m`` samples predicted, ``M`` models, ``K`` classes.
 """
@@ -99,7 +99,7 @@ class Calibration:
         return np.concatenate([low for low, _ in ends]), np.concatenate([high for _, high in ends])
 
     def own_thresholds(self, level: float) -> NDArray[np.float64]:
-        """For each sample calibrated on (n,) the threshold of the other groups: what it would have been given itself."""
+        """For each sample calibrated on (n,) the threshold of the other groups: what it would have got itself."""
         found = np.empty(len(self.scores))
         for group in np.unique(self.groups):
             found[self.groups == group] = self.without(int(group)).threshold(level)

@@ -18,6 +18,7 @@ LEAVES = {"evaluation", "interpret", "integrations", "benchmarks"}
 FRONT = {
     "cli",
     "baselines",
+    "calibration",
     "inputs",
     "estimate",
     "assembly",

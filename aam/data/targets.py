@@ -105,7 +105,7 @@ class NumericTarget:
         values = encoded.astype(np.float64) * self.scale + self.shift
         # Beyond e^50 a prediction is wrong in any unit; it must still be a number.
         values = np.expm1(values.clip(max=50)) if self.transform.startswith("log") else values
-        return values if self.lower is None and self.upper is None else values.clip(self.lower, self.upper)
+        return values.clip(-np.inf if self.lower is None else self.lower, np.inf if self.upper is None else self.upper)
 
     def decode_quantiles(self, output: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """Outputs (n, C) in original units, rising in each row; a single one is the median."""
