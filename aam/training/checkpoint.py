@@ -47,12 +47,16 @@ FORMAT_VERSION = 1
 MODEL_NAME = "best_model.safetensors"
 
 
+_BESIDE = "beside."
+
+
 class ModelFile(NamedTuple):
     """A model file, read."""
 
     config: RunConfig
     header: dict[str, Any]  # target, metrics, provenance, checksums, format_version
     weights: dict[str, Tensor]
+    beside: dict[str, Tensor]  # tensors that are no weights: what is known of the training samples, say
 
 
 def build_encoder(config: ModelConfig, targets: Sequence[BaseTarget] = (UniFrac(),)) -> SequenceEncoder:
@@ -114,7 +118,11 @@ def model_path(run: Path, *, finished: bool = True) -> Path:
 
 
 def save_model_file(
-    path: Path, model: nn.Module | Mapping[str, Tensor], config: RunConfig, header: Mapping[str, Any]
+    path: Path,
+    model: nn.Module | Mapping[str, Tensor],
+    config: RunConfig,
+    header: Mapping[str, Any],
+    beside: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write weights and everything that prediction needs as one safetensors file.
 
@@ -126,14 +134,17 @@ def save_model_file(
     config : RunConfig
     header : mapping
         Whatever JSON takes.
+    beside : mapping of str to Tensor, optional
+        Tensors that are no weights.
     """
     from safetensors.torch import save_file
 
     weights = model.state_dict() if isinstance(model, nn.Module) else model
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    tensors = {**weights, **{_BESIDE + name: tensor for name, tensor in (beside or {}).items()}}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     whole = {"format_version": FORMAT_VERSION, "config": config.model_dump(mode="json"), **header}
     unfinished = path.with_name(path.name + ".tmp")
-    save_file(weights, unfinished, metadata={"aam": json.dumps(whole)})
+    save_file(tensors, unfinished, metadata={"aam": json.dumps(whole)})
     with unfinished.open("rb+") as file:
         os.fsync(file.fileno())
     unfinished.replace(path)
@@ -152,10 +163,12 @@ def load_model_file(path: Path) -> ModelFile:
 
     header = read_header(path)
     try:
-        weights = load_file(path)
+        tensors = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise DataError(f"{path}: damaged ({error}); train again, or take another copy") from None
-    return ModelFile(RunConfig.model_validate(header.pop("config")), header, weights)
+    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(_BESIDE)}
+    beside = {name.removeprefix(_BESIDE): tensors[name] for name in tensors.keys() - weights.keys()}
+    return ModelFile(RunConfig.model_validate(header.pop("config")), header, weights, beside)
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
