@@ -118,11 +118,11 @@ def run_baselines(
         logger.info("%d left out: %s", len(left_out), reason)
     folds: NDArray[np.int64] | None = None
     if data.cross_validated:
-        folds = fold_study(study, data, classifier=classifier, seed=seed).of_sample
+        folds = fold_study(study, data, classifier=classifier, seed=seed, validate=False).of_sample
         split = np.where(folds >= 0, "test", "train")
         found = {name: _out_of_fold(name, known, folds, seed, n_jobs) for name in names}
     else:
-        split, notes = split_study(study, data, seed)
+        split, notes = split_study(study, data, seed, validate=False)
         for note in notes:
             logger.info(note)
         found = {name: dict(_held_out(name, known, split, seed, n_jobs)) for name in names}

@@ -9,16 +9,28 @@ Shapes: ``n`` samples calibrated on, ``G`` of their groups, ``m`` samples predic
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Calibration", "fit_temperature", "scores_of_classes", "scores_of_numbers", "tempered"]
+from aam.errors import DataError
+
+__all__ = [
+    "Calibration",
+    "Calibrator",
+    "Coverage",
+    "fit_temperature",
+    "scores_of_classes",
+    "scores_of_numbers",
+    "tempered",
+]
 
 _BLOCK = 2**22  # entries of a sample-by-score table that are sorted together
 _COLDEST, _HOTTEST = 0.05, 20.0
+_DRAWS = 2000
 
 
 @dataclass(frozen=True)
@@ -98,6 +110,25 @@ class Calibration:
             ends.append((np.minimum(low, middle), np.maximum(high, middle)))
         return np.concatenate([low for low, _ in ends]), np.concatenate([high for _, high in ends])
 
+    def sets(self, probabilities: NDArray[np.float64], level: float) -> NDArray[np.bool_]:
+        """Sets of classes of new samples (m, K): CV+ as Romano et al. (2020) have it for classes.
+
+        Parameters
+        ----------
+        probabilities : ndarray (m, M, K)
+            Of each model.
+        level : float
+        """
+        found = np.empty((len(probabilities), probabilities.shape[2]), dtype=bool)
+        weights = self.weights
+        rows = max(1, _BLOCK // max(1, len(self.scores)))
+        for start in range(0, len(found), rows):
+            some = slice(start, start + rows)
+            for place in range(found.shape[1]):
+                own = 1 - probabilities[some, :, place][:, self.models]  # (m, n)
+                found[some, place] = (self.scores < own) @ weights < level
+        return found
+
     def own_thresholds(self, level: float) -> NDArray[np.float64]:
         """For each sample calibrated on (n,) the threshold of the other groups: what it would have got itself."""
         found = np.empty(len(self.scores))
@@ -128,10 +159,10 @@ def scores_of_classes(probabilities: NDArray[np.float64], places: NDArray[np.int
 
 
 def tempered(probabilities: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
-    """Probabilities (n, K), their logarithms divided by a temperature: above 1 less sure, below it surer."""
+    """Probabilities (…, K), their logarithms divided by a temperature: above 1 less sure, below it surer."""
     logs = np.log(np.maximum(probabilities, 1e-30)) / temperature
-    powers = np.exp(logs - logs.max(axis=1, keepdims=True))
-    found: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+    powers = np.exp(logs - logs.max(axis=-1, keepdims=True))
+    found: NDArray[np.float64] = powers / powers.sum(axis=-1, keepdims=True)
     return found
 
 
@@ -160,3 +191,149 @@ def fit_temperature(
 
     ends = float(np.log(_COLDEST)), float(np.log(_HOTTEST))
     return float(np.exp(minimize_scalar(loss, bounds=ends, method="bounded").x))
+
+
+class Coverage(NamedTuple):
+    """How often intervals or sets hold the truth, each group counting as one."""
+
+    level: float  # asked for
+    coverage: float
+    low: float  # from here to `high` with 95% confidence, by resampling groups
+    high: float
+    width: float  # of intervals, or classes in a set; a mean
+
+
+@dataclass(frozen=True)
+class Calibrator:
+    """What samples that were calibrated on say of a model's answers.
+
+    Answers (n, C) are numbers in original units, quantiles rising, or probabilities of classes.
+
+    Attributes
+    ----------
+    calibration : Calibration
+    temperature : float
+        Of the probabilities of classes; 1 for numbers.
+    classes : bool
+        Whether classes are answered.
+    source : str
+        The samples: ``oof`` (those that each fold holds out), ``cal`` or ``val``.
+    """
+
+    calibration: Calibration
+    temperature: float
+    classes: bool
+    source: str
+
+    @classmethod
+    def of_numbers(
+        cls,
+        answers: NDArray[np.float64],
+        actual: NDArray[np.float64],
+        groups: NDArray[Any] | None,
+        models: NDArray[np.int64],
+        source: str,
+    ) -> Self:
+        """From answers (n, C) to samples whose truth (n,) is known."""
+        scores = scores_of_numbers(actual, answers[:, 0], answers[:, -1])
+        return cls(Calibration.of(scores, groups, models), 1.0, False, source)
+
+    @classmethod
+    def of_classes(
+        cls,
+        probabilities: NDArray[np.float64],
+        places: NDArray[np.int64],
+        groups: NDArray[Any] | None,
+        models: NDArray[np.int64],
+        source: str,
+    ) -> Self:
+        """From probabilities (n, K) of samples whose class is known."""
+        unscored = Calibration.of(np.zeros(len(places)), groups, models)
+        temperature = fit_temperature(probabilities, places, unscored.groups)
+        scores = scores_of_classes(tempered(probabilities, temperature), places)
+        return cls(Calibration(scores, unscored.groups, unscored.models), temperature, True, source)
+
+    def calibrated(self, answers: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Answers (…, C), probabilities tempered."""
+        return tempered(answers, self.temperature) if self.classes else answers
+
+    def coverage(self, answers: NDArray[np.float64], level: float) -> Coverage | None:
+        """How intervals or sets do on the samples calibrated on, each made by what the other groups say.
+
+        Parameters
+        ----------
+        answers : ndarray (n, C)
+            To these samples, calibrated.
+        level : float
+
+        Returns
+        -------
+        Coverage or None
+            None where the groups are too few for the level.
+        """
+        thresholds = self.calibration.own_thresholds(level)
+        if not np.isfinite(thresholds).all():
+            return None
+        _, places, sizes = np.unique(self.calibration.groups, return_inverse=True, return_counts=True)
+        of_group = np.bincount(places, self.calibration.scores <= thresholds) / sizes
+        drawn = np.random.default_rng(0).integers(0, len(sizes), (_DRAWS, len(sizes)))
+        low, high = np.percentile(of_group[drawn].mean(axis=1), [2.5, 97.5])
+        if self.classes:
+            widths = (1 - answers <= thresholds[:, None]).sum(axis=1).astype(np.float64)
+        else:
+            widths = np.maximum(answers[:, -1] - answers[:, 0] + 2 * thresholds, 0)
+        width = float((np.bincount(places, widths) / sizes).mean())
+        return Coverage(level, float(of_group.mean()), float(low), float(high), width)
+
+    def require_level(self, level: float) -> None:
+        """Refuse a level that the groups are too few for.
+
+        Raises
+        ------
+        DataError
+        """
+        highest, number = self.calibration.highest_level, self.calibration.number_of_groups
+        if level > highest + 1e-12:
+            raise DataError(
+                f"--interval {level:g}: the model was calibrated on {number} groups of samples, which are enough for "
+                f"intervals of up to {np.floor(highest * 100) / 100:g}; ask for less, or train on more groups"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What of it is no tensor."""
+        groups = self.calibration.number_of_groups
+        return {
+            "temperature": self.temperature,
+            "classes": self.classes,
+            "source": self.source,
+            "samples": len(self.calibration.scores),
+            "groups": groups,
+        }
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The rest."""
+        calibration = self.calibration
+        return {
+            "calibration.scores": calibration.scores,
+            "calibration.groups": calibration.groups,
+            "calibration.models": calibration.models,
+        }
+
+    @classmethod
+    def read(cls, stored: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """From what `to_dict` and `arrays` gave.
+
+        Raises
+        ------
+        ValueError
+            If they are damaged.
+        """
+        try:
+            scores, groups, models = (arrays[f"calibration.{name}"] for name in ("scores", "groups", "models"))
+            temperature = float(stored["temperature"])
+            known = cls(Calibration(scores, groups, models), temperature, bool(stored["classes"]), stored["source"])
+        except (KeyError, TypeError, ValueError):
+            raise ValueError("no calibration") from None
+        if not (scores.shape == groups.shape == models.shape == (len(scores),)) or not temperature > 0:
+            raise ValueError("no calibration")
+        return known

@@ -27,7 +27,7 @@ from aam.data.labels import (
 )
 from aam.data.leaks import leak_warnings
 from aam.data.metadata import numeric_target, require_column
-from aam.data.splits import read_folds, read_splits
+from aam.data.splits import read_folds, read_splits, watched_part
 from aam.data.study import STUDY, LabelFile, Study, StudyFiles, align, read_files, study_names, unknown_samples
 from aam.data.study_splits import fold_study, split_study
 from aam.data.targets import ClassTarget, NumericTarget, require_logarithms, require_repeated_classes
@@ -191,9 +191,9 @@ def _split(study: Study, data: DataConfig, classifier: bool, seed: int) -> _Spli
     if (of_groups and study.groups is None) or _lacks(study, data.split_column):
         return None
     if data.cross_validated:
-        folds = fold_study(study, data, classifier=classifier, seed=seed).splits
+        folds = fold_study(study, data, classifier=classifier, seed=seed, validate=False).splits
         return _Split(folds[0], [], folds)
-    drawn = split_study(study, data, seed=seed)
+    drawn = split_study(study, data, seed, validate=False)
     return _Split(drawn.parts, drawn.notes)
 
 
@@ -312,7 +312,7 @@ def _estimate(
         model,
         shapes,
         train_samples=len(train),
-        val_samples=int((split.parts == "val").sum()),
+        val_samples=int((split.parts == watched_part(split.parts)).sum()),
         batch_size=batch_size,
         epochs=epochs,
         restored_share=task.nuc_asv_fraction if task.nuc_weight > 0 else 0.0,

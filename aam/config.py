@@ -109,6 +109,9 @@ class DataConfig(Section):
         0.2, "Fraction of the samples held out for validation; with folds, of those that are not tested.", gt=0, lt=1
     )
     test_size: float = option(0.0, "Fraction of the samples held out for the final test.", ge=0, lt=1)
+    cal_size: float = option(
+        0.0, "Fraction of the samples kept for calibration alone: see `aam predict --interval`.", ge=0, lt=1
+    )
     split_column: str | None = option(
         None, "Column of the metadata that says train, val or test; samples where it is empty are left out."
     )
@@ -125,6 +128,13 @@ class DataConfig(Section):
     rarefy_depth: int | None = option(
         None, "Subsample every sample to this many reads without replacement; shallower ones are left out.", ge=1
     )
+    prediction_passes: int = option(
+        1,
+        "Predict each sample from so many draws of its reads (--rarefy-depth) or ASVs (--asv-sampling random), and "
+        "average.",
+        ge=1,
+        only="train",
+    )
     token_limit: int = option(1024, "Most ASVs of a sample that are read.", ge=1)
     asv_sampling: Literal["abundance", "random", "first"] = option(
         "abundance", "Which ASVs are read of a sample that has more: most abundant, random, or first in the table."
@@ -139,10 +149,20 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _sizes_leave_training_samples(self) -> Self:
-        if self.val_size + self.test_size >= 1:
+        if self.val_size + self.test_size + self.cal_size >= 1:
+            kept = f" and --cal-size {self.cal_size}" if self.cal_size else ""
             raise ValueError(
-                f"--val-size {self.val_size} and --test-size {self.test_size} leave nothing to train on; "
+                f"--val-size {self.val_size} and --test-size {self.test_size}{kept} leave nothing to train on; "
                 "their sum must be below 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _passes_differ(self) -> Self:
+        if self.prediction_passes > 1 and self.rarefy_depth is None and self.asv_sampling != "random":
+            raise ValueError(
+                f"--prediction-passes {self.prediction_passes} would all see the same; give --rarefy-depth or "
+                "--asv-sampling random, which draw anew for each"
             )
         return self
 
@@ -153,11 +173,12 @@ class DataConfig(Section):
             "--split-column": self.split_column,
             "--leave-out": " ".join(self.leave_out) or None,
             "--test-size": self.test_size or None,
+            "--cal-size": self.cal_size or None,
             "--folds": self.folds,
             "--leave-one-group-out": "" if self.leave_one_group_out else None,
         }
         given = {name: f"{name} {value}".strip() for name, value in ways.items() if value is not None}
-        if len(given) > 1 and given.keys() != {"--splits", "--folds"}:
+        if len(given) > 1 and given.keys() not in ({"--splits", "--folds"}, {"--test-size", "--cal-size"}):
             first, second, *_ = given.values()
             raise ValueError(f"{first} and {second} each say which samples are held out; give one of them")
         for name, value in given.items():
@@ -447,8 +468,20 @@ class TrainConfig(Section):
         gt=0,
         le=1,
     )
-    patience: int = option(10, "Stop after this many epochs without improvement on the validation split.", ge=1)
+    patience: int | None = option(
+        None,
+        "Stop after this many epochs without improvement on the validation split, and keep the best; by default every "
+        "epoch is run and the last one kept.",
+        ge=1,
+    )
     seed: int = option(0, "Seed of every random draw.", ge=0, lt=2**32)
+    seeds: int = option(
+        1,
+        "Train so many models, from --seed on, on the same split or in each fold; they predict together.",
+        ge=1,
+        le=1000,
+        only="train",
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "Where to compute.")
     threads: int | None = option(None, "CPU threads of PyTorch; its own choice by default.", ge=1, le=1024)
     num_workers: int | None = option(
@@ -565,6 +598,11 @@ class TrainConfig(Section):
         return self
 
     @property
+    def keeps_last(self) -> bool:
+        """Whether the model of the run is that of its last epoch, which no held-out sample has a say in."""
+        return self.patience is None
+
+    @property
     def frozen_part(self) -> FrozenPart | None:
         """What is frozen, at first or for the whole run."""
         return "base" if self.freeze_base else "asv_encoder" if self.freeze_asv_encoder else None
@@ -595,6 +633,16 @@ class RunConfig(Section):
     augmentation: AugmentationConfig = AugmentationConfig()
 
     @property
+    def several_runs(self) -> bool:
+        """Whether a run for each of several folds or seeds is asked for."""
+        return self.data.cross_validated or self.train.seeds > 1
+
+    @property
+    def chooses_by_validation(self) -> bool:
+        """Whether validation decides anything: else samples that it has seen are as good as new to the model."""
+        return not self.train.keeps_last or self.optim.schedule == "plateau" or self.optim.restart_on_plateau
+
+    @property
     def accumulation_steps(self) -> int:
         """Batches of an optimizer step, as asked for or by ``--target-effective-batch-size``."""
         target = self.optim.target_effective_batch_size
@@ -617,16 +665,18 @@ class RunConfig(Section):
         target, batch = optim.target_effective_batch_size, train.batch_size
         if target is not None and batch != "auto" and batch > target:
             raise ValueError(f"--batch-size {batch} is more than --target-effective-batch-size {target}; lower it")
-        if optim.plateau_patience >= train.patience and (optim.schedule == "plateau" or optim.restart_on_plateau):
+        by_plateaus = optim.schedule == "plateau" or optim.restart_on_plateau
+        if train.patience is not None and optim.plateau_patience >= train.patience and by_plateaus:
             asks = "--schedule plateau" if optim.schedule == "plateau" else "--restart-on-plateau"
             raise ValueError(
                 f"--plateau-patience {optim.plateau_patience} with --patience {train.patience}: training stops before "
                 f"{asks} can act; raise --patience"
             )
         if optim.lr_find == "print":
-            if self.data.cross_validated:
-                folds = f"--folds {self.data.folds}" if self.data.folds else "--leave-one-group-out"
-                raise ValueError(f"--lr-find print is for one run, and {folds} asks for several")
+            if self.several_runs:
+                asked = f"--folds {self.data.folds}" if self.data.folds else "--leave-one-group-out"
+                asked = asked if self.data.cross_validated else f"--seeds {train.seeds}"
+                raise ValueError(f"--lr-find print is for one run, and {asked} asks for several")
             if train.resume:
                 raise ValueError("--lr-find print trains nothing, and --resume continues a run; give one of them")
         return self

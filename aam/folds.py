@@ -1,35 +1,41 @@
-"""Cross-validation: a run for each fold, and what all of them come to.
+"""Several runs: one for each fold and each seed, what all of them come to, and the one model that they make.
 
-Shapes: ``N`` samples, ``K`` folds, ``C`` classes.
+Shapes: ``N`` samples, ``n`` held-out samples, ``K`` folds, ``C`` classes, or quantiles of a number.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from aam import __version__
+from aam.calibration import Calibrator
 from aam.config import DataConfig, RunConfig
-from aam.data.splits import read_folds, read_splits, write_splits
+from aam.data.splits import has_folds, read_folds, read_splits, write_splits
 from aam.data.study import Study
 from aam.data.study_splits import StudyFolds, as_before, fold_study
-from aam.data.targets import require_repeated_classes
+from aam.data.targets import ClassTarget, NumericTarget, require_repeated_classes
 from aam.errors import DataError, in_file
 from aam.inputs import load_inputs
 from aam.loaders import choose_device
+from aam.outcome import LEVEL, Answers, answer_metrics, calibrated_by, calibration_summary
 from aam.run import pretrained_split_options, require_same_config, require_trackers, run
-from aam.run_directory import RunDirectory, write_json
-from aam.training.checkpoint import MODEL_NAME, load_model_file, model_path
+from aam.run_directory import RunDirectory, write_json, write_table
+from aam.training.checkpoint import MODEL_NAME, load_model_file, model_path, read_target
 from aam.training.distributed import Processes, start
+from aam.training.ensemble import Member, save_ensemble
 from aam.training.metrics import classification_metrics, regression_metrics
+from aam.training.tasks import answer_table, answers_in
 
 __all__ = ["FoldsResult", "asks_for_folds", "finished_folds", "fold_summary", "run_folds"]
 
@@ -38,9 +44,17 @@ logger = logging.getLogger("aam")
 PREDICTIONS = "oof_predictions.tsv"
 
 
+class MemberRun(NamedTuple):
+    """One of the runs."""
+
+    name: str  # of its directory
+    fold: int
+    seed: int
+
+
 @dataclass(frozen=True)
 class FoldsResult:
-    """What the runs of all folds came to."""
+    """What the runs of all folds, or of all seeds, came to."""
 
     directory: Path
     metrics: dict[str, Any]  # as in metrics.json
@@ -51,25 +65,27 @@ class _Plan:
     """The folds, and what of the study is needed once they are trained."""
 
     sample_ids: list[str]
-    folds: StudyFolds
+    folds: StudyFolds | None  # none where one split is learnt with several seeds
     encoders: list[Path]  # of each fold, where the run goes on from one with folds
+    members: list[MemberRun]
+    groups: NDArray[Any] | None  # (N,)
     actual: NDArray[Any] | None  # (N,)
-    guess: NDArray[Any] | None  # (N,) or (N, C): the best constant of the training part that a sample is held out from
+    guess: NDArray[Any] | None  # (N,) or (N, C), with folds: the best constant of what a sample is held out from
     classes: tuple[str, ...]  # none for a number
 
 
 def asks_for_folds(config: RunConfig) -> bool:
     """Whether a configuration is one of several runs: by its options, or as it goes on from an encoder that was."""
-    return config.data.cross_validated or bool(_encoder_folds(config))
+    return config.several_runs or bool(_encoder_folds(config))
 
 
 def run_folds(config: RunConfig) -> FoldsResult:
-    """Pre-train or train once for each fold, and pool what they say of the samples that they hold out.
+    """Pre-train or train once for each fold and seed, and pool what they say of the samples that they hold out.
 
     Parameters
     ----------
     config : RunConfig
-        One that `asks_for_folds`. ``--resume`` keeps the folds that are finished.
+        One that `asks_for_folds`. ``--resume`` keeps the runs that are finished.
 
     Returns
     -------
@@ -100,19 +116,19 @@ def run_folds(config: RunConfig) -> FoldsResult:
     if not config.train.resume and processes.first:
         directory.create(overwrite=config.train.overwrite)
     processes.barrier()
-    number = len(plan.folds.splits)
     results = []
     with directory.logging() if processes.first else nullcontext():
         if processes.first:
             write_json(directory / "config.json", config.model_dump(mode="json"))
-            held_out = np.where(plan.folds.of_sample >= 0, "test", "train")
-            write_splits(directory / "splits.tsv", plan.sample_ids, held_out, plan.folds.of_sample)
-        for fold in range(number):
-            logger.info("fold_%d (%d of %d)", fold, fold + 1, number)
+            if plan.folds is not None:
+                held_out = np.where(plan.folds.of_sample >= 0, "test", "train")
+                write_splits(directory / "splits.tsv", plan.sample_ids, held_out, plan.folds.of_sample)
+        for place, member in enumerate(plan.members):
+            logger.info("%s (%d of %d)", member.name, place + 1, len(plan.members))
             try:
-                results.append(_run_fold(config, plan, directory, fold, processes))
+                results.append(_run_member(config, plan, directory, member, processes))
             except DataError as error:
-                raise DataError(f"fold {fold}: {error}") from None
+                raise DataError(f"{member.name.replace('_', ' ', 1)}: {error}") from None
         return processes.broadcast(_finish(config, plan, directory, results) if processes.first else None)
 
 
@@ -125,12 +141,16 @@ def finished_folds(path: Path) -> list[Path]:
         If some of them are still to be trained.
     """
     directory = RunDirectory(path)
-    if not directory.folds() or not (directory / "splits.tsv").is_file() or (directory / MODEL_NAME).is_file():
+    if not directory.runs() or not has_folds(directory / "splits.tsv"):
         return []
     if not (directory / "metrics.json").is_file():
         raise DataError(f"{path}: not all of its folds are trained; continue it with --resume")
     number = max(read_folds(directory / "splits.tsv").values()) + 1
-    return [directory / f"fold_{fold}" for fold in range(number)]
+    runs = {int(path.name.split("_")[1]): path for path in reversed(directory.runs()) if path.name[0] == "f"}
+    absent = set(range(number)) - runs.keys()
+    if absent:
+        raise DataError(f"{path}: has no run of fold {min(absent)} any more; put it back, or continue with --resume")
+    return [runs[fold] for fold in range(number)]
 
 
 def _encoder_folds(config: RunConfig) -> list[Path]:
@@ -146,15 +166,34 @@ def _plan(config: RunConfig, encoders: list[Path]) -> _Plan:
     if config.task.classifier and study.target is not None and config.data.metadata_column is not None:
         with in_file(config.data.metadata):
             require_repeated_classes(config.data.metadata_column, study.target)
+    folds: StudyFolds | None = None
     if encoders:
         folds = _folds_of_encoder(config, study, encoders)
-    else:
-        folds = fold_study(study, config.data, classifier=config.task.classifier, seed=config.train.seed)
+    elif config.data.cross_validated:
+        folds = fold_study(
+            study,
+            config.data,
+            classifier=config.task.classifier,
+            seed=config.train.seed,
+            validate=config.chooses_by_validation,
+        )
         _refuse_leaks(config, study)
+    members = _members(config, None if folds is None else len(folds.splits))
     if study.target is None:
-        return _Plan(study.sample_ids, folds, encoders, None, None, ())
-    guess, classes = _guess(study.target, folds, config.task.classifier)
-    return _Plan(study.sample_ids, folds, encoders, study.target, guess, classes)
+        return _Plan(study.sample_ids, folds, encoders, members, study.groups, None, None, ())
+    classes = tuple(sorted(set(study.target.tolist()))) if config.task.classifier else ()
+    guess = None if folds is None else _guess(study.target, folds, classes)
+    return _Plan(study.sample_ids, folds, encoders, members, study.groups, study.target, guess, classes)
+
+
+def _members(config: RunConfig, folds: int | None) -> list[MemberRun]:
+    """All runs: of each fold with each seed, or of one split with each."""
+    seeds = range(config.train.seed, config.train.seed + config.train.seeds)
+    if folds is None:
+        return [MemberRun(f"seed_{seed}", 0, seed) for seed in seeds]
+    if len(seeds) == 1:
+        return [MemberRun(f"fold_{fold}", fold, seeds[0]) for fold in range(folds)]
+    return [MemberRun(f"fold_{fold}_seed_{seed}", fold, seed) for fold in range(folds) for seed in seeds]
 
 
 def _folds_of_encoder(config: RunConfig, study: Study, encoders: list[Path]) -> StudyFolds:
@@ -189,7 +228,7 @@ def _folds_of_encoder(config: RunConfig, study: Study, encoders: list[Path]) -> 
     splits = []
     for path in encoders:
         parts = np.array(as_before(study, read_splits(path / "splits.tsv"), "train"), dtype="<U5")
-        absent = {"train", "val", "test"} - set(parts.tolist())
+        absent = {"train", "test"} - set(parts.tolist())
         if absent:
             raise DataError(f"{path}: none of these samples is in its {min(absent)} split; pre-train on them, too")
         splits.append(parts)
@@ -222,42 +261,50 @@ def _refuse_leaks(config: RunConfig, study: Study) -> None:
         )
 
 
-def _guess(actual: NDArray[Any], folds: StudyFolds, classifier: bool) -> tuple[NDArray[Any], tuple[str, ...]]:
+def _guess(actual: NDArray[Any], folds: StudyFolds, classes: tuple[str, ...]) -> NDArray[Any]:
     """Median (N,), or frequencies of the classes (N, C), among the samples that each fold learns from."""
-    if not classifier:
+    if not classes:
         medians = [np.median(actual[parts == "train"]) for parts in folds.splits]
-        return np.array(medians)[folds.of_sample], ()
-    classes = tuple(sorted(set(actual.tolist())))
+        return np.array(medians)[folds.of_sample]
     learnt = [actual[parts == "train"] for parts in folds.splits]
     shares = np.array([[np.mean(labels == name) for name in classes] for labels in learnt])  # (K, C)
-    return shares[folds.of_sample], classes
+    return shares[folds.of_sample]
 
 
 # ---------------------------------------------------------------------------------------------------------- one fold
 
 
-def _run_fold(config: RunConfig, plan: _Plan, above: RunDirectory, fold: int, processes: Processes) -> dict[str, Any]:
-    """The metrics of a fold: of the run as it is, continued or begun."""
-    directory = RunDirectory(above / f"fold_{fold}")
-    own = _fold_config(config, directory, plan.encoders[fold] if plan.encoders else None)
+def _run_member(
+    config: RunConfig, plan: _Plan, above: RunDirectory, member: MemberRun, processes: Processes
+) -> dict[str, Any]:
+    """The metrics of a run: as it is, continued or begun."""
+    directory = RunDirectory(above / member.name)
+    own = _member_config(config, plan, above, member)
     if processes.broadcast(config.train.resume and _is_finished(own, directory)):
         logger.info("finished before: %s", directory.path)
         return _stored_metrics(directory)
     resume = processes.broadcast(config.train.resume and (directory / "last.ckpt").is_file())
     if not resume and processes.first:
-        directory.create(overwrite=True)  # what a fold that was interrupted in its first epoch has left
-        write_splits(directory / "splits.tsv", plan.sample_ids, plan.folds.splits[fold])
+        directory.create(overwrite=True)  # what a run that was interrupted in its first epoch has left
+        if plan.folds is not None:
+            write_splits(directory / "splits.tsv", plan.sample_ids, plan.folds.splits[member.fold])
     processes.barrier()
     train = own.train.model_copy(update={"resume": resume, "overwrite": not resume})
     return run(own.model_copy(update={"train": train})).metrics
 
 
-def _fold_config(config: RunConfig, directory: RunDirectory, encoder: Path | None) -> RunConfig:
-    """A run of its own: the split is the one that stands in its directory."""
-    data: dict[str, Any] = {"splits": directory / "splits.tsv", "folds": None, "leave_one_group_out": False}
-    train: dict[str, Any] = {"output_dir": directory.path, "baseline": False}  # that of all folds is pooled
-    if encoder is not None:
-        train["pretrained_encoder"] = encoder
+def _member_config(config: RunConfig, plan: _Plan, above: RunDirectory, member: MemberRun) -> RunConfig:
+    """A run of its own: the split is the one that stands in its directory, or in that of the first seed."""
+    directory = above / member.name
+    data: dict[str, Any] = {}
+    train: dict[str, Any] = {"output_dir": directory, "seed": member.seed, "seeds": 1, "baseline": False}
+    if plan.folds is not None:
+        data = {"splits": directory / "splits.tsv", "folds": None, "leave_one_group_out": False}
+    elif member != plan.members[0]:
+        data = {"splits": above / plan.members[0].name / "splits.tsv", "split_column": None, "leave_out": ()}
+        data |= {"test_size": 0.0, "cal_size": 0.0}
+    if plan.encoders:
+        train["pretrained_encoder"] = plan.encoders[member.fold]
     return config.model_copy(
         update={"data": config.data.model_copy(update=data), "train": config.train.model_copy(update=train)}
     )
@@ -305,44 +352,136 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _finish(
     config: RunConfig, plan: _Plan, directory: RunDirectory, results: Sequence[Mapping[str, Any]]
 ) -> FoldsResult:
-    """Pool the predictions of held-out samples and write what a person reads."""
-    metrics: dict[str, Any] = {"folds": fold_summary(results)}
+    """Pool the predictions of held-out samples, and write what a person reads and the one model that predicts."""
+    metrics: dict[str, Any] = {}
     if config.command == "train":
-        table = _pooled_predictions(directory, plan)
-        table.to_csv(directory / PREDICTIONS, sep="\t", index=False)
-        place = {name: i for i, name in enumerate(plan.sample_ids)}
-        rows = np.array([place[name] for name in table["sample_id"]])
-        assert plan.actual is not None
-        assert plan.guess is not None
-        actual, guess = plan.actual[rows], plan.guess[rows]
-        if plan.classes:
-            probabilities = table[[f"prob_{name}" for name in plan.classes]].to_numpy(dtype=float)
-            pooled = _class_metrics(actual, probabilities, plan.classes)
-            guessed = _class_metrics(actual, guess, plan.classes)
+        members = [
+            Member(run.name, run.fold, load_model_file(model_path(directory / run.name))) for run in plan.members
+        ]
+        path = directory / plan.members[0].name / MODEL_NAME
+        target = read_target(members[0].file.header, path)
+        assert target is not None
+        if plan.folds is None:
+            metrics, calibrator = _judge_seeds(config, plan, directory, target, results)
         else:
-            pooled = regression_metrics(actual, table["predicted"].to_numpy(dtype=float))
-            guessed = regression_metrics(actual, guess)
-        baseline = {"guess": {"oof": guessed}}
-        if config.train.baseline:
-            from aam.baselines import baselines_of_folds
-
-            logger.info("fitting the classical models in all folds")
-            found = baselines_of_folds(
-                load_inputs(config, checksums=False),
-                plan.folds.of_sample,
-                config.data,
-                classifier=config.task.classifier,
-                seed=config.train.seed,
-                n_jobs=config.train.threads or -1,
-            )
-            baseline = found | baseline
-        metrics = {"oof": pooled, **metrics, "baseline": baseline}
-        if config.train.plots:
-            _plot(config, plan, directory, table)
+            metrics, calibrator = _judge_folds(config, plan, directory, target)
+        _write_ensemble(config, directory, members, calibrator)
+    summary = fold_summary(results)
+    if plan.folds is None or config.train.seeds > 1:
+        summary["each"] = [{"run": run.name, **result} for run, result in zip(plan.members, results, strict=True)]
+    metrics["seeds" if plan.folds is None else "folds"] = summary
     if config.train.pretrained_encoder is not None:
         metrics["pretrained_leak"] = sum(int(result.get("pretrained_leak", 0)) for result in results)
     write_json(directory / "metrics.json", metrics)
     return FoldsResult(directory.path, metrics)
+
+
+def _judge_folds(
+    config: RunConfig, plan: _Plan, directory: RunDirectory, target: NumericTarget | ClassTarget
+) -> tuple[dict[str, Any], Calibrator]:
+    """Metrics of the samples that folds hold out, and what these say of how far predictions are off."""
+    table = _pooled_predictions(directory, plan, target)
+    place = {name: i for i, name in enumerate(plan.sample_ids)}
+    rows = np.array([place[name] for name in table["sample_id"]])
+    assert plan.actual is not None
+    assert plan.guess is not None
+    answers = Answers(target, rows, answers_in(table, target), plan.actual[rows])
+    groups = None if plan.groups is None else plan.groups[rows]
+    calibrator = calibrated_by(answers, groups, table["fold"].to_numpy(dtype=np.int64), "oof")
+    if isinstance(target, ClassTarget):
+        guessed = _class_metrics(answers.actual, plan.guess[rows], plan.classes)
+    else:
+        guessed = regression_metrics(answers.actual, plan.guess[rows])
+        table = _with_own_intervals(table, calibrator, answers.values)
+    write_table(directory / PREDICTIONS, table)
+    baseline = {"guess": {"oof": guessed}}
+    if config.train.baseline:
+        from aam.baselines import baselines_of_folds
+
+        logger.info("fitting the classical models in all folds")
+        assert plan.folds is not None
+        found = baselines_of_folds(
+            load_inputs(config, checksums=False),
+            plan.folds.of_sample,
+            config.data,
+            classifier=config.task.classifier,
+            seed=config.train.seed,
+            n_jobs=config.train.threads or -1,
+        )
+        baseline = found | baseline
+    if config.train.plots:
+        _plot(target, plan.classes, directory / "plots" / "oof_predictions.png", table, "out of fold")
+    calibration = calibration_summary(calibrator, answers.values)
+    return {"oof": answer_metrics(answers), "baseline": baseline, "calibration": calibration}, calibrator
+
+
+def _with_own_intervals(table: pd.DataFrame, calibrator: Calibrator, values: NDArray[np.float64]) -> pd.DataFrame:
+    """Numbers with the interval that the other groups give each, where these are enough."""
+    thresholds = calibrator.calibration.own_thresholds(LEVEL)
+    if not np.isfinite(thresholds).all():
+        return table
+    return table.assign(lower=values[:, 0] - thresholds, upper=values[:, -1] + thresholds)
+
+
+def _judge_seeds(
+    config: RunConfig,
+    plan: _Plan,
+    directory: RunDirectory,
+    target: NumericTarget | ClassTarget,
+    results: Sequence[Mapping[str, Any]],
+) -> tuple[dict[str, Any], Calibrator | None]:
+    """Metrics of the mean of several seeds' predictions, and what held-out samples say of how far these are off."""
+    runs = [directory / run.name for run in plan.members]
+    (directory / "splits.tsv").write_bytes((runs[0] / "splits.tsv").read_bytes())
+    place = {name: i for i, name in enumerate(plan.sample_ids)}
+    metrics: dict[str, Any] = {}
+    calibrator = None
+    unseen = "cal" if (runs[0] / "cal_predictions.tsv").is_file() else "val"
+    for part in ("val", "test", "cal"):
+        if not (runs[0] / f"{part}_predictions.tsv").is_file():
+            continue
+        table = _mean_table(runs, part, target, None)
+        rows = np.array([place[name] for name in table["sample_id"]])
+        assert plan.actual is not None
+        answers = Answers(target, rows, answers_in(table, target), plan.actual[rows])
+        write_table(directory / f"{part}_predictions.tsv", table)
+        if part != "cal":
+            metrics[part] = answer_metrics(answers)
+            if config.train.plots:
+                _plot(target, plan.classes, directory / "plots" / f"{part}_predictions.png", table, part)
+        if part == unseen and (part == "cal" or not config.chooses_by_validation):
+            groups = None if plan.groups is None else plan.groups[rows]
+            calibrator = calibrated_by(answers, groups, np.zeros(len(rows), dtype=np.int64), part)
+            metrics["calibration"] = calibration_summary(calibrator, answers.values)
+    metrics["baseline"] = results[0].get("baseline", {})
+    if config.train.baseline:
+        from aam.baselines import baselines_of_split
+
+        logger.info("fitting the classical models")
+        split = read_splits(runs[0] / "splits.tsv")
+        found = baselines_of_split(
+            load_inputs(config, checksums=False),
+            np.array([split[name] for name in plan.sample_ids], dtype="<U5"),
+            config.data,
+            classifier=config.task.classifier,
+            seed=config.train.seed,
+            n_jobs=config.train.threads or -1,
+        )
+        metrics["baseline"] = found | metrics["baseline"]
+    return metrics, calibrator
+
+
+def _write_ensemble(
+    config: RunConfig, directory: RunDirectory, members: list[Member], calibrator: Calibrator | None
+) -> None:
+    """The one file that predicts as the mean of all models."""
+    first = members[0].file.header
+    header = {"target": first["target"], "base_targets": first["base_targets"], "checksums": first["checksums"]}
+    header["provenance"] = {**first["provenance"], "aam": __version__, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    if calibrator is not None:
+        header["calibration"] = calibrator.to_dict()
+    arrays = {} if calibrator is None else calibrator.arrays()
+    save_ensemble(directory / MODEL_NAME, members, config, header, arrays)
 
 
 def fold_summary(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -367,24 +506,47 @@ def fold_summary(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _pooled_predictions(directory: RunDirectory, plan: _Plan) -> pd.DataFrame:
-    """The predictions of all folds, cells as they are written there, in the order of the sample IDs."""
-    numbers = [f"prob_{name}" for name in plan.classes] or ["actual", "predicted"]
+def _pooled_predictions(directory: RunDirectory, plan: _Plan, target: NumericTarget | ClassTarget) -> pd.DataFrame:
+    """The predictions of all folds, in the order of the sample IDs."""
+    assert plan.folds is not None
     tables = []
     for fold, parts in enumerate(plan.folds.splits):
-        path = directory / f"fold_{fold}" / "test_predictions.tsv"
+        runs = [directory / run.name for run in plan.members if run.fold == fold]
         held_out = [name for name, part in zip(plan.sample_ids, parts, strict=True) if part == "test"]
-        try:
-            table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
-            if sorted(table["sample_id"]) != held_out or not np.isfinite(table[numbers].astype(float)).all(axis=None):
-                raise ValueError
-        except (OSError, ValueError, KeyError):  # of a fold that was trained before and has been changed since
-            raise DataError(
-                f"{path}: does not hold the fold's predictions; remove {path.parent} and --resume"
-            ) from None
+        table = _mean_table(runs, "test", target, held_out)
         table.insert(1, "fold", fold)
         tables.append(table)
     return pd.concat(tables, ignore_index=True).sort_values("sample_id", kind="stable", ignore_index=True)
+
+
+def _mean_table(
+    runs: Sequence[Path], part: str, target: NumericTarget | ClassTarget, expected: Sequence[str] | None
+) -> pd.DataFrame:
+    """The mean of what runs with several seeds say of a part; with one, what it says."""
+    tables: list[pd.DataFrame] = []
+    classes = isinstance(target, ClassTarget)
+    numbers = [f"prob_{name}" for name in target.classes] if isinstance(target, ClassTarget) else ["predicted"]
+    texts = {"sample_id", *(("actual", "predicted") if classes else ())}
+    for directory in runs:
+        path = directory / f"{part}_predictions.tsv"
+        try:
+            # As text, for Python reads each number as it was written to the last bit.
+            table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+            table = table.astype({name: float for name in table.columns if name not in texts})
+            ids = table["sample_id"].tolist()
+            if sorted(ids) != (sorted(ids) if expected is None else list(expected)):
+                raise ValueError
+            if not np.isfinite(table[numbers if classes else [*numbers, "actual"]].astype(float)).all(axis=None):
+                raise ValueError
+            if tables and ids != tables[0]["sample_id"].tolist():
+                raise ValueError
+        except (OSError, ValueError, KeyError):  # of a run that was trained before and has been changed since
+            raise DataError(f"{path}: does not hold the run's predictions; remove {path.parent} and --resume") from None
+        tables.append(table)
+    if len(tables) == 1:
+        return tables[0]
+    mean = np.mean([answers_in(table, target) for table in tables], axis=0)
+    return answer_table(target, tables[0]["sample_id"].tolist(), mean, tables[0]["actual"].to_numpy())
 
 
 def _class_metrics(
@@ -394,17 +556,15 @@ def _class_metrics(
     return classification_metrics(places, probabilities.argmax(axis=1), probabilities, classes)
 
 
-def _plot(config: RunConfig, plan: _Plan, directory: RunDirectory, table: pd.DataFrame) -> None:
+def _plot(
+    target: NumericTarget | ClassTarget, classes: tuple[str, ...], path: Path, table: pd.DataFrame, which: str
+) -> None:
     from aam.evaluation.plots import confusion_plot, regression_plot, save_figure
 
-    column = config.data.metadata_column
-    assert column is not None
-    title = f"{column}, out of fold"
-    if plan.classes:
-        figure = confusion_plot(table["actual"].to_numpy(), table["predicted"].to_numpy(), plan.classes, title=title)
+    title = f"{target.column}, {which}"
+    actual, predicted = table["actual"].to_numpy(), table["predicted"].to_numpy()
+    if classes:
+        figure = confusion_plot(actual, predicted, classes, title=title)
     else:
-        numbers = table[["actual", "predicted"]].astype(float)
-        figure = regression_plot(
-            numbers["actual"].to_numpy(), numbers["predicted"].to_numpy(), title=title, units_label=column
-        )
-    save_figure(figure, directory / "plots" / "oof_predictions.png")
+        figure = regression_plot(actual, predicted, title=title, units_label=target.column)
+    save_figure(figure, path)

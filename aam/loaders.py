@@ -134,7 +134,7 @@ def datasets_of(config: RunConfig, study: Study, split: NDArray[Any], task: Task
     datasets = {
         "train": SampleDataset.of_study(study, options, labels, encoded, references=train, augmentation=augmentation)
     }
-    for part in ("val", "test"):
+    for part in ("val", "test", "cal"):
         rows = study.rows_of(split, part)
         if len(rows):
             datasets[part] = SampleDataset.of_study(

@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
+from torch.utils.data import DataLoader
 
+from aam.calibration import Calibrator
 from aam.config import RunConfig
+from aam.data.batch import Batch
 from aam.data.dataset import BatchPlan, SampleDataset
 from aam.data.study import Study
 from aam.data.targets import ClassTarget, NumericTarget
 from aam.loaders import datasets_of, loader
 from aam.run_directory import RunDirectory, write_json, write_table
-from aam.training.checkpoint import MODEL_NAME, load_model_file
+from aam.training.checkpoint import MODEL_NAME, load_model_file, save_model_file
 from aam.training.distributed import load_weights_into
 from aam.training.metrics import classification_metrics, regression_metrics
-from aam.training.tasks import Evaluation, Reading, Task, TrainTask, prediction_table
+from aam.training.tasks import Evaluation, Reading, Task, TrainTask, answer_table, answers_of, prediction_table
 from aam.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["figures", "judge_best"]
+__all__ = ["LEVEL", "Answers", "answer_metrics", "calibrated_by", "calibration_summary", "figures", "judge_best"]
 
 logger = logging.getLogger("aam")
 
+LEVEL = 0.9  # of the intervals that are judged
 _MOST_SAMPLES_ON_AXES = 300
 
 
@@ -53,26 +59,33 @@ def judge_best(
     datasets = datasets_of(config, study, split, task)
     held_out = trainer.val_loader.dataset
     assert isinstance(held_out, SampleDataset)
-    for part in ("val", "test"):
-        if part not in datasets:
+    known: dict[str, Answers] = {}
+    for part in ("val", "test", "cal"):
+        if part not in datasets or (part == "cal" and not isinstance(task, TrainTask)):
             continue
         plan = BatchPlan(
             study.rows_of(split, part), config.train.samples_per_batch, False, config.train.seed, share=processes.share
         )
         dataset = datasets[part].changed(encoded=held_out.encoded)  # by what of the base is frozen
-        evaluation = trainer.evaluate(loader(dataset, plan, config.train, trainer.device, workers=0))
-        metrics[part] = evaluation.metrics
+        batches = loader(dataset, plan, config.train, trainer.device, workers=0)
+        evaluation = trainer.evaluate(batches)
+        answers = _answers(task, trainer, plan, batches, evaluation, config.data.prediction_passes)
+        if part != "cal":
+            metrics[part] = evaluation.metrics
+            if answers is not None and config.data.prediction_passes > 1:
+                metrics[part] = metrics[part] | answer_metrics(answers)
         if not processes.first:
             continue
-        if config.train.plots:
+        if config.train.plots and part != "cal":
             for name, figure in figures(task, study, evaluation).items():
                 save_figure(figure, directory / "plots" / f"{part}_{name}.png")
-        if isinstance(task, TrainTask) and evaluation.output is not None:
-            rows = evaluation.sample_index
-            table = prediction_table(
-                task.target, [study.sample_ids[i] for i in rows], evaluation.output, task.actual[rows]
-            )
+        if answers is not None:
+            known[part] = answers
+            ids = [study.sample_ids[i] for i in answers.rows]
+            table = answer_table(answers.target, ids, answers.values, answers.actual)
             write_table(directory / f"{part}_predictions.tsv", table)
+    if processes.first:
+        _calibrate(config, study, directory, known, metrics)
     if isinstance(task, TrainTask):
         metrics["baseline"] = {"guess": _guess(task, split)}
         if config.train.baseline and processes.first:
@@ -95,6 +108,82 @@ def judge_best(
             save_figure(history_plot(pd.DataFrame(trainer.state.history)), directory / "plots" / "history.png")
         write_json(directory / "metrics.json", metrics)
     return metrics
+
+
+class Answers(NamedTuple):
+    """What a model says of held-out samples whose truth is known."""
+
+    target: NumericTarget | ClassTarget
+    rows: NDArray[np.int64]  # (n,) of the study
+    values: NDArray[np.float64]  # (n, C): see `aam.training.tasks.answers_of`
+    actual: NDArray[Any]  # (n,)
+
+
+def answer_metrics(answers: Answers) -> dict[str, float]:
+    """The metrics of answers, in original units."""
+    target, values = answers.target, answers.values
+    if isinstance(target, ClassTarget):
+        places = target.encode(answers.actual)
+        return classification_metrics(places, values.argmax(axis=1), values, target.classes)
+    return regression_metrics(answers.actual, values[:, target.outputs // 2])
+
+
+def _answers(
+    task: Task,
+    trainer: Trainer,
+    plan: BatchPlan,
+    batches: DataLoader[Batch],
+    evaluation: Evaluation,
+    passes: int,
+) -> Answers | None:
+    """Of all passes together, the first of which is judged already; None on all processes but the first."""
+    values = []
+    for number in range(passes):
+        plan.epoch = number  # which draws of reads and of ASVs depend on
+        judged = evaluation if number == 0 else trainer.evaluate(batches)
+        if isinstance(task, TrainTask) and judged.output is not None:
+            values.append(answers_of(task.target, judged.output))
+    if not values:
+        return None
+    assert isinstance(task, TrainTask)
+    rows = evaluation.sample_index
+    return Answers(task.target, rows, np.mean(values, axis=0), task.actual[rows])
+
+
+def _calibrate(
+    config: RunConfig,
+    study: Study,
+    directory: RunDirectory,
+    known: Mapping[str, Answers],
+    metrics: dict[str, Any],
+) -> None:
+    """Let the model file say how far off it is on samples that neither learning nor choosing has seen."""
+    part = "cal" if "cal" in known else "val"
+    if part not in known or (part == "val" and config.chooses_by_validation):
+        return
+    answers = known[part]
+    groups = None if study.groups is None else study.groups[answers.rows]
+    calibrator = calibrated_by(answers, groups, np.zeros(len(answers.rows), dtype=np.int64), part)
+    metrics["calibration"] = calibration_summary(calibrator, answers.values)
+    path = directory / MODEL_NAME
+    file = load_model_file(path)
+    beside = file.beside | {name: torch.from_numpy(array) for name, array in calibrator.arrays().items()}
+    save_model_file(path, file.weights, file.config, {**file.header, "calibration": calibrator.to_dict()}, beside)
+
+
+def calibrated_by(answers: Answers, groups: NDArray[Any] | None, models: NDArray[np.int64], source: str) -> Calibrator:
+    """See `aam.calibration.Calibrator`."""
+    if isinstance(answers.target, ClassTarget):
+        places = answers.target.encode(answers.actual)
+        return Calibrator.of_classes(answers.values, places, groups, models, source)
+    return Calibrator.of_numbers(answers.values, answers.actual, groups, models, source)
+
+
+def calibration_summary(calibrator: Calibrator, values: NDArray[np.float64]) -> dict[str, Any]:
+    """What ``metrics.json`` says of it: the samples, and how intervals or sets of 90% do on them."""
+    found = calibrator.to_dict()
+    coverage = calibrator.coverage(calibrator.calibrated(values), LEVEL)
+    return found | {"coverage": None if coverage is None else coverage._asdict()}
 
 
 def _guess(task: TrainTask, split: NDArray[Any]) -> dict[str, dict[str, float]]:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
+from aam.calibration import Calibrator
 from aam.config import DataConfig, RunConfig, TrainConfig
 from aam.data.batch import Batch
 from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
@@ -21,20 +22,19 @@ from aam.data.metadata import load_metadata
 from aam.data.study import Study, load_study
 from aam.data.targets import ClassTarget, NumericTarget
 from aam.errors import DataError, named
-from aam.folds import finished_folds
 from aam.loaders import choose_device, loader
 from aam.models.sequence_predictor import SequencePredictor
 from aam.training.checkpoint import (
     ModelFile,
     build_model,
-    load_model_file,
     load_weights,
     model_path,
     read_target,
     without_base_heads,
 )
+from aam.training.ensemble import Ensemble, load_ensemble
 from aam.training.metrics import classification_metrics, regression_metrics
-from aam.training.tasks import prediction_table
+from aam.training.tasks import answer_table, answers_of
 from aam.training.trainer import precision
 
 __all__ = ["PredictionResult", "data_as_trained", "predict", "tracked"]
@@ -58,6 +58,7 @@ def predict(
     sequences: Path | Sequence[Path] = (),
     metadata: Path | Sequence[Path] = (),
     streaming: bool = False,
+    interval: float | None = None,
     settings: TrainConfig,
 ) -> PredictionResult:
     """Predict samples.
@@ -65,8 +66,8 @@ def predict(
     Parameters
     ----------
     model : Path
-        Run directory of ``aam train``, or its model file. The models of a run with folds are averaged: their numbers,
-        or their probabilities.
+        Run directory of ``aam train``, or its model file. The models of folds and of seeds are averaged: their
+        numbers, or their probabilities.
     table : Path, or several
     sequences : Path, or several
         Of the features.
@@ -74,20 +75,25 @@ def predict(
         Where it has the model's column, the truth stands beside the predictions and metrics are computed.
     streaming : bool
         Leave the counts in the table's file.
+    interval : float, optional
+        Of new samples, this share is to be within ``lower`` and ``upper``, or has its class in ``set``; and
+        probabilities are calibrated.
     settings : TrainConfig
         Device, threads, workers and batch size.
 
     Raises
     ------
     DataError
-        If the model or the table cannot be used.
+        If the model or the table cannot be used, or the model was not calibrated or on too few groups.
     """
     device = choose_device(settings)
-    files = {path: load_model_file(path) for path in map(model_path, finished_folds(model) or [model])}
-    targets = [read_target(file.header, path) for path, file in files.items()]
-    target, trained = targets[0], next(iter(files.values())).config
+    path = model_path(model)
+    ensemble = load_ensemble(path)
+    targets = [read_target(member.file.header, path) for member in ensemble.members]
+    target, trained = targets[0], ensemble.members[0].file.config
     if target is None:
         raise DataError(f"{model}: a pre-trained encoder, which predicts no column; give a run of `aam train`")
+    calibrator = None if interval is None else _calibrator(ensemble, path, interval)
     data = data_as_trained(trained, table, sequences=sequences, metadata=metadata, streaming=streaming)
     if data.metadata:
         if target.column in load_metadata(data.metadata).columns:
@@ -110,13 +116,66 @@ def predict(
     order = np.argsort(study.file_order)
     names = [study.sample_ids[i] for i in order]
     known = None if study.target is None else study.target[order]
-    frames = []
-    for (path, file), fitted in zip(files.items(), targets, strict=True):
-        assert fitted is not None
-        output = _output(path, file, fitted, study, DatasetOptions.of(data, file.config.train.seed), settings, device)
-        frames.append(prediction_table(fitted, names, output[order], known))
-    frame = _mean(frames, target, model)
+    answers = []
+    for member, fitted in zip(ensemble.members, targets, strict=True):
+        if fitted is None or fitted.outputs != target.outputs or (classifier and fitted != target):
+            raise DataError(f"{path}: its models do not predict the same; train them together")
+        options = DatasetOptions.of(data, member.file.config.train.seed)
+        answers.append(_answers(path, member.file, fitted, study, options, settings, device)[order])
+    by_fold = _means(answers, ensemble.folds)  # (N, M, C)
+    if calibrator is not None:
+        by_fold = calibrator.calibrated(by_fold)
+    frame = answer_table(target, names, by_fold.mean(axis=1), known)
+    if calibrator is not None and interval is not None:
+        frame = _with_intervals(frame, target, by_fold, calibrator, interval)
     return PredictionResult(frame, study.left_out, _metrics(frame, target))
+
+
+def _calibrator(ensemble: Ensemble, path: Path, interval: float) -> Calibrator:
+    stored = ensemble.header.get("calibration")
+    if stored is None:
+        raise DataError(
+            f"{path}: was not calibrated, for which it takes samples that neither training nor early stopping saw; "
+            "train with --folds or --cal-size, or without --patience"
+        )
+    try:
+        calibrator = Calibrator.read(stored, {name: tensor.numpy() for name, tensor in ensemble.beside.items()})
+        if calibrator.calibration.models.max() > max(ensemble.folds):
+            raise ValueError
+    except ValueError:
+        raise DataError(
+            f"{path}: what it says of its calibration is damaged; train again, or take another copy"
+        ) from None
+    calibrator.require_level(interval)
+    return calibrator
+
+
+def _means(answers: Sequence[NDArray[np.float64]], folds: Sequence[int]) -> NDArray[np.float64]:
+    """The mean answers (N, M, C) of the models of each of M folds, which differ by their seed."""
+    number = max(folds) + 1
+    of_fold = [[found for found, place in zip(answers, folds, strict=True) if place == fold] for fold in range(number)]
+    return np.stack([np.mean(found, axis=0) for found in of_fold], axis=1)
+
+
+def _with_intervals(
+    frame: pd.DataFrame,
+    target: NumericTarget | ClassTarget,
+    by_fold: NDArray[np.float64],
+    calibrator: Calibrator,
+    level: float,
+) -> pd.DataFrame:
+    """Predictions with ``lower`` and ``upper``, or the ``set`` of classes, its names joined by ``|``."""
+    if isinstance(target, ClassTarget):
+        within = calibrator.calibration.sets(by_fold, level)  # (N, C)
+        names = ["|".join(np.array(target.classes)[row]) for row in within]
+        frame.insert(list(frame.columns).index("predicted") + 1, "set", names)
+        return frame
+    lower, upper = calibrator.calibration.intervals(by_fold[..., 0], by_fold[..., -1], level)
+    low, high = (-np.inf if target.lower is None else target.lower), (np.inf if target.upper is None else target.upper)
+    place = list(frame.columns).index("predicted") + 1
+    frame.insert(place, "upper", upper.clip(low, high))
+    frame.insert(place, "lower", lower.clip(low, high))
+    return frame
 
 
 def data_as_trained(
@@ -139,7 +198,7 @@ def data_as_trained(
     )
 
 
-def _output(
+def _answers(
     path: Path,
     file: ModelFile,
     target: NumericTarget | ClassTarget,
@@ -147,8 +206,8 @@ def _output(
     options: DatasetOptions,
     settings: TrainConfig,
     device: torch.device,
-) -> NDArray[np.float32]:
-    """What the target head of a model gives for the samples of a study, (N, C)."""
+) -> NDArray[np.float64]:
+    """What a model says of the samples of a study, (N, C), the mean of its passes."""
     trained = file.config
     predictor = build_model(trained.model, target.outputs, targets=())
     assert isinstance(predictor, SequencePredictor)
@@ -156,28 +215,19 @@ def _output(
     predictor.to(device).eval()
     dataset = SampleDataset.of_study(study, options)
     plan = BatchPlan(np.arange(len(study)), settings.samples_per_batch, False, 0)
-    # In the arithmetic that the model was judged in: half precision rounds in the third digit.
-    with torch.no_grad(), precision(trained.train.mixed_precision, device):
-        outputs = [predictor(batch.to(device)).target for batch in tracked(loader(dataset, plan, settings, device))]
-    output: NDArray[np.float32] = torch.cat(outputs).float().cpu().numpy()
-    if not np.isfinite(output).all():
-        name = study.sample_ids[int(np.flatnonzero(~np.isfinite(output).all(axis=1))[0])]
-        raise DataError(f"the prediction of sample {name!r} by {path} is not finite; look at its counts")
-    return output
-
-
-def _mean(frames: list[pd.DataFrame], target: NumericTarget | ClassTarget, model: Path) -> pd.DataFrame:
-    """The mean of several models' predictions, or of their probabilities."""
-    if len(frames) == 1:
-        return frames[0]
-    columns = ["predicted"] if isinstance(target, NumericTarget) else [f"prob_{name}" for name in target.classes]
-    if any(list(frame.columns) != list(frames[0].columns) for frame in frames):
-        raise DataError(f"{model}: its folds do not predict the same classes; give one of them, {model / 'fold_0'} say")
-    mean = frames[0].copy()
-    mean[columns] = np.mean([frame[columns].to_numpy() for frame in frames], axis=0)
-    if isinstance(target, ClassTarget):
-        mean["predicted"] = target.decode(mean[columns].to_numpy().argmax(axis=1))
-    return mean
+    batches = loader(dataset, plan, settings, device)
+    answers = []
+    for number in range(trained.data.prediction_passes):
+        plan.epoch = number  # which draws of reads and of ASVs depend on
+        # In the arithmetic that the model was judged in: half precision rounds in the third digit.
+        with torch.no_grad(), precision(trained.train.mixed_precision, device):
+            outputs = [predictor(batch.to(device)).target for batch in tracked(batches)]
+        output: NDArray[np.float32] = torch.cat(outputs).float().cpu().numpy()
+        if not np.isfinite(output).all():
+            name = study.sample_ids[int(np.flatnonzero(~np.isfinite(output).all(axis=1))[0])]
+            raise DataError(f"the prediction of sample {name!r} by {path} is not finite; look at its counts")
+        answers.append(answers_of(target, output))
+    return np.mean(answers, axis=0) if len(answers) > 1 else answers[0]
 
 
 def tracked(batches: DataLoader[Batch], doing: str = "predicting") -> Iterable[Batch]:

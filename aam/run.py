@@ -24,7 +24,7 @@ from aam.data.augmentation import require_whole_counts
 from aam.data.labels import Pairs, common_references
 from aam.data.leaks import leak_warnings
 from aam.data.metadata import load_metadata
-from aam.data.splits import read_splits, write_splits
+from aam.data.splits import read_splits, watched_part, write_splits
 from aam.data.study import Study, unknown_samples
 from aam.data.study_splits import as_before, split_study
 from aam.data.targets import require_repeated_classes
@@ -51,7 +51,7 @@ __all__ = ["RunResult", "pretrained_split_options", "require_same_config", "requ
 
 logger = logging.getLogger("aam")
 
-SPLIT_OPTIONS = {"val_size", "test_size", "group_column", "stratify"}
+SPLIT_OPTIONS = {"val_size", "test_size", "cal_size", "group_column", "stratify"}
 SPLIT_SOURCES = {"split_column", "splits", "leave_out"}
 
 
@@ -81,7 +81,7 @@ def run(config: RunConfig) -> RunResult:
     DataError
         If the inputs cannot be used; the run directory is then left as it was.
     """
-    assert not config.data.cross_validated, "several runs are asked for: call aam.folds.run_folds"
+    assert not config.several_runs, "several runs are asked for: call aam.folds.run_folds"
     try:
         require_readable(config.task.base_target, config.model.distance_head)
     except ValueError as error:
@@ -226,7 +226,7 @@ def _own_split_options(data: DataConfig, before: DataConfig) -> set[str]:
 
 def pretrained_split_options(data: DataConfig, before: DataConfig) -> DataConfig:
     """The options of the split come along with it; the group column only where these metadata have it."""
-    update: dict[str, Any] = {"val_size": before.val_size, "test_size": before.test_size}
+    update: dict[str, Any] = {name: getattr(before, name) for name in ("val_size", "test_size", "cal_size")}
     group = before.group_column
     if group is not None and group != data.metadata_column and data.metadata:
         update["group_column"] = group if group in load_metadata(data.metadata).columns else None
@@ -253,7 +253,7 @@ def _split(config: RunConfig, study: Study, takes_over: bool) -> tuple[NDArray[A
     if before and takes_over and set(before) & set(study.sample_ids):
         split = _taken_over(config, study, before)
     else:
-        split, notes = split_study(study, data, config.train.seed)
+        split, notes = split_study(study, data, config.train.seed, validate=config.chooses_by_validation)
     leaked = [
         name
         for name, part in zip(study.sample_ids, split, strict=True)
@@ -275,7 +275,7 @@ def _taken_over(config: RunConfig, study: Study, before: dict[str, str]) -> NDAr
         "split taken over from the pre-trained encoder%s",
         f"; {new} samples that it did not have go with their group, or into training" if new else "",
     )
-    for part in ("train", "val"):
+    for part in ("train", watched_part(split)):
         if not (split == part).any():
             raise DataError(
                 f"{config.train.pretrained_encoder}: none of these samples is in its {part} split; "
@@ -304,7 +304,7 @@ def _require_pairs(config: RunConfig, study: Study, split: NDArray[Any]) -> None
         return
     if config.train.batch_size == 1:
         raise DataError("--batch-size 1 has no pair of samples to learn distances from; give 2 or more")
-    for part in ("train", "val") if config.command == "pretrain" else ("train",):
+    for part in ("train", watched_part(split)) if config.command == "pretrain" else ("train",):
         if len(study.rows_of(split, part)) < 2:
             raise DataError(
                 f"{named(config.data.table)}: the {part} split has one sample, which is no pair of a known distance; "

@@ -31,6 +31,7 @@ class RunDirectory:
         "metrics.json",
         "val_predictions.tsv",
         "test_predictions.tsv",
+        "cal_predictions.tsv",
         "oof_predictions.tsv",
         MODEL_NAME,
         "last.ckpt",
@@ -66,7 +67,7 @@ class RunDirectory:
         if self.path.exists() and not self.path.is_dir():
             raise DataError(f"{self.path}: is a file; give another --output-dir")
         found = {name for name in self.FILES if (self.path / name).exists()}
-        nothing_learnt = "aam.log" in found and found <= self.BEGINNING and not self.folds()
+        nothing_learnt = "aam.log" in found and found <= self.BEGINNING and not self.runs()
         holds_run = bool(found) and not nothing_learnt
         if resume and not (self.path / "last.ckpt").is_file():
             raise DataError(f"{self.path}: holds no last.ckpt to resume from; begin with --overwrite instead")
@@ -91,17 +92,18 @@ class RunDirectory:
             for path in self.path.glob(pattern):
                 with suppress(OSError):  # somebody else's files are in it
                     path.rmdir()
-        for fold in self.folds():
-            RunDirectory(fold).create(overwrite=True)
-            if not any(fold.iterdir()):
-                fold.rmdir()
+        for run in self.runs():
+            RunDirectory(run).create(overwrite=True)
+            if not any(run.iterdir()):
+                run.rmdir()
 
-    def folds(self) -> list[Path]:
-        """The directories of the folds of a run that has some, in their order."""
+    def runs(self) -> list[Path]:
+        """The directories of the runs for each fold or seed of a run that has some, in their order."""
         if not self.path.is_dir():
             return []
-        found = [path for path in self.path.iterdir() if re.fullmatch(r"fold_\d{1,9}", path.name) and path.is_dir()]
-        return sorted(found, key=lambda path: int(path.name.removeprefix("fold_")))
+        name = re.compile(r"fold_\d{1,9}(_seed_\d{1,10})?|seed_\d{1,10}")
+        found = [path for path in self.path.iterdir() if name.fullmatch(path.name) and path.is_dir()]
+        return sorted(found, key=lambda path: [int(part) for part in path.name.split("_") if part.isdigit()])
 
     @contextmanager
     def logging(self) -> Iterator[None]:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from aam.config import RunConfig
 from aam.data.batch import Batch
 from aam.data.dataset import BatchPlan, SampleDataset
+from aam.data.splits import watched_part
 from aam.data.study import Study
 from aam.loaders import datasets_of, loader
 from aam.outcome import figures
@@ -101,7 +102,7 @@ def build_trainer(
         task,
         plans["train"],
         loader(datasets["train"], plans["train"], config.train, device),
-        loader(datasets["val"], plans["val"], config.train, device),
+        loader(datasets[watched_part(split)], plans["val"], config.train, device),
         optimizer,
         build_schedule(optimizer, optim, steps),
         optim,
@@ -118,13 +119,13 @@ def _frozen(config: RunConfig, study: Study, split: NDArray[Any], device: torch.
     part = config.train.frozen_part
     if part is None:
         return []
-    train, val, test = (study.rows_of(split, name) for name in ("train", "val", "test"))
+    train, *held_out = (study.rows_of(split, name) for name in ("train", "val", "test", "cal"))
 
     def batches(dataset: SampleDataset, plan: BatchPlan, workers: int | None) -> DataLoader[Batch]:
         return loader(dataset, plan, config.train, device, workers=workers)
 
     return [
-        Frozen(part, train, np.concatenate([val, test]), batches, config.train.unfreeze_after, config.train.encode_once)
+        Frozen(part, train, np.concatenate(held_out), batches, config.train.unfreeze_after, config.train.encode_once)
     ]
 
 
@@ -134,7 +135,7 @@ def _plans(config: RunConfig, study: Study, split: NDArray[Any], processes: Proc
     studies = study.studies if config.data.study_batches == "alternate" else None
     return {
         "train": BatchPlan(study.rows_of(split, "train"), train.samples_per_batch, True, seed, studies, share),
-        "val": BatchPlan(study.rows_of(split, "val"), train.samples_per_batch, False, seed, share=share),
+        "val": BatchPlan(study.rows_of(split, watched_part(split)), train.samples_per_batch, False, seed, share=share),
     }
 
 
@@ -176,7 +177,11 @@ def build_callbacks(
         FiniteLosses(study.sample_ids, directory / "last.ckpt"),
         *_watching(config, study, task, directory, shown),
         Plateau(config.optim.plateau_patience, config.optim.restart_on_plateau),
-        EarlyStopping(config.train.patience, config.train.unfreeze_after or 0),
+        *(
+            []
+            if config.train.patience is None
+            else [EarlyStopping(config.train.patience, config.train.unfreeze_after or 0)]
+        ),
         Checkpoints(save_best, directory / "last.ckpt", beside, config.train.save_every_minutes),
     ]
 

@@ -89,7 +89,7 @@ def benchmark_optimizers(
     """
     device = choose_device(config.train)
     study = load_inputs(config)
-    split, _ = split_study(study, config.data, config.train.seed)
+    split, _ = split_study(study, config.data, config.train.seed, validate=True)
     found: dict[OptimConfig, dict[str, Any]] = {}
     for kind in compared:
         for name, optim in variants(config.optim, kind, factors):

@@ -22,7 +22,7 @@ def command(run: Path, as_json: bool) -> None:
     from aam.errors import DataError
     from aam.training.checkpoint import MODEL_NAME, model_path, read_header, read_target
 
-    if (run / "fold_0").is_dir() and not (run / MODEL_NAME).is_file():
+    if run.is_dir() and not (run / MODEL_NAME).is_file() and any(run.glob("fold_0*")):
         _print_folds(run, as_json)
         return
     path = model_path(run, finished=False)
@@ -43,7 +43,9 @@ def command(run: Path, as_json: bool) -> None:
         task = f"train: {target.column}, classes {', '.join(target.classes)}"
     else:
         task = f"train: {target.column}, a number (learnt as {target.transform})"
-    click.echo(f"{path}\n{task}")
+    members = header.get("members", [])
+    together = f", the mean of {len(members)} models: {', '.join(member['name'] for member in members)}"
+    click.echo(f"{path}\n{task}{together if members else ''}")
     if run.is_dir() and not final.is_file():
         click.echo("not finished: this is the best model so far; --resume continues the run")
     provenance = _part(header, "provenance")

@@ -18,7 +18,7 @@ __all__ = ["command"]
     "--model",
     type=click.Path(path_type=Path, readable=False),
     required=True,
-    help="Run directory of `aam train`; folds are averaged.",
+    help="Run directory of `aam train`, or its model file; folds and seeds are averaged.",
 )
 @click.option(
     "--table",
@@ -39,6 +39,11 @@ __all__ = ["command"]
     multiple=True,
     help="Where it holds the predicted column, the truth stands beside the predictions.",
 )
+@click.option(
+    "--interval",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Add the interval, or the set of classes, that holds the truth of this share of new samples: 0.9, say.",
+)
 @click.option("--output", type=click.Path(path_type=Path, readable=False), required=True, help="TSV to write.")
 @click.option("--streaming", is_flag=True, help="Leave the counts in the table's file (BIOM 2.1).")
 @machine_options
@@ -49,6 +54,7 @@ def command(
     metadata: tuple[Path, ...],
     output: Path,
     streaming: bool,
+    interval: float | None,
     **machine: Any,
 ) -> None:
     """Predict new samples with a trained model, in original units or labels.
@@ -68,7 +74,15 @@ def command(
         settings = TrainConfig(output_dir=output.parent, **{k: v for k, v in machine.items() if v is not None})
     from aam.predict import predict
 
-    result = predict(model, table, sequences=sequences, metadata=metadata, streaming=streaming, settings=settings)
+    result = predict(
+        model,
+        table,
+        sequences=sequences,
+        metadata=metadata,
+        streaming=streaming,
+        interval=interval,
+        settings=settings,
+    )
     unfinished = output.with_name(output.name + ".tmp")
     result.table.to_csv(unfinished, sep="\t", index=False)
     unfinished.replace(output)

@@ -55,7 +55,8 @@ def print_result(result: RunResult) -> None:
         shown = "\n\n".join(f"{part}\n{model_table(models)}" for part, models in of_part.items())
     else:
         shown = _metrics_beside_guess(metrics, parts, baseline.get("guess", {}))
-    click.echo(f"\nbest epoch: {metrics['best_epoch']}\n{shown}\n")
+    click.echo(f"\nepoch kept: {metrics['best_epoch']}\n{shown}\n")
+    _print_coverage(metrics)
     pictures = "  (plots/ holds pictures)" if (result.directory / "plots" / "history.png").exists() else ""
     click.echo(f"Run directory: {result.directory}{pictures}")
     click.echo(f"Curves: tensorboard --logdir {result.directory / 'tensorboard'}")
@@ -87,16 +88,49 @@ def print_folds(result: FoldsResult) -> None:
     if Launch.of_environment().rank > 0:
         return
     metrics = result.metrics
+    if "seeds" in metrics:
+        _print_seeds(result)
+        return
     folds, pooled = metrics["folds"], metrics.get("oof", {})
     guess = metrics.get("baseline", {}).get("guess", {}).get("oof", {})
     rows = [("metric", *(["out of fold", "guess"] if pooled else []), "mean of folds", "sd")]
     for name in dict.fromkeys([*pooled, *folds["mean"]]):
         beside = [_number(pooled.get(name)), _number(guess.get(name))] if pooled else []
         rows.append((name, *beside, _number(folds["mean"].get(name)), _number(folds["sd"].get(name))))
-    click.echo(f"\n{len(folds['each'])} folds\n{table(rows)}\n")
+    runs = len(folds["each"])
+    click.echo(f"\n{runs} {'runs' if any('run' in one for one in folds['each']) else 'folds'}\n{table(rows)}\n")
     if len(metrics.get("baseline", {})) > 1:
         click.echo(f"out of fold\n{model_table(_beside(pooled, metrics['baseline'], 'oof'))}\n")
-    click.echo(f"Run directory: {result.directory}  (fold_0/ and on hold a run each)")
+    _print_coverage(metrics)
+    together = "; the model file is the mean of all" if pooled else ""
+    click.echo(f"Run directory: {result.directory}  (fold_… hold a run each{together})")
+
+
+def _print_seeds(result: FoldsResult) -> None:
+    """The metrics of the mean of several seeds' models, guess beside it."""
+    metrics = result.metrics
+    baseline = metrics.get("baseline", {})
+    parts = [part for part in ("val", "test") if part in metrics]
+    shown = [f"{part}\n{model_table(_beside(metrics[part], baseline, part))}" for part in parts]
+    click.echo(f"\nthe mean of {len(metrics['seeds']['each'])} seeds\n" + "\n\n".join(shown) + "\n")
+    _print_coverage(metrics)
+    click.echo(f"Run directory: {result.directory}  (seed_… hold a run each; the model file is the mean of all)")
+
+
+def _print_coverage(metrics: Mapping[str, Any]) -> None:
+    """How often intervals or sets hold the truth, where there are enough groups to say."""
+    known = metrics.get("calibration")
+    if known is None:
+        return
+    found, unit = known["coverage"], "groups" if known["groups"] < known["samples"] else "samples"
+    if found is None:
+        click.echo(f"{known['groups']} {unit} are too few to calibrate intervals of 90%\n")
+        return
+    what, of = ("sets", "classes on average") if known["classes"] else ("intervals", "wide on average")
+    click.echo(
+        f"{what} of {found['level']:.0%} hold the truth of {found['coverage']:.1%} ({found['low']:.1%} to "
+        f"{found['high']:.1%}, by {known['groups']} {unit}), {found['width']:.3g} {of}\n"
+    )
 
 
 def _number(value: float | None) -> str:

@@ -19,12 +19,14 @@ from aam.errors import DataError
 
 __all__ = [
     "Split",
+    "has_folds",
     "leave_groups_out",
     "make_folds",
     "make_splits",
     "named_splits",
     "read_folds",
     "read_splits",
+    "watched_part",
     "with_validation",
     "write_splits",
 ]
@@ -156,6 +158,11 @@ def named_splits(column: pd.Series) -> _Array:
     return np.array([_SPELLINGS[value.lower()] for value in values], dtype="<U5")
 
 
+def watched_part(parts: _Array) -> str:
+    """The part of a split (N,) that a run is watched on: ``val``, or ``test`` where there is no other."""
+    return "val" if (parts == "val").any() else "test"
+
+
 def leave_groups_out(groups: _Array, left_out: Sequence[str], group_name: str = "group") -> _Array:
     """Named groups as the test split, all others for training.
 
@@ -191,6 +198,7 @@ def with_validation(
     val_size: float,
     seed: int,
     group_name: str = "group",
+    part: Split = "val",
 ) -> _Array:
     """A split whose training samples give a share of themselves for validation, drawn as `make_splits` draws.
 
@@ -202,14 +210,15 @@ def with_validation(
         Without ``"val"``.
     val_size : float
         Share of the training samples, or of their groups.
+    part : str
+        What the share is for, ``"cal"`` say.
     sample_ids, groups, labels, seed, group_name
         See `make_splits`.
     """
     learnt = np.flatnonzero(parts == "train")
     if groups is not None and len(set(groups[learnt].astype(str).tolist())) == 1:
         groups = None
-    result = parts.copy()
-    result[learnt] = make_splits(
+    drawn = make_splits(
         [sample_ids[int(i)] for i in learnt],
         groups=None if groups is None else groups[learnt],
         labels=None if labels is None else labels[learnt],
@@ -217,6 +226,8 @@ def with_validation(
         seed=seed,
         group_name=group_name,
     )
+    result = parts.copy()
+    result[learnt[drawn == "val"]] = part
     return result
 
 
@@ -429,6 +440,11 @@ def read_splits(path: Path) -> dict[str, str]:
         if len(row) < 2 or row[1] not in get_args(Split):
             raise DataError(f"{path}: {shown(' '.join(row))} names no split; use one of {', '.join(get_args(Split))}")
     return {row[0]: row[1] for row in rows}
+
+
+def has_folds(path: Path) -> bool:
+    """Whether a ``splits.tsv`` is there and says which fold samples are in."""
+    return path.is_file() and "fold" in _read_rows(path)[0]
 
 
 def read_folds(path: Path) -> dict[str, int]:

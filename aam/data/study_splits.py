@@ -41,10 +41,10 @@ class StudyFolds(NamedTuple):
     """The folds of a study."""
 
     of_sample: NDArray[np.int64]  # (N,): the fold in which a sample is held out; -1 where it never is
-    splits: list[NDArray[Any]]  # K of (N,): the fold as ``test``
+    splits: list[NDArray[Any]]  # K of (N,): the fold as ``test``, the others ``train`` and, where asked for, ``val``
 
 
-def split_study(study: Study, data: DataConfig, seed: int) -> StudySplit:
+def split_study(study: Study, data: DataConfig, seed: int, *, validate: bool) -> StudySplit:
     """The split that a configuration asks for: predefined, by named groups, or drawn.
 
     Parameters
@@ -53,6 +53,8 @@ def split_study(study: Study, data: DataConfig, seed: int) -> StudySplit:
     data : DataConfig
         Without folds.
     seed : int
+    validate : bool
+        Whether validation decides anything. If not, a split that names test samples alone stays so.
 
     Raises
     ------
@@ -84,6 +86,17 @@ def split_study(study: Study, data: DataConfig, seed: int) -> StudySplit:
                 seed=seed,
                 group_name=data.group_column or "group",
             )
+            if data.cal_size:
+                drawn = with_validation(
+                    study.sample_ids,
+                    drawn,
+                    groups=study.groups,
+                    labels=study.target if data.stratify else None,
+                    val_size=data.cal_size / (1 - data.val_size - data.test_size),
+                    seed=seed,
+                    group_name=data.group_column or "group",
+                    part="cal",
+                )
         return StudySplit(drawn, [])
     learnt = int((parts == "train").sum())
     if not learnt:
@@ -92,7 +105,7 @@ def split_study(study: Study, data: DataConfig, seed: int) -> StudySplit:
             f"{source}: none of these {len(parts)} samples is for training; mark some of them train"
             f"{folds if data.splits is not None and (parts == 'test').all() else ''}"
         )
-    if (parts == "val").any():
+    if (parts == "val").any() or ((parts == "test").any() and not validate):
         return StudySplit(parts, [])
     parts = _with_validation(study, data, parts, stratify=data.stratify, seed=seed)
     held_out = int((parts == "val").sum())
@@ -100,7 +113,7 @@ def split_study(study: Study, data: DataConfig, seed: int) -> StudySplit:
     return StudySplit(parts, [note])
 
 
-def fold_study(study: Study, data: DataConfig, *, classifier: bool, seed: int) -> StudyFolds:
+def fold_study(study: Study, data: DataConfig, *, classifier: bool, seed: int, validate: bool) -> StudyFolds:
     """The folds that a configuration asks for.
 
     Folds of classes are alike in the classes, those of numbers with ``--stratify`` in the quantiles.
@@ -113,6 +126,8 @@ def fold_study(study: Study, data: DataConfig, *, classifier: bool, seed: int) -
     classifier : bool
         Whether the target holds labels.
     seed : int
+    validate : bool
+        Whether each fold has a ``val`` part of its own, which validation decides by.
 
     Raises
     ------
@@ -137,7 +152,8 @@ def fold_study(study: Study, data: DataConfig, *, classifier: bool, seed: int) -
     for fold in range(int(of_sample.max()) + 1):
         parts = np.where(of_sample == fold, "test", "train").astype("<U5")
         try:
-            parts = _with_validation(study, data, parts, stratify=stratify, seed=seed)
+            if validate:
+                parts = _with_validation(study, data, parts, stratify=stratify, seed=seed)
             if classifier and study.target is not None:
                 _require_classes(study.target, parts)
         except DataError as error:

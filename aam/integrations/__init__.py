@@ -50,4 +50,4 @@ def tracker(kind: str, directory: Path) -> Tracker:
 def run_name(directory: Path) -> str:
     """What a run is called: by its directory, and for a fold by the one above it, too."""
     path = directory.absolute()
-    return f"{path.parent.name}/{path.name}" if path.name.startswith("fold_") else path.name
+    return f"{path.parent.name}/{path.name}" if path.name.startswith(("fold_", "seed_")) else path.name

@@ -67,7 +67,7 @@ class Plateau(Callback):
 
     def on_epoch(self, trainer: Trainer, evaluation: Evaluation) -> None:
         state = trainer.state
-        if state.epoch - max(state.best_epoch, state.plateau_epoch) < self.patience:
+        if state.epoch - max(trainer.lowest_epoch, state.plateau_epoch) < self.patience:
             return
         state.plateau_epoch = state.epoch
         again = self.restart and state.epoch < trainer.config.epochs
@@ -77,7 +77,7 @@ class Plateau(Callback):
 
 
 class Checkpoints(Callback):
-    """Writes the best model where an epoch is the best so far, and what resuming needs.
+    """Writes the model where an epoch is the one to keep so far, and what resuming needs.
 
     That is written before the first step, after every epoch, every so many minutes, and where the run is interrupted.
 

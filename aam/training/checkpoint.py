@@ -43,7 +43,7 @@ __all__ = [
     "without_base_heads",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # from which on a file may hold several models
 MODEL_NAME = "best_model.safetensors"
 
 
@@ -103,8 +103,8 @@ def model_path(run: Path, *, finished: bool = True) -> Path:
     """
     if run.is_dir():
         if not (run / MODEL_NAME).is_file():
-            if (run / "fold_0").is_dir():
-                raise DataError(f"{run}: holds a run for each of several folds; give one of them, {run / 'fold_0'} say")
+            for first in sorted(path for kind in ("fold_0*", "seed_*") for path in run.glob(kind)):
+                raise DataError(f"{run}: holds several runs, not all of them finished; give one of them, {first} say")
             raise DataError(f"{run}: holds no {MODEL_NAME}; give the directory of a finished run")
         if finished and not (run / "metrics.json").is_file():
             raise DataError(
@@ -150,8 +150,14 @@ def save_model_file(
     unfinished.replace(path)
 
 
-def load_model_file(path: Path) -> ModelFile:
+def load_model_file(path: Path, *, several: bool = False) -> ModelFile:
     """Read a model file.
+
+    Parameters
+    ----------
+    path : Path
+    several : bool
+        Whether it may hold several models, all of whose weights it then gives: see `aam.training.ensemble`.
 
     Raises
     ------
@@ -162,6 +168,8 @@ def load_model_file(path: Path) -> ModelFile:
     from safetensors.torch import load_file
 
     header = read_header(path)
+    if "members" in header and not several:
+        raise DataError(f"{path}: holds several models, which predict together; give the run of one of them")
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:

@@ -192,7 +192,7 @@ class Console(Callback):
         told = [f"loss {row['train_loss']:.4f} / {row['val_loss']:.4f}"]
         told += [f"{name} {evaluation.metrics[name]:.4f}" for name in self.shown if name in evaluation.metrics]
         told += [_rate(measured["samples_per_second"]), f"{measured['seconds']:.1f} s"]
-        best = "  *" if trainer.state.improved else ""
+        best = "  *" if trainer.state.improved and not trainer.config.keeps_last else ""
         logger.info("epoch %d/%d  %s%s", trainer.state.epoch, trainer.config.epochs, "  ".join(told), best)
 
     def on_end(self, trainer: Trainer) -> None:

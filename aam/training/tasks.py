@@ -43,7 +43,19 @@ from aam.training.losses import (
 )
 from aam.training.metrics import BASE_METRICS, classification_metrics, pair_values, regression_metrics
 
-__all__ = ["Evaluation", "Judged", "LabelledTarget", "PretrainTask", "Reading", "Task", "TrainTask", "prediction_table"]
+__all__ = [
+    "Evaluation",
+    "Judged",
+    "LabelledTarget",
+    "PretrainTask",
+    "Reading",
+    "Task",
+    "TrainTask",
+    "answer_table",
+    "answers_in",
+    "answers_of",
+    "prediction_table",
+]
 
 _MOST_SAMPLES_IN_PAIRS = 2000  # two million pairs: their ranks take tens of MB, and R² barely varies with the draw
 _MOST_SAMPLES_OF_A_SCALE = 2000
@@ -625,18 +637,42 @@ def prediction_table(
         ``sample_id``, ``actual`` where given, ``predicted``, and ``quantile_<level>`` where quantiles are learnt or
         ``prob_<class>`` for classes.
     """
+    return answer_table(target, sample_ids, answers_of(target, output), actual)
+
+
+def answers_of(target: NumericTarget | ClassTarget, output: NDArray[np.float32]) -> NDArray[np.float64]:
+    """What outputs (n, C) say, (n, C): numbers in original units, quantiles rising, or probabilities of classes.
+
+    Answers of several models, or to several readings of a sample, may be averaged.
+    """
+    return _softmax(output) if isinstance(target, ClassTarget) else target.decode_quantiles(output)
+
+
+def answers_in(table: pd.DataFrame, target: NumericTarget | ClassTarget) -> NDArray[np.float64]:
+    """The answers (n, C) that `answer_table` put into a table."""
+    if isinstance(target, ClassTarget):
+        columns = [f"prob_{name}" for name in target.classes]
+    else:
+        columns = [f"quantile_{level:g}" if level != 0.5 else "predicted" for level in target.quantiles or (0.5,)]
+    return table[columns].to_numpy(dtype=np.float64)
+
+
+def answer_table(
+    target: NumericTarget | ClassTarget,
+    sample_ids: list[str],
+    answers: NDArray[np.float64],
+    actual: NDArray[Any] | None,
+) -> pd.DataFrame:
+    """`prediction_table` of answers (n, C) as `answers_of` gives them."""
     columns: dict[str, Any] = {"sample_id": sample_ids}
     if actual is not None:
         columns["actual"] = actual
     if isinstance(target, NumericTarget):
-        columns["predicted"] = target.predicted(output)
-        if target.quantiles:
-            read = target.decode_quantiles(output)
-            columns |= {
-                f"quantile_{level:g}": read[:, place] for place, level in enumerate(target.quantiles) if level != 0.5
-            }
+        columns["predicted"] = answers[:, target.outputs // 2]
+        columns |= {
+            f"quantile_{level:g}": answers[:, place] for place, level in enumerate(target.quantiles) if level != 0.5
+        }
         return pd.DataFrame(columns)
-    probabilities = _softmax(output)
-    columns["predicted"] = target.decode(probabilities.argmax(axis=1))
-    columns |= {f"prob_{name}": probabilities[:, place] for place, name in enumerate(target.classes)}
+    columns["predicted"] = target.decode(answers.argmax(axis=1))
+    columns |= {f"prob_{name}": answers[:, place] for place, name in enumerate(target.classes)}
     return pd.DataFrame(columns)

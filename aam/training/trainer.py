@@ -63,8 +63,8 @@ class TrainState:
     epoch: int = 0  # finished
     batch: int = 0  # batches of the epoch after it that are learnt from
     step: int = 0  # optimizer steps
-    best_epoch: int = 0
-    best_value: float = math.inf  # of the task's monitored validation loss
+    best_epoch: int = 0  # the one that is kept
+    best_value: float = math.inf  # its monitored validation loss
     plateau_epoch: int = 0  # the last that ended a plateau
     stop: bool = False
     history: list[dict[str, float]] = field(default_factory=list)  # a row an epoch
@@ -72,7 +72,7 @@ class TrainState:
 
     @property
     def improved(self) -> bool:
-        """Whether the epoch that ended last is the best."""
+        """Whether the epoch that ended last is the one that is kept."""
         return self.best_epoch == self.epoch
 
 
@@ -216,6 +216,12 @@ class Trainer:
         return self.steps_per_epoch * self.config.epochs
 
     @property
+    def lowest_epoch(self) -> int:
+        """The epoch with the least monitored validation loss so far; 0 before the first."""
+        values = [row[f"val_{self.task.monitor}"] for row in self.state.history]
+        return 1 + min(range(len(values)), key=values.__getitem__) if values else 0
+
+    @property
     def learning_rate(self) -> float:
         """Of the next step."""
         return self.optimizer.param_groups[0]["lr"]
@@ -345,7 +351,7 @@ class Trainer:
         row |= {f"val_{name}": value for name, value in (evaluation.losses | evaluation.metrics).items()}
         state.history.append(row)
         value = evaluation.losses[self.task.monitor]
-        if value < state.best_value:
+        if self.config.keeps_last or value < state.best_value:
             state.best_value, state.best_epoch = value, state.epoch
         self.schedule.on_validation(value)
 

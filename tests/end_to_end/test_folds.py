@@ -66,7 +66,7 @@ class TestFolds:
     def test_files(self, run: Path, classes: Path) -> None:
         plotted, bare = ({name for name in files_below(path) if "fold_" not in name} for path in (classes, run))
         assert plotted == bare | {"plots/oof_predictions.png"}
-        assert bare == TOP | {"oof_predictions.tsv"}
+        assert bare == TOP | {"oof_predictions.tsv", "best_model.safetensors"}
         for fold in FOLDS:
             assert {"config.json", "metrics.json", "test_predictions.tsv"} < files_below(run / fold)
 
@@ -82,7 +82,7 @@ class TestFolds:
             assert {name for name, part in split.items() if part == "test"} == {
                 name for name, place in expected.items() if place == fold
             }
-            assert set(split.values()) == {"train", "val", "test"}
+            assert set(split.values()) == {"train", "test"}
             sides = {(metadata["subject_id"][name], part) for name, part in split.items()}
             assert len(sides) == metadata["subject_id"].nunique()
 
@@ -98,7 +98,7 @@ class TestFolds:
 
     def test_metrics(self, run: Path) -> None:
         metrics = read_metrics(run)
-        assert metrics.keys() == {"oof", "folds", "baseline"}
+        assert metrics.keys() == {"oof", "folds", "baseline", "calibration"}
         pooled = read_predictions(run / "oof_predictions.tsv")
         assert metrics["oof"]["mae"] == pytest.approx(mean_absolute_error(pooled["actual"], pooled["predicted"]))
         assert metrics["oof"]["r2"] == pytest.approx(r2_score(pooled["actual"], pooled["predicted"]))
@@ -252,7 +252,7 @@ class TestUse:
 
     def test_info(self, run: Path, encoders: Path) -> None:
         text = succeed("info", run).out
-        assert "train: age, 3 folds" in text
+        assert "the mean of 3 models: fold_0, fold_1, fold_2" in text
         assert '"oof"' in text
         assert json.loads(succeed("info", run, "--json").out)["config"]["data"]["folds"] == 3
         assert "pretrain, 3 folds" in succeed("info", encoders).out
@@ -310,14 +310,22 @@ class TestSplits:
         assert len(read_predictions(tmp_path / "run" / "test_predictions.tsv")) == 3
 
     def test_a_file_without_validation_samples(self, study: StudyFiles, tmp_path: Path) -> None:
+        """Some of its training samples serve as such where validation decides; else all are learnt from."""
         names = pd.read_csv(study.metadata, sep="\t", dtype=str).iloc[:, 0].tolist()
         path = tmp_path / "splits.tsv"
         rows = [f"{name}\t{'test' if i % 4 == 0 else 'train'}\n" for i, name in enumerate(names)]
         path.write_text("sample_id\tsplit\n" + "".join(rows))
         run = tmp_path / "run"
-        succeed(*study.train, "--metadata-column", "age", "--splits", path, "--output-dir", run)
+        arguments = [*study.train, "--metadata-column", "age", "--splits", path]
+        succeed(*arguments, "--patience", 9, "--output-dir", run)
         assert "names no validation samples: 4 of its 18 training samples" in (run / "aam.log").read_text()
         assert list(read_splits(run / "splits.tsv").values()).count("test") == 6
+        succeed(*arguments, "--output-dir", tmp_path / "all")
+        assert sorted(read_splits(tmp_path / "all" / "splits.tsv").values()) == ["test"] * 6 + ["train"] * 18
+        metrics = read_metrics(tmp_path / "all")
+        assert "val" not in metrics
+        history = pd.read_csv(tmp_path / "all" / "history.csv")
+        assert metrics["test"]["mae"] == pytest.approx(history["val_mae"].iloc[-1])  # watched, and no more
 
     def test_a_group_is_left_out(self, study: StudyFiles, tmp_path: Path) -> None:
         subject = pd.read_csv(study.metadata, sep="\t", dtype=str)["subject_id"][0]

@@ -76,6 +76,7 @@ def build_trainer(
     processes: Processes = Processes(),  # noqa: B008 - immutable
     sharded_checkpoints: bool = False,
     reshard_after_forward: bool = True,
+    patience: int | None = 99,
     **arrays: Any,
 ) -> Trainer:
     """A trainer that validates on what it trains on."""
@@ -100,6 +101,7 @@ def build_trainer(
             batch_size=batch_size,
             strategy=processes.strategy,
             sharded_checkpoints=sharded_checkpoints,
+            patience=patience,
         ),
         CPU,
         callbacks,

@@ -1,0 +1,98 @@
+"""Several models in one file: those of folds and of seeds, which predict together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from torch import Tensor
+
+from aam.config import RunConfig
+from aam.errors import DataError
+from aam.training.checkpoint import ModelFile, load_model_file, save_model_file
+
+__all__ = ["Ensemble", "Member", "load_ensemble", "save_ensemble"]
+
+_MEMBERS = "members"
+
+
+class Member(NamedTuple):
+    """A model of several."""
+
+    name: str  # of its run, below that of all: fold_0, say
+    fold: int  # models of one fold, with different seeds, have learnt from the same samples
+    file: ModelFile
+
+
+class Ensemble(NamedTuple):
+    """A file that predicts: one model or several."""
+
+    header: dict[str, Any]
+    beside: dict[str, Tensor]
+    members: list[Member]
+
+    @property
+    def folds(self) -> list[int]:
+        """The fold of each member."""
+        return [member.fold for member in self.members]
+
+
+def save_ensemble(
+    path: Path,
+    members: list[Member],
+    config: RunConfig,
+    header: Mapping[str, Any],
+    arrays: Mapping[str, NDArray[Any]],
+) -> None:
+    """Write several models as one file.
+
+    Parameters
+    ----------
+    path : Path
+    members : list of Member
+    config : RunConfig
+        That of all of them together.
+    header : mapping
+        Whatever JSON takes.
+    arrays : mapping of str to ndarray
+        Kept beside the weights.
+    """
+    weights: dict[str, Tensor] = {}
+    known = []
+    for place, (name, fold, file) in enumerate(members):
+        weights |= {f"{_MEMBERS}.{place}.weights.{key}": tensor for key, tensor in file.weights.items()}
+        weights |= {f"{_MEMBERS}.{place}.beside.{key}": tensor for key, tensor in file.beside.items()}
+        known.append({"name": name, "fold": fold, "config": file.config.model_dump(mode="json"), "header": file.header})
+    beside = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    save_model_file(path, weights, config, {**header, _MEMBERS: known}, beside)
+
+
+def load_ensemble(path: Path) -> Ensemble:
+    """Read a model file, of one model or of several.
+
+    Raises
+    ------
+    DataError
+        If it is not one.
+    """
+    file = load_model_file(path, several=True)
+    if _MEMBERS not in file.header:
+        return Ensemble(file.header, file.beside, [Member("", 0, file)])
+    members = []
+    try:
+        for place, known in enumerate(file.header[_MEMBERS]):
+            parts: dict[str, dict[str, Tensor]] = {"weights": {}, "beside": {}}
+            for kind, tensors in parts.items():
+                prefix = f"{_MEMBERS}.{place}.{kind}."
+                tensors |= {k.removeprefix(prefix): t for k, t in file.weights.items() if k.startswith(prefix)}
+            own = ModelFile(RunConfig.model_validate(known["config"]), dict(known["header"]), **parts)
+            members.append(Member(str(known["name"]), int(known["fold"]), own))
+        if not members:
+            raise ValueError
+    except (KeyError, TypeError, ValueError, ValidationError):
+        raise DataError(f"{path}: what it says of its models is damaged; train again, or take another copy") from None
+    return Ensemble(file.header, file.beside, members)
