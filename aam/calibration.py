@@ -131,8 +131,8 @@ class Calibration:
 
     def own_thresholds(self, level: float) -> NDArray[np.float64]:
         """For each sample calibrated on (n,) the threshold of the other groups: what it would have got itself."""
-        found = np.empty(len(self.scores))
-        for group in np.unique(self.groups):
+        found = np.full(len(self.scores), np.inf)
+        for group in np.unique(self.groups) if self.number_of_groups > 1 else ():
             found[self.groups == group] = self.without(int(group)).threshold(level)
         return found
 

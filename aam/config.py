@@ -515,6 +515,12 @@ class TrainConfig(Section):
     freeze_asv_encoder: bool = option(
         False, "Train all but the encoder of ASVs; it stays as loaded, and encodes ASVs once.", only="train"
     )
+    freeze_asvs_after: int | None = option(
+        None,
+        "Train the encoder of ASVs for so many epochs and keep it as it is from then on: what is left of the run takes "
+        "a fraction of the time.",
+        ge=1,
+    )
     unfreeze_after: int | None = option(
         None, "Train what is frozen, too, from the epoch after so many on.", ge=1, only="train"
     )
@@ -577,6 +583,15 @@ class TrainConfig(Section):
             )
         if self.freeze_base and self.freeze_asv_encoder:
             raise ValueError("--freeze-base freezes what --freeze-asv-encoder does and more; give one of them")
+        if self.freeze_asvs_after is not None:
+            given = f"--freeze-asvs-after {self.freeze_asvs_after}"
+            if self.frozen_part is not None:
+                what = "--freeze-base" if self.freeze_base else "--freeze-asv-encoder"
+                raise ValueError(f"{given} and {what} each say when ASVs are no longer learnt; give one of them")
+            if self.strategy == "fsdp":
+                raise ValueError(
+                    f"{given} changes what is trained, which --strategy fsdp settles at the start; use --strategy ddp"
+                )
         if not self.encode_once and self.frozen_part is None:
             raise ValueError("--no-encode-once needs something frozen: --freeze-base or --freeze-asv-encoder")
         if self.unfreeze_after is None:
@@ -653,6 +668,11 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _optimizer_fits_the_run(self) -> Self:
         optim, train = self.optim, self.train
+        if train.freeze_asvs_after is not None and optim.lookahead:
+            raise ValueError(
+                f"--lookahead would pull back what --freeze-asvs-after {train.freeze_asvs_after} keeps as it is; give "
+                "one of them"
+            )
         for name in ("head_lr", "layer_decay"):
             value = getattr(optim, name)
             given = f"--{name.replace('_', '-')} {value}"

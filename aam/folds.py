@@ -28,7 +28,7 @@ from aam.data.targets import ClassTarget, NumericTarget, require_repeated_classe
 from aam.errors import DataError, in_file
 from aam.inputs import load_inputs
 from aam.loaders import choose_device
-from aam.outcome import LEVEL, Answers, answer_metrics, calibrated_by, calibration_summary
+from aam.outcome import LEVEL, Answers, against_guess, answer_metrics, calibrated_by, calibration_summary
 from aam.run import pretrained_split_options, require_same_config, require_trackers, run
 from aam.run_directory import RunDirectory, write_json, write_table
 from aam.training.checkpoint import MODEL_NAME, load_model_file, model_path, read_target
@@ -388,10 +388,13 @@ def _judge_folds(
     answers = Answers(target, rows, answers_in(table, target), plan.actual[rows])
     groups = None if plan.groups is None else plan.groups[rows]
     calibrator = calibrated_by(answers, groups, table["fold"].to_numpy(dtype=np.int64), "oof")
+    guess = plan.guess[rows]
     if isinstance(target, ClassTarget):
-        guessed = _class_metrics(answers.actual, plan.guess[rows], plan.classes)
+        guessed = _class_metrics(answers.actual, guess, plan.classes)
+        compared = against_guess(answers, np.array(plan.classes, dtype=object)[guess.argmax(axis=1)], groups)
     else:
-        guessed = regression_metrics(answers.actual, plan.guess[rows])
+        guessed = regression_metrics(answers.actual, guess)
+        compared = against_guess(answers, guess, groups)
         table = _with_own_intervals(table, calibrator, answers.values)
     write_table(directory / PREDICTIONS, table)
     baseline = {"guess": {"oof": guessed}}
@@ -412,7 +415,8 @@ def _judge_folds(
     if config.train.plots:
         _plot(target, plan.classes, directory / "plots" / "oof_predictions.png", table, "out of fold")
     calibration = calibration_summary(calibrator, answers.values)
-    return {"oof": answer_metrics(answers), "baseline": baseline, "calibration": calibration}, calibrator
+    metrics = {"oof": answer_metrics(answers), "baseline": baseline, "calibration": calibration}
+    return {**metrics, "against_guess": compared}, calibrator
 
 
 def _with_own_intervals(table: pd.DataFrame, calibrator: Calibrator, values: NDArray[np.float64]) -> pd.DataFrame:
@@ -453,6 +457,10 @@ def _judge_seeds(
             groups = None if plan.groups is None else plan.groups[rows]
             calibrator = calibrated_by(answers, groups, np.zeros(len(rows), dtype=np.int64), part)
             metrics["calibration"] = calibration_summary(calibrator, answers.values)
+        if part != "cal":
+            guess = _guess_of(plan, read_splits(runs[0] / "splits.tsv"), len(rows))
+            groups = None if plan.groups is None else plan.groups[rows]
+            metrics["against_guess"] = against_guess(answers, guess, groups)
     metrics["baseline"] = results[0].get("baseline", {})
     if config.train.baseline:
         from aam.baselines import baselines_of_split
@@ -469,6 +477,16 @@ def _judge_seeds(
         )
         metrics["baseline"] = found | metrics["baseline"]
     return metrics, calibrator
+
+
+def _guess_of(plan: _Plan, split: Mapping[str, str], number: int) -> NDArray[Any]:
+    """The best constant answer of the training samples of one split, (number,)."""
+    assert plan.actual is not None
+    train = plan.actual[[split.get(name) == "train" for name in plan.sample_ids]]
+    if not plan.classes:
+        return np.full(number, np.median(train))
+    names, sizes = np.unique(train.astype(str), return_counts=True)
+    return np.full(number, names[sizes.argmax()], dtype=object)
 
 
 def _write_ensemble(

@@ -29,7 +29,16 @@ from aam.training.trainer import Trainer
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["LEVEL", "Answers", "answer_metrics", "calibrated_by", "calibration_summary", "figures", "judge_best"]
+__all__ = [
+    "LEVEL",
+    "Answers",
+    "against_guess",
+    "answer_metrics",
+    "calibrated_by",
+    "calibration_summary",
+    "figures",
+    "judge_best",
+]
 
 logger = logging.getLogger("aam")
 
@@ -66,7 +75,9 @@ def judge_best(
         plan = BatchPlan(
             study.rows_of(split, part), config.train.samples_per_batch, False, config.train.seed, share=processes.share
         )
-        dataset = datasets[part].changed(encoded=held_out.encoded)  # by what of the base is frozen
+        dataset = datasets[part]
+        if trainer.state.best_epoch > (config.train.freeze_asvs_after or 0):
+            dataset = dataset.changed(encoded=held_out.encoded)  # by what of the base is frozen
         batches = loader(dataset, plan, config.train, trainer.device, workers=0)
         evaluation = trainer.evaluate(batches)
         answers = _answers(task, trainer, plan, batches, evaluation, config.data.prediction_passes)
@@ -88,6 +99,12 @@ def judge_best(
         _calibrate(config, study, directory, known, metrics)
     if isinstance(task, TrainTask):
         metrics["baseline"] = {"guess": _guess(task, split)}
+        if processes.first:
+            judged = known.get("test", known.get("val"))
+            assert judged is not None
+            groups = None if study.groups is None else study.groups[judged.rows]
+            guess = _constant(task, split)
+            metrics["against_guess"] = against_guess(judged, np.full(len(judged.rows), guess, dtype=object), groups)
         if config.train.baseline and processes.first:
             from aam.baselines import baselines_of_split
 
@@ -126,6 +143,34 @@ def answer_metrics(answers: Answers) -> dict[str, float]:
         places = target.encode(answers.actual)
         return classification_metrics(places, values.argmax(axis=1), values, target.classes)
     return regression_metrics(answers.actual, values[:, target.outputs // 2])
+
+
+def against_guess(answers: Answers, guess: NDArray[Any], groups: NDArray[Any] | None) -> dict[str, Any]:
+    """The mean error less that of a guess (n,): absolute, or 1 less balanced accuracy; and whether that is chance.
+
+    Groups are resampled for the interval (95%), and for the p-value the two exchanged within groups.
+    """
+    from aam.evaluation.intervals import errors_that_count, paired_difference
+
+    target, actual = answers.target, answers.actual
+    classes = isinstance(target, ClassTarget)
+    if isinstance(target, ClassTarget):
+        predicted: NDArray[Any] = target.decode(answers.values.argmax(axis=1))
+    else:
+        predicted = answers.values[:, target.outputs // 2]
+    own, other = (errors_that_count(actual, values, classes=classes) for values in (predicted, guess))
+    found = paired_difference(own, other, groups)
+    low, high = found.interval
+    return {"error": found.value, "low": low, "high": high, "p": found.p, "better": high < 0}
+
+
+def _constant(task: TrainTask, split: NDArray[Any]) -> Any:
+    """The best constant answer: the training split's median, or its most frequent class."""
+    train = task.actual[split == "train"]
+    if isinstance(task.target, NumericTarget):
+        return float(np.median(train))
+    frequencies = np.bincount(task.target.encode(train), minlength=task.target.outputs)
+    return task.target.classes[int(frequencies.argmax())]
 
 
 def _answers(

@@ -116,7 +116,8 @@ def build_trainer(
 
 def _frozen(config: RunConfig, study: Study, split: NDArray[Any], device: torch.device) -> list[Callback]:
     """What keeps a part of the base frozen, where one is to be."""
-    part = config.train.frozen_part
+    since = config.train.freeze_asvs_after
+    part = config.train.frozen_part if since is None else "asv_encoder"
     if part is None:
         return []
     train, *held_out = (study.rows_of(split, name) for name in ("train", "val", "test", "cal"))
@@ -125,7 +126,15 @@ def _frozen(config: RunConfig, study: Study, split: NDArray[Any], device: torch.
         return loader(dataset, plan, config.train, device, workers=workers)
 
     return [
-        Frozen(part, train, np.concatenate(held_out), batches, config.train.unfreeze_after, config.train.encode_once)
+        Frozen(
+            part,
+            train,
+            np.concatenate(held_out),
+            batches,
+            until=config.train.unfreeze_after,
+            since=since or 0,
+            once=config.train.encode_once,
+        )
     ]
 
 

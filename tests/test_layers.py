@@ -48,7 +48,11 @@ FORBIDDEN = {
     "run_directory": {"config", "data", "models", *(FRONT - {"run_directory"}), *LEAVES},
     "assembly": {*(FRONT - {"assembly"}), *LEAVES},
     "loaders": {*(FRONT - {"loaders"}), *LEAVES},
-    "outcome": {*(FRONT - {"outcome", "loaders", "run_directory", "baselines"}), *(LEAVES - {"evaluation"})},
+    "outcome": {
+        *(FRONT - {"outcome", "loaders", "run_directory", "baselines", "calibration"}),
+        *(LEAVES - {"evaluation"}),
+    },
+    "calibration": {"config", "data", "models", "training", *(FRONT - {"calibration"}), *LEAVES},
     "searches": {"cli", "run", "folds", "predict", "check", "demo", "assembly", "trainer_setup", "benchmarks"},
     "trainer_setup": {"cli", "run", "folds", "predict", "check", "demo", "assembly", "benchmarks"},
     "run": {"cli", "folds", "predict", "check", "demo", "benchmarks"},

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from aam.cli.options import config_options, log_to_console, run_config
+from aam.cli.options import config_options, log_to_console, run_config, sections_of
 from aam.cli.report import table
 
 if TYPE_CHECKING:
+    from aam.benchmarks.quality import QualityRow
     from aam.benchmarks.saving import MemoryFigures
     from aam.benchmarks.train import TrainBenchmark
 
@@ -293,6 +295,126 @@ def gpu(ctx: click.Context, variants: tuple[str, ...], seconds: float, kernels: 
 
     extra: dict[str, Any] = {} if kernels else {"profiled": ()}
     benchmark_gpu(config, variants or tuple(VARIANTS)[:-5], seconds, show, simulated=simulated, **extra)
+
+
+@command.command("quality")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    required=True,
+    help="Folder of the studies, each in a folder of its own.",
+)
+@click.option(
+    "--output-dir",
+    type=click.Path(path_type=Path),
+    default=Path("quality"),
+    show_default=True,
+    help="Where runs are kept; those that are finished there are not repeated.",
+)
+@click.option("--study", "studies", multiple=True, help="Folder of a study.  (several; all by default)")
+@click.option("--column", "columns", multiple=True, help="Column that is predicted.  (several; all by default)")
+@click.option(
+    "--settings",
+    type=click.Choice(["default", "best", "both"]),
+    default="both",
+    show_default=True,
+    help="The defaults of `aam train`, the settings that did best, or one beside the other.",
+)
+@click.option(
+    "--option", "options", multiple=True, metavar="NAME=VALUE", help="Run with this option, in place of --settings."
+)
+@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Networks for each fold.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True, help="Where."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def quality(
+    data: Path,
+    output_dir: Path,
+    studies: tuple[str, ...],
+    columns: tuple[str, ...],
+    settings: str,
+    options: tuple[str, ...],
+    seeds: int,
+    threads: int | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Cross-validate network and classical models on real studies, in five grouped folds.
+
+    For each column: the network alone, the best classical model and both joined, with 95% intervals from resampling
+    groups; held-out distances; how often intervals of 90% hold the truth; and the time it took.
+    """
+    log_to_console()
+    from aam.benchmarks.quality import BEST, STUDIES, benchmark_quality, write_rows
+
+    known = [study.folder for study in STUDIES]
+    for name in studies:
+        if name not in known:
+            raise click.BadParameter(f"{name} is none of {', '.join(known)}", param_hint="--study")
+    chosen: dict[str, dict[str, dict[str, Any]]] = {"default": {}, "best": BEST}
+    if options:
+        chosen = {" ".join(options): sections_of(options)}
+    elif settings != "both":
+        chosen = {settings: chosen[settings]}
+    output_dir.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for row in benchmark_quality(
+        data,
+        output_dir,
+        studies=studies,
+        columns=columns,
+        settings=chosen,
+        seeds=seeds,
+        threads=threads,
+        device=device,
+    ):
+        rows.append(row)
+        write_rows(output_dir / "quality.json", rows)
+    if not rows:
+        raise click.UsageError("none of the studies has such a column")
+    if as_json:
+        click.echo(json.dumps([row.to_dict() for row in rows], indent=2))
+        return
+    click.echo(_quality_table(rows))
+
+
+def _quality_table(rows: Sequence[QualityRow]) -> str:
+    header = ("study, column", "metric", "settings", "guess", "best classical", "AAM", "each seed", "joined", "bar")
+    lines: list[tuple[str, ...]] = [(*header, "R²", "UniFrac R²", "90% holds", "width", "time")]
+    for row in rows:
+        best = f"{row.scores[row.best_baseline]:.3f} {row.best_baseline.replace('_', ' ')}"
+        own = row.intervals["AAM"]
+        covered = ""
+        if "coverage" in row.other:
+            covered = "{coverage:.0%} ({coverage_low:.0%} to {coverage_high:.0%})".format(**row.other)
+        lines.append(
+            (
+                f"{row.study}, {row.column}",
+                "MAE" if row.metric == "mae" else "balanced accuracy",
+                row.settings,
+                f"{row.scores['guess']:.3f}",
+                best,
+                f"{row.scores['AAM']:.3f} ({own.low:.3f} to {own.high:.3f})",
+                " ".join(f"{value:.3f}" for value in row.seeds),
+                f"{row.scores['joined']:.3f} ({row.joined_share:.0%} AAM)",
+                "" if row.bar is None else f"{row.bar:.2f}",
+                *(f"{row.other[name]:.3f}" if name in row.other else "" for name in ("r2", "unifrac_r2")),
+                covered,
+                f"{row.other['width']:.3g}" if "width" in row.other else "",
+                f"{row.seconds / 60:.1f} min",
+            )
+        )
+    said = []
+    for row in rows:
+        what = f"{row.study}, {row.column}, {row.settings}:"
+        ends, name = row.against_best, row.best_baseline.replace("_", " ")
+        said.append(
+            f"{what} error against {name} {ends.value:+.3f} ({ends.interval.low:+.3f} to {ends.interval.high:+.3f}, "
+            f"p {ends.p:.2g})" + ("" if row.better_than_guess else "; no better than the guess")
+        )
+    return table(lines) + "\n\n" + "\n".join(said)
 
 
 def _lines_of(figures: Any) -> str:

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -28,6 +28,7 @@ __all__ = [
     "machine_options",
     "read_config",
     "run_config",
+    "sections_of",
     "study_options",
     "usage_errors",
 ]
@@ -226,7 +227,7 @@ def run_config(
     if source is not None:
         others = _defaults_of_the_other_command(command)
         for name, value in read_config(source).items():
-            if name in others and value == others[name]:
+            if name in others and (tuple(value) if isinstance(value, list) else value) == others[name]:
                 continue  # a config.json holds every field
             name = aliases.get(name, name)
             if name not in where:
@@ -296,6 +297,27 @@ def read_config(path: Path) -> dict[str, Any]:
         elif name != "command":
             flat[str(name).replace("-", "_")] = value
     return flat
+
+
+def sections_of(options: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Options of `aam train` written as ``name=value``, in sections as in ``config.json``.
+
+    Raises
+    ------
+    click.UsageError
+        If there is no such option.
+    """
+    import yaml
+
+    where = {name: section for section, name, _ in _fields("train")}
+    found: dict[str, dict[str, Any]] = {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        name = name.removeprefix("--").replace("-", "_")
+        if not equals or name not in where:
+            raise click.UsageError(f"{option}: write an option of `aam train` as epochs=20, say")
+        found.setdefault(where[name], {})[name] = yaml.safe_load(value)
+    return found
 
 
 def log_to_console() -> None:

@@ -56,7 +56,7 @@ def print_result(result: RunResult) -> None:
     else:
         shown = _metrics_beside_guess(metrics, parts, baseline.get("guess", {}))
     click.echo(f"\nepoch kept: {metrics['best_epoch']}\n{shown}\n")
-    _print_coverage(metrics)
+    _print_verdicts(metrics)
     pictures = "  (plots/ holds pictures)" if (result.directory / "plots" / "history.png").exists() else ""
     click.echo(f"Run directory: {result.directory}{pictures}")
     click.echo(f"Curves: tensorboard --logdir {result.directory / 'tensorboard'}")
@@ -101,7 +101,7 @@ def print_folds(result: FoldsResult) -> None:
     click.echo(f"\n{runs} {'runs' if any('run' in one for one in folds['each']) else 'folds'}\n{table(rows)}\n")
     if len(metrics.get("baseline", {})) > 1:
         click.echo(f"out of fold\n{model_table(_beside(pooled, metrics['baseline'], 'oof'))}\n")
-    _print_coverage(metrics)
+    _print_verdicts(metrics)
     together = "; the model file is the mean of all" if pooled else ""
     click.echo(f"Run directory: {result.directory}  (fold_… hold a run each{together})")
 
@@ -113,8 +113,18 @@ def _print_seeds(result: FoldsResult) -> None:
     parts = [part for part in ("val", "test") if part in metrics]
     shown = [f"{part}\n{model_table(_beside(metrics[part], baseline, part))}" for part in parts]
     click.echo(f"\nthe mean of {len(metrics['seeds']['each'])} seeds\n" + "\n\n".join(shown) + "\n")
-    _print_coverage(metrics)
+    _print_verdicts(metrics)
     click.echo(f"Run directory: {result.directory}  (seed_… hold a run each; the model file is the mean of all)")
+
+
+def _print_verdicts(metrics: Mapping[str, Any]) -> None:
+    """What can be said of predictions beyond their metrics."""
+    found = metrics.get("against_guess")
+    if found is not None:
+        ends = f"{found['low']:+.3g} to {found['high']:+.3g}, p {found['p']:.2g}"
+        verdict = "better" if found["better"] else "NO BETTER"
+        click.echo(f"{verdict} than a guess: error {found['error']:+.3g} against the guess's ({ends})")
+    _print_coverage(metrics)
 
 
 def _print_coverage(metrics: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Difference", "Interval", "paired_difference", "resampled_intervals"]
+__all__ = ["Difference", "Interval", "errors_that_count", "paired_difference", "resampled_intervals"]
 
 DRAWS = 1000
 LEVEL = 0.95
@@ -42,6 +42,19 @@ def members_of(groups: NDArray[Any] | None, number: int) -> list[NDArray[np.int6
     _, place = np.unique(np.asarray(groups).astype(str), return_inverse=True)
     order = np.argsort(place, kind="stable")
     return np.split(order, np.cumsum(np.bincount(place))[:-1])
+
+
+def errors_that_count(actual: NDArray[Any], predicted: NDArray[Any], *, classes: bool) -> NDArray[np.float64]:
+    """What each sample (n,) adds to a mean error.
+
+    The absolute error of a number. A class that is wrong adds 1 weighted by the inverse of the frequency of the true
+    one, so that the mean is 1 less the balanced accuracy.
+    """
+    if not classes:
+        return np.abs(np.asarray(predicted, dtype=np.float64) - np.asarray(actual, dtype=np.float64))
+    _, places, sizes = np.unique(np.asarray(actual).astype(str), return_inverse=True, return_counts=True)
+    wrong = np.asarray(actual).astype(str) != np.asarray(predicted).astype(str)
+    return wrong * len(places) / (sizes[places] * len(sizes))
 
 
 def resampled_intervals(

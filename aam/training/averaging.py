@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +26,9 @@ class WeightAverage:
     def in_model(self) -> Iterator[None]:
         """Within the block, the model has the averaged weights."""
         yield
+
+    def settle(self, weights: Iterable[Tensor]) -> None:
+        """Let some of the model's weights be their average from here on, as they are trained no longer."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -66,6 +69,13 @@ class _Average(WeightAverage):
             yield
         finally:
             self._swap()
+
+    @torch.no_grad()
+    def settle(self, weights: Iterable[Tensor]) -> None:
+        settled = {weight.data_ptr() for weight in weights}
+        for weight, average in zip(self.weights, self.averages, strict=True):
+            if weight.data_ptr() in settled:
+                weight.copy_(average)
 
     @torch.no_grad()
     def _swap(self) -> None:

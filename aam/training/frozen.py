@@ -1,4 +1,4 @@
-"""What of a pre-trained base stays as it is, for the whole run or its first epochs, and is therefore encoded once.
+"""What of the base stays as it is, for the whole run, its first epochs or its last, and is therefore encoded once.
 
 A frozen part gives the same of a sample in every epoch, as long as no option varies the sample. So it is asked once,
 before the first step, and batches carry what it gave (`aam.data.encoded`): of a frozen ASV encoder the embeddings of
@@ -147,6 +147,8 @@ class Frozen(Callback):
         Batches of a plan, given a data set, the plan, and the number of worker processes (None for the usual one).
     until : int, optional
         After so many epochs the part is trained as the rest of the model.
+    since : int
+        Until so many epochs have passed, likewise.
     once : bool
         False where it is to be asked again for every batch.
     """
@@ -158,6 +160,7 @@ class Frozen(Callback):
         held_out: NDArray[np.int64],
         loader: Loader,
         until: int | None = None,
+        since: int = 0,
         once: bool = True,
     ) -> None:
         self.part = part
@@ -165,13 +168,22 @@ class Frozen(Callback):
         self.held_out = held_out
         self.loader = loader
         self.until = until
+        self.since = since
         self.once = once
         self.before: _Loaders | None = None  # the trainer's own, while the part is frozen
         self.weights: Sequence[nn.Parameter] = ()  # that are frozen here, and trained afterwards
 
     def on_start(self, trainer: Trainer) -> None:
-        if self.before is not None or (self.until is not None and trainer.state.epoch >= self.until):
-            return
+        if self.before is None and self._frozen_after(trainer.state.epoch):
+            self._freeze(trainer)
+
+    def _frozen_after(self, epoch: int) -> bool:
+        return self.since <= epoch and (self.until is None or epoch < self.until)
+
+    def _freeze(self, trainer: Trainer) -> None:
+        if self.since:
+            # An average of the weights goes on with those that it was encoded by.
+            trainer.average.settle(frozen_module(trainer.task.encoder, self.part).parameters())
         module = frozen_module(trainer.task.encoder, self.part)
         self.weights = [weight for weight in module.parameters() if weight.requires_grad]
         for weight in self.weights:
@@ -184,7 +196,13 @@ class Frozen(Callback):
         )
 
     def on_epoch(self, trainer: Trainer, evaluation: Evaluation) -> None:
-        if self.before is None or self.until is None or trainer.state.epoch < self.until:
+        epoch = trainer.state.epoch
+        if self.before is None and self.since and self._frozen_after(epoch) and epoch < trainer.config.epochs:
+            for loader in (trainer.train_loader, trainer.val_loader):
+                end_workers(loader)
+            self._freeze(trainer)
+            return
+        if self.before is None or self._frozen_after(epoch):
             return
         for weight in self.weights:
             weight.requires_grad_(True)

@@ -46,7 +46,7 @@ def by_name(found: Study, parts: np.ndarray) -> dict[str, Any]:
 
 def test_a_split_by_column():
     found, data = study(split_column="part")
-    split = split_study(found, data, 0)
+    split = split_study(found, data, 0, validate=True)
     names = {"Train": "train", "validation": "val", "test": "test"}
     expected = FRAME["part"].map(names).dropna().to_dict()
     assert by_name(found, split.parts) == expected
@@ -57,20 +57,32 @@ def test_a_split_by_column():
 def test_a_column_with_other_values():
     found, data = study(split_column="diet")
     with pytest.raises(DataError, match=r"metadata\.tsv: column 'diet' holds 'meat', 'plants', which name no split"):
-        split_study(found, data, 0)
+        split_study(found, data, 0, validate=True)
     with pytest.raises(DataError, match=r"metadata\.tsv: has no column 'prat'; did you mean 'part'"):
         study(split_column="prat")
 
 
 def test_validation_samples_come_from_training_where_none_are_named():
     found, data = study(split_column="no_val", group_column="subject", val_size=0.25)
-    parts, notes = split_study(found, data, 0)
+    parts, notes = split_study(found, data, 0, validate=True)
     before = np.array([FRAME["no_val"][name] for name in found.sample_ids])
     assert (parts[before == "test"] == "test").all() and set(parts[before == "train"]) == {"train", "val"}
     groups = found.groups[before == "train"]
     assert len(set(zip(groups, parts[before == "train"], strict=True))) == 8
     assert len(notes) == 1
     assert f"{(parts == 'val').sum()} of its 16 training samples" in notes[0]
+    unasked = split_study(found, data, 0, validate=False)
+    assert unasked.parts.tolist() == before.tolist() and not unasked.notes
+
+
+def test_calibration_samples_come_beside():
+    found, data = study(group_column="subject", val_size=0.25, test_size=0.25, cal_size=0.25)
+    parts = split_study(found, data, 0, validate=True).parts
+    without = split_study(found, data.model_copy(update={"cal_size": 0.0}), 0, validate=True).parts
+    assert set(parts) == {"train", "val", "test", "cal"}
+    assert (parts == np.where(parts == "cal", "cal", without)).all() and (without[parts == "cal"] == "train").all()
+    assert len(set(zip(found.groups, parts, strict=True))) == 8
+    assert len(set(found.groups[parts == "cal"])) == 2
 
 
 def test_a_split_from_a_file(tmp_path):
@@ -80,7 +92,9 @@ def test_a_split_from_a_file(tmp_path):
     write_splits(path, [*known, "unheard of"], np.array([*parts, "train"]))
     found, data = study(splits=path)
     assert found.left_out == {f"not in {path}": TINY.sample_ids[:3]}
-    assert by_name(found, split_study(found, data, 0).parts) == dict(zip(known, parts.tolist(), strict=True))
+    assert by_name(found, split_study(found, data, 0, validate=True).parts) == dict(
+        zip(known, parts.tolist(), strict=True)
+    )
 
 
 def test_a_file_of_folds(tmp_path):
@@ -88,19 +102,19 @@ def test_a_file_of_folds(tmp_path):
     folds = make_folds(TINY.sample_ids, folds=3, seed=4)
     write_splits(path, TINY.sample_ids, np.full(SAMPLES, "test"), folds)
     found, data = study(splits=path, folds=3)
-    repeated = fold_study(found, data, classifier=False, seed=0)
+    repeated = fold_study(found, data, classifier=False, seed=0, validate=True)
     assert by_name(found, repeated.of_sample) == dict(zip(TINY.sample_ids, folds.tolist(), strict=True))
     found, data = study(splits=path, folds=4)
     with pytest.raises(DataError, match="has 3 folds, and --folds 4 is asked for"):
-        fold_study(found, data, classifier=False, seed=0)
+        fold_study(found, data, classifier=False, seed=0, validate=True)
     found, data = study(splits=path)
     with pytest.raises(DataError, match=r"none of these 24 samples is for training.*--folds"):
-        split_study(found, data, 0)
+        split_study(found, data, 0, validate=True)
 
 
 def test_groups_are_left_out():
     found, data = study(group_column="subject", leave_out=("s1", "s4"))
-    parts = split_study(found, data, 0).parts
+    parts = split_study(found, data, 0, validate=True).parts
     assert set(found.groups[parts == "test"]) == {"s1", "s4"}
     assert len(set(zip(found.groups, parts, strict=True))) == 8
 
@@ -109,7 +123,7 @@ def test_groups_are_left_out():
 def test_folds(classifier):
     column = "diet" if classifier else "age"
     found, data = study(classifier, group_column="subject", folds=4, metadata_column=column)
-    of_sample, splits = fold_study(found, data, classifier=classifier, seed=3)
+    of_sample, splits = fold_study(found, data, classifier=classifier, seed=3, validate=True)
     labels = found.target if classifier else None
     assert (
         of_sample.tolist() == make_folds(found.sample_ids, folds=4, groups=found.groups, labels=labels, seed=3).tolist()
@@ -129,7 +143,7 @@ def test_folds(classifier):
 
 def test_one_fold_a_group():
     found, data = study(group_column="subject", leave_one_group_out=True)
-    of_sample, splits = fold_study(found, data, classifier=False, seed=0)
+    of_sample, splits = fold_study(found, data, classifier=False, seed=0, validate=True)
     assert len(splits) == 8
     assert [set(found.groups[parts == "test"]) for parts in splits] == [{f"s{i}"} for i in range(8)]
     assert of_sample.tolist() == [int(name[1:]) for name in found.groups]
@@ -146,13 +160,13 @@ def test_a_class_that_a_fold_lacks():
     )
     found = align(files, data, max_bp=MAX_BP, classifier=True)
     with pytest.raises(DataError, match=r"fold \d: .*'plants' has no training sample, as all of its 12 are held out"):
-        fold_study(found, data, classifier=True, seed=0)
+        fold_study(found, data, classifier=True, seed=0, validate=True)
 
 
 def test_too_many_folds():
     found, data = study(group_column="subject", folds=9)
     with pytest.raises(DataError, match=r"metadata\.tsv: --folds 9: column 'subject' has 8 groups"):
-        fold_study(found, data, classifier=False, seed=0)
+        fold_study(found, data, classifier=False, seed=0, validate=True)
 
 
 def test_samples_that_an_earlier_run_did_not_have():

@@ -13,6 +13,7 @@ import psutil
 import pytest
 import torch
 
+from aam.training.checkpoint import load_model_file
 from tests.end_to_end.program import (
     QUICK,
     StudyFiles,
@@ -120,7 +121,7 @@ def test_folds(study: StudyFiles, tmp_path: Path) -> None:
     assert outcome.err.count("24 samples encoded once") == 2
     for fold in ("fold_0", "fold_1"):
         assert not moved(run / fold, tmp_path / "encoders" / fold)
-        assert_reproduces(predict(run / fold, study, tmp_path / f"{fold}.tsv"), run / fold)
+        assert_reproduces(predict(run / fold, study, tmp_path / f"{fold}.tsv"), run / fold, ("test",))
 
 
 @pytest.mark.slow
@@ -184,6 +185,52 @@ class TestUnfreezing:
         outcome = aam("train", "--output-dir", run, "--resume", "--unfreeze-after", 3, "--epochs", 5)
         assert outcome.code == 1
         assert outcome.err.endswith("was begun with --unfreeze-after 2, and --unfreeze-after 3 is asked for\n")
+
+
+class TestFreezing:
+    """The encoder of ASVs stays as it is from an epoch on, be it pre-trained or not."""
+
+    @pytest.mark.parametrize("command", ["pretrain", "train"])
+    def test_from_an_epoch_on(self, command: str, study: StudyFiles, tmp_path: Path) -> None:
+        run, shorter = tmp_path / "run", tmp_path / "shorter"
+        arguments = getattr(study, command)
+        if command == "train":
+            arguments = [*arguments, "--unifrac-matrix", study.matrix, "--metadata-column", "age"]
+        arguments = [*arguments, "--nuc-asv-fraction", 0.5, "--schedule", "constant", "--freeze-asvs-after", 2]
+        outcome = succeed(*arguments, "--epochs", 4, "--output-dir", run)
+        assert "the ASV encoder is frozen: " in outcome.err
+        succeed(*arguments, "--epochs", 2, "--output-dir", shorter)
+        prefix = "asv_encoder." if command == "pretrain" else "encoder.asv_encoder."
+        before, after = (load_model_file(path / "best_model.safetensors").weights for path in (shorter, run))
+        same = {name for name in before if torch.equal(before[name], after[name])}
+        assert {name for name in before if name.startswith(prefix)} <= same
+        assert len(same) < len(before) / 2
+        history = pd.read_csv(run / "history.csv")
+        assert history["train_nuc_loss"].notna().tolist() == [True, True, False, False]
+        if command == "train":
+            assert_reproduces(predict(run, study, tmp_path / "p.tsv"), run)
+
+    def test_the_best_epoch_may_come_before(self, study: StudyFiles, tmp_path: Path) -> None:
+        """Early stopping keeps a model that reads ASVs in another way than the table of later epochs."""
+        run = tmp_path / "run"
+        options = ["--metadata-column", "age", "--lr", 0.5, "--schedule", "constant", "--epochs", 5]
+        succeed(*study.train, *options, "--freeze-asvs-after", 2, "--patience", 9, "--output-dir", run)
+        assert read_metrics(run)["best_epoch"] < 3
+        assert_reproduces(predict(run, study, tmp_path / "p.tsv"), run)
+
+    @pytest.mark.slow
+    def test_two_processes(self, study: StudyFiles, tmp_path: Path) -> None:
+        arguments = [*study.train, "--metadata-column", "age", "--dropout", 0, "--epochs", 4, "--freeze-asvs-after", 2]
+        outcome = in_two(*arguments, "--output-dir", tmp_path / "two")
+        assert outcome.returncode == 0, outcome.stderr
+        succeed(*arguments, "--output-dir", tmp_path / "alone")
+        assert_like(tmp_path / "two", tmp_path / "alone")
+
+    @pytest.mark.parametrize("other", [["--lookahead"], ["--strategy", "fsdp"]])
+    def test_refusals(self, other: list[object], study: StudyFiles, tmp_path: Path) -> None:
+        options = ["--metadata-column", "age", "--freeze-asvs-after", 2, *other]
+        outcome = aam(*study.train, *options, "--output-dir", tmp_path / "run")
+        assert_one_line_error(outcome, 2, "--freeze-asvs-after 2", " ".join(map(str, other)))
 
 
 class TestOtherSettings:

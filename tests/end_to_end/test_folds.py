@@ -98,7 +98,7 @@ class TestFolds:
 
     def test_metrics(self, run: Path) -> None:
         metrics = read_metrics(run)
-        assert metrics.keys() == {"oof", "folds", "baseline", "calibration"}
+        assert metrics.keys() == {"oof", "folds", "baseline", "calibration", "against_guess"}
         pooled = read_predictions(run / "oof_predictions.tsv")
         assert metrics["oof"]["mae"] == pytest.approx(mean_absolute_error(pooled["actual"], pooled["predicted"]))
         assert metrics["oof"]["r2"] == pytest.approx(r2_score(pooled["actual"], pooled["predicted"]))

@@ -71,7 +71,7 @@ def test_two_processes_write_the_run_of_one(study: StudyFiles, alone: Path, tmp_
     assert lines[1] == ("ddp in 2 processes" if "auto" in options else "fsdp in 2 processes")
     for start in ("aam train on cpu", *(f"epoch {epoch}/4" for epoch in range(1, 5))):
         assert sum(line.startswith(start) for line in lines) == 1, start
-    assert outcome.stdout.count("best epoch") == 1
+    assert outcome.stdout.count("epoch kept") == 1
     # What was trained by two is a model like any other.
     predicted = tmp_path / "predicted.tsv"
     succeed("predict", "--model", tmp_path / "run", "--table", study.table, "--output", predicted)

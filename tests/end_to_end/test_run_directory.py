@@ -175,19 +175,19 @@ class TestMetrics:
 
     def test_of_training(self, trained: Path) -> None:
         metrics = read_metrics(trained)
-        assert metrics.keys() == {"best_epoch", "val", "test", "baseline"}
+        assert metrics.keys() == {"best_epoch", "val", "test", "baseline", "calibration", "against_guess"}
         for part in ("val", "test"):
             assert metrics[part].keys() == UNIFRAC | REGRESSION
             assert metrics["baseline"]["guess"][part].keys() == REGRESSION
         history = pd.read_csv(trained / "history.csv", index_col="epoch")
-        assert metrics["best_epoch"] == history["val_target_loss"].idxmin()
+        assert metrics["best_epoch"] == history.index[-1]
         best = history.loc[metrics["best_epoch"]]
         for name, value in metrics["val"].items():
             assert value == pytest.approx(best[f"val_{name}"], rel=1e-4, abs=1e-5)
 
     def test_of_classes(self, classes: Path) -> None:
         metrics = read_metrics(classes)
-        assert metrics.keys() == {"best_epoch", "val", "baseline"}
+        assert metrics.keys() == {"best_epoch", "val", "baseline", "calibration", "against_guess"}
         names = {"accuracy", "balanced_accuracy", "f1_macro", "roc_auc"}
         assert metrics["val"].keys() == metrics["baseline"]["guess"]["val"].keys() == names
         assert metrics["baseline"]["guess"]["val"]["roc_auc"] == 0.5

@@ -40,9 +40,9 @@ def loader(dataset: SampleDataset, plan: BatchPlan, workers: int | None) -> Data
     return DataLoader(dataset, sampler=plan, batch_size=None, generator=torch.Generator())
 
 
-def callback(study: TinyStudy, part: FrozenPart, until: int | None = None, once: bool = True) -> Frozen:
+def callback(study: TinyStudy, part: FrozenPart, until: int | None = None, once: bool = True, since: int = 0) -> Frozen:
     rows = np.arange(len(study))
-    return Frozen(part, rows, rows, loader, until, once)
+    return Frozen(part, rows, rows, loader, until, since, once)
 
 
 def without_passes(options: DatasetOptions, part: FrozenPart) -> DatasetOptions:
@@ -329,6 +329,80 @@ def test_every_optimizer_leaves_what_is_frozen_alone(optimizer, lookahead, part,
     found.fit()
     assert not any(changed[0] + changed[1])
     assert sum(changed[2]) > len(changed[2]) / 2
+
+
+# -------------------------------------------------------------------------------------------------- freezing in the end
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_freezing_equals_two_phases_by_hand(kind, unequal_study, tmp_path):
+    study = unequal_study
+    found = trainer_of(study, kind, tmp_path, [callback(study, "asv_encoder", since=2)], epochs=4)
+    found.fit()
+    first = trainer_of(study, kind, tmp_path, [], epochs=2, scheduled_epochs=4)
+    first.fit()
+    between = first.state_dict()
+    second = trainer_of(study, kind, tmp_path, [], epochs=4)
+    second.load_state_dict(between)
+    freeze_by_hand(second, "asv_encoder")
+    second.fit()
+    assert_equal_runs(found, second)
+    history = found.state.history
+    assert ["train_nuc_loss" in row for row in history] == [True, True, False, False]
+    assert all(isinstance(dataset.encoded, EncodedASVs) for dataset in datasets(found))
+
+
+@pytest.mark.parametrize("average", ["none", "ema", "swa"])
+def test_what_was_frozen_is_what_is_encoded(average, unequal_study, tmp_path):
+    """The model that is saved reads ASVs as the table of its last epochs does."""
+    optim = OptimConfig(average=average)
+    frozen = callback(unequal_study, "asv_encoder", since=2)
+    found = trainer_of(unequal_study, "regression", tmp_path, [frozen], epochs=4, optim=optim)
+    found.fit()
+    with found.average.in_model():
+        by_table = found.evaluate(found.val_loader).output
+        for dataset in datasets(found):
+            dataset.encoded = None
+        np.testing.assert_allclose(found.evaluate(found.val_loader).output, by_table, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("event", ["step", "epoch"])
+def test_stopped_around_freezing_and_resumed_equals_uninterrupted(event, unequal_study, tmp_path):
+    """Before, at and after the end of epoch 2."""
+
+    def fresh(*callbacks: Callback) -> Trainer:
+        task = tiny.build_task(unequal_study, "regression", dropout=0.3)
+        saving = Checkpoints(lambda evaluation: None, tmp_path / "last.ckpt", {"config": {}})
+        before = [*callbacks, callback(unequal_study, "asv_encoder", since=2), saving]
+        optim = OptimConfig(average="ema")
+        return tiny.build_trainer(unequal_study, task, tmp_path, epochs=4, callbacks=before, optim=optim)
+
+    whole = fresh()
+    torch.manual_seed(6)
+    whole.fit()
+    for number in (1, 3, 4, 5, 6, 7) if event == "step" else (1, 2, 3):
+        first = fresh(StopAt(event, number))
+        torch.manual_seed(6)
+        with pytest.raises(Interrupted):
+            first.fit()
+        torch.manual_seed(99)
+        second = fresh()
+        second.load_state_dict(load_checkpoint(tmp_path / "last.ckpt")["trainer"])
+        second.fit()
+        assert second.state == whole.state
+        for (name, weight), other in zip(
+            second.task.model.state_dict().items(), whole.task.model.state_dict().values(), strict=True
+        ):
+            assert torch.equal(weight, other), name
+
+
+def test_frozen_too_late_is_not_frozen(unequal_study, tmp_path):
+    frozen = callback(unequal_study, "asv_encoder", since=3)
+    found = trainer_of(unequal_study, "regression", tmp_path, [frozen], epochs=3)
+    found.fit()
+    expected = trainer_of(unequal_study, "regression", tmp_path, [], epochs=3)
+    expected.fit()
+    assert found.state == expected.state and frozen.before is None
 
 
 def test_stopped_while_it_encodes(unequal_study, tmp_path):
