@@ -208,7 +208,7 @@ class TestFreezing:
         history = pd.read_csv(run / "history.csv")
         assert history["train_nuc_loss"].notna().tolist() == [True, True, False, False]
         if command == "train":
-            assert_reproduces(predict(run, study, tmp_path / "p.tsv"), run)
+            assert_reproduces(predict(run, study, tmp_path / "p.tsv"), run, ("val",))
 
     def test_the_best_epoch_may_come_before(self, study: StudyFiles, tmp_path: Path) -> None:
         """Early stopping keeps a model that reads ASVs in another way than the table of later epochs."""
@@ -216,11 +216,12 @@ class TestFreezing:
         options = ["--metadata-column", "age", "--lr", 0.5, "--schedule", "constant", "--epochs", 5]
         succeed(*study.train, *options, "--freeze-asvs-after", 2, "--patience", 9, "--output-dir", run)
         assert read_metrics(run)["best_epoch"] < 3
-        assert_reproduces(predict(run, study, tmp_path / "p.tsv"), run)
+        assert_reproduces(predict(run, study, tmp_path / "p.tsv"), run, ("val",))
 
     @pytest.mark.slow
     def test_two_processes(self, study: StudyFiles, tmp_path: Path) -> None:
         arguments = [*study.train, "--metadata-column", "age", "--dropout", 0, "--epochs", 4, "--freeze-asvs-after", 2]
+        arguments += ["--nuc-asv-fraction", 0.5]
         outcome = in_two(*arguments, "--output-dir", tmp_path / "two")
         assert outcome.returncode == 0, outcome.stderr
         succeed(*arguments, "--output-dir", tmp_path / "alone")
