@@ -42,6 +42,7 @@ __all__ = ["check"]
 Result = TypeVar("Result")
 _MODEL, _TASK = ModelConfig(), TaskConfig()
 _EPOCHS: int = TrainConfig.model_fields["epochs"].default
+_WHOLE_EPOCHS: int = TrainConfig.model_fields["freeze_asvs_after"].default
 _BATCH_SIZE: int = TrainConfig.model_fields["batch_size"].default
 _PARTS = ("train", "val", "test")
 _MOST_SAMPLES_OF_A_MEAN = 2000
@@ -315,6 +316,7 @@ def _estimate(
         val_samples=int((split.parts == watched_part(split.parts)).sum()),
         batch_size=batch_size,
         epochs=epochs,
+        whole_epochs=_WHOLE_EPOCHS or None,
         restored_share=task.nuc_asv_fraction if task.nuc_weight > 0 else 0.0,
         with_target=data.metadata_column is not None,
         data_bytes=_data_bytes(study),

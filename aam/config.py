@@ -199,16 +199,33 @@ class DataConfig(Section):
 
 
 class AugmentationConfig(Section):
-    """How training batches, and these alone, are varied from epoch to epoch."""
+    """How training batches, and these alone, are varied from epoch to epoch.
+
+    What is None is settled once the study is read: see `aam.data.augmentation.with_defaults`.
+    """
 
     augment_rarefy: str | None = option(
         None,
         "Rarefy training samples anew each epoch, to this depth or one of MIN:MAX; shallower ones stay as they are.",
     )
-    asv_dropout: float = option(0.0, "Leave each ASV out of a training sample with this probability.", ge=0, lt=1)
-    count_noise: float = option(0.0, "Multiply counts by log-normal noise of this standard deviation.", ge=0, le=3)
-    mix_samples: float = option(
-        0.0, "Share of the training samples that are mixed with another one (of the same class).", ge=0, lt=1
+    asv_dropout: float | None = option(
+        None,
+        "Leave each ASV out of a training sample with this probability; by default 0.1 in `aam train`, else 0.",
+        ge=0,
+        lt=1,
+    )
+    count_noise: float | None = option(
+        None,
+        "Multiply counts by log-normal noise of this standard deviation; by default 0.3 in `aam train`, else 0.",
+        ge=0,
+        le=3,
+    )
+    mix_samples: float | None = option(
+        None,
+        "Share of the training samples that are mixed with another one (of the same class); by default 0.3 in "
+        "`aam train` of whole counts, else 0.",
+        ge=0,
+        lt=1,
     )
     base_noise: float = option(0.0, "Substitute each base of an ASV with this probability.", ge=0, lt=1)
 
@@ -229,7 +246,7 @@ class AugmentationConfig(Section):
     @property
     def draws_reads(self) -> bool:
         """Whether counts have to be whole."""
-        return self.augment_rarefy is not None or self.mix_samples > 0
+        return self.augment_rarefy is not None or bool(self.mix_samples)
 
     @property
     def rarefy_depths(self) -> tuple[int, int] | None:
@@ -458,7 +475,7 @@ class TrainConfig(Section):
     """The run itself: length, machine, where it is written, where it starts from."""
 
     output_dir: Path = option(..., "The run directory to write.")
-    epochs: int = option(50, "Most passes over the training samples.", ge=1)
+    epochs: int = option(60, "Most passes over the training samples.", ge=1)
     batch_size: BatchSize = option(
         32, "Samples of a batch, of all processes together; auto for as many as memory allows."
     )
@@ -515,11 +532,12 @@ class TrainConfig(Section):
     freeze_asv_encoder: bool = option(
         False, "Train all but the encoder of ASVs; it stays as loaded, and encodes ASVs once.", only="train"
     )
-    freeze_asvs_after: int | None = option(
-        None,
-        "Train the encoder of ASVs for so many epochs and keep it as it is from then on: what is left of the run takes "
-        "a fraction of the time.",
-        ge=1,
+    freeze_asvs_after: int = option(
+        12,
+        "Train the encoder of ASVs for so many epochs and keep it as it is from then on, where an epoch takes a "
+        "fraction of the time; 0 trains it to the end. That is the default where it is frozen, and with --strategy "
+        "fsdp.",
+        ge=0,
     )
     unfreeze_after: int | None = option(
         None, "Train what is frozen, too, from the epoch after so many on.", ge=1, only="train"
@@ -542,6 +560,15 @@ class TrainConfig(Section):
     track: Trackers = option((), "Keep the run there, too; by an extra: pip install 'aam[mlflow]' or 'aam[wandb]'.")
     resume: bool = option(False, "Continue the run in --output-dir.")
     overwrite: bool = option(False, "Replace the run in --output-dir.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _train_asvs_to_the_end(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "freeze_asvs_after" not in given:
+            frozen = given.get("freeze_base") or given.get("freeze_asv_encoder")
+            if frozen or given.get("strategy") == "fsdp":
+                return {**given, "freeze_asvs_after": 0}
+        return given
 
     @model_validator(mode="after")
     def _options_fit(self) -> Self:
@@ -583,7 +610,7 @@ class TrainConfig(Section):
             )
         if self.freeze_base and self.freeze_asv_encoder:
             raise ValueError("--freeze-base freezes what --freeze-asv-encoder does and more; give one of them")
-        if self.freeze_asvs_after is not None:
+        if self.freeze_asvs_after:
             given = f"--freeze-asvs-after {self.freeze_asvs_after}"
             if self.frozen_part is not None:
                 what = "--freeze-base" if self.freeze_base else "--freeze-asv-encoder"
@@ -668,11 +695,6 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _optimizer_fits_the_run(self) -> Self:
         optim, train = self.optim, self.train
-        if train.freeze_asvs_after is not None and optim.lookahead:
-            raise ValueError(
-                f"--lookahead would pull back what --freeze-asvs-after {train.freeze_asvs_after} keeps as it is; give "
-                "one of them"
-            )
         for name in ("head_lr", "layer_decay"):
             value = getattr(optim, name)
             given = f"--{name.replace('_', '-')} {value}"

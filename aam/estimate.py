@@ -73,6 +73,7 @@ def estimate(
     with_target: bool,
     data_bytes: float,
     runs: int = 1,
+    whole_epochs: int | None = None,
     rate: float | None = None,
 ) -> Estimate:
     """Time and memory of a run.
@@ -92,6 +93,8 @@ def estimate(
         What is kept of the study.
     runs : int
         Folds.
+    whole_epochs : int, optional
+        Of them, those in which ASVs are encoded; all if left out.
     rate : float, optional
         Operations a second of a matrix product; measured if left out.
     """
@@ -106,6 +109,9 @@ def estimate(
     per_second = (matrix_rate() if rate is None else rate) * _efficiency(model.embedding_dim)
     if max(steps, val_steps) == 1:  # batches that are smaller than asked for
         of_epoch = flops + forward * val_samples / max(train_samples, 1)
+    whole = epochs if whole_epochs is None else min(epochs, whole_epochs)
+    of_samples = float(np.mean([_sample_flops(model, b, with_target) for b in batches])) / forward
+    epochs_as_whole = whole + (epochs - whole) * of_samples
     kept = max(activation_bytes(model, b, restored_share=restored_share, with_target=with_target) for b in batches)
     return Estimate(
         batch=BatchShape(*(round(float(np.mean(column))) for column in zip(*batches, strict=True))),
@@ -115,7 +121,7 @@ def estimate(
         epochs=epochs,
         runs=runs,
         step_seconds=flops / per_second,
-        seconds=runs * epochs * of_epoch / per_second,
+        seconds=runs * epochs_as_whole * of_epoch / per_second,
         memory={
             "weights": float(4 * _FLOAT * size),  # weights, gradients, and the two moments of AdamW
             "activations": kept,
@@ -159,10 +165,13 @@ def forward_flops(model: ModelConfig, batch: BatchShape, *, restored_share: floa
     pooling and heads are left out.
     """
     encoded = batch.distinct_asvs * (1 + restored_share) + REFERENCE_ASVS
-    sample_passes = 3 if with_target else 2
-    return _transformer_flops(model, encoded, batch.tokens) + sample_passes * _transformer_flops(
-        model, batch.samples, batch.asvs_per_sample
-    )
+    return _transformer_flops(model, encoded, batch.tokens) + _sample_flops(model, batch, with_target)
+
+
+def _sample_flops(model: ModelConfig, batch: BatchShape, with_target: bool) -> float:
+    """Of the passes over samples alone, which are all there is where ASVs are encoded already."""
+    passes = 3 if with_target else 2
+    return passes * _transformer_flops(model, batch.samples, batch.asvs_per_sample)
 
 
 def _transformer_flops(model: ModelConfig, sequences: float, tokens: int) -> float:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from aam import __version__
 from aam.assembly import build_task
 from aam.config import DataConfig, ModelConfig, RunConfig
-from aam.data.augmentation import require_whole_counts
+from aam.data.augmentation import require_whole_counts, with_defaults
 from aam.data.labels import Pairs, common_references
 from aam.data.leaks import leak_warnings
 from aam.data.metadata import load_metadata
@@ -105,6 +105,7 @@ def run(config: RunConfig) -> RunResult:
             require_repeated_classes(config.data.metadata_column, study.target)
     if config.augmentation.draws_reads:
         require_whole_counts(study.counts, config.data.table)
+    config = config.model_copy(update={"augmentation": with_defaults(config, study.counts)})
     split, leaked, notes = _split(config, study, takes_over)
     _require_pairs(config, study, split)
     task = build_task(config, study, split, pretrained).to(device)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from aam.config import RunConfig
+from aam.config import FrozenPart, RunConfig
 from aam.data.batch import Batch
 from aam.data.dataset import BatchPlan, SampleDataset
 from aam.data.splits import watched_part
@@ -117,7 +117,7 @@ def build_trainer(
 def _frozen(config: RunConfig, study: Study, split: NDArray[Any], device: torch.device) -> list[Callback]:
     """What keeps a part of the base frozen, where one is to be."""
     since = config.train.freeze_asvs_after
-    part = config.train.frozen_part if since is None else "asv_encoder"
+    part: FrozenPart | None = "asv_encoder" if since else config.train.frozen_part
     if part is None:
         return []
     train, *held_out = (study.rows_of(split, name) for name in ("train", "val", "test", "cal"))
@@ -132,7 +132,7 @@ def _frozen(config: RunConfig, study: Study, split: NDArray[Any], device: torch.
             np.concatenate(held_out),
             batches,
             until=config.train.unfreeze_after,
-            since=since or 0,
+            since=since,
             once=config.train.encode_once,
         )
     ]

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from aam.config import AugmentationConfig
+from aam.config import AugmentationConfig, RunConfig
 from aam.data.counts import Counts, SampleRows, in_blocks
 from aam.data.draws import generator, uniform
 from aam.data.tokenizer import A, T
@@ -27,11 +27,13 @@ __all__ = [
     "Partners",
     "draw_reads",
     "drop_asvs",
+    "has_whole_counts",
     "joined",
     "log_uniform_depths",
     "noisy_counts",
     "require_whole_counts",
     "substitute_bases",
+    "with_defaults",
 ]
 
 Keys = NDArray[np.uint64]
@@ -90,9 +92,9 @@ class Augmentation:
         made = cls(
             seed,
             config.rarefy_depths,
-            config.asv_dropout,
-            config.count_noise,
-            config.mix_samples,
+            config.asv_dropout or 0.0,
+            config.count_noise or 0.0,
+            config.mix_samples or 0.0,
             config.base_noise,
             np.sort(train),
             classes,
@@ -219,6 +221,36 @@ def require_whole_counts(counts: Counts, source: Sequence[Path]) -> None:
                 f"{named(source)}: --augment-rarefy and --mix-samples draw whole reads, but the table holds "
                 f"{broken[0]:g}; give raw counts, or leave both out"
             )
+
+
+def with_defaults(config: RunConfig, counts: Counts) -> AugmentationConfig:
+    """What varies in a run, where it was not said.
+
+    A column is learnt from samples that are varied a little, unless a frozen base encodes them once. Without it the
+    network fits the training samples alone: see docs/quality.md.
+
+    Parameters
+    ----------
+    config : RunConfig
+    counts : Counts
+        Samples are not mixed where these are not whole.
+    """
+    asked = config.augmentation
+    varied = config.command == "train" and not config.train.freeze_base
+    found = {"asv_dropout": 0.1, "count_noise": 0.3, "mix_samples": 0.3} if varied else {}
+    if found and asked.mix_samples is None and not has_whole_counts(counts):
+        found["mix_samples"] = 0.0
+    update = {
+        name: found.get(name, 0.0)
+        for name in ("asv_dropout", "count_noise", "mix_samples")
+        if getattr(asked, name) is None
+    }
+    return asked.model_copy(update=update)
+
+
+def has_whole_counts(counts: Counts) -> bool:
+    """Whether all counts are whole numbers, as of reads."""
+    return all((rows.counts % 1 == 0).all() for rows in in_blocks(counts, np.arange(counts.shape[0])))
 
 
 def log_uniform_depths(low: int, high: int, keys: Keys, seed: int, epoch: int) -> NDArray[np.float64]:

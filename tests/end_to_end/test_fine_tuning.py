@@ -221,7 +221,7 @@ class TestFreezing:
     @pytest.mark.slow
     def test_two_processes(self, study: StudyFiles, tmp_path: Path) -> None:
         arguments = [*study.train, "--metadata-column", "age", "--dropout", 0, "--epochs", 4, "--freeze-asvs-after", 2]
-        arguments += ["--nuc-asv-fraction", 0.5]
+        arguments += ["--nuc-asv-fraction", 0.5, "--test-size", 0.25]
         outcome = in_two(*arguments, "--output-dir", tmp_path / "two")
         assert outcome.returncode == 0, outcome.stderr
         succeed(*arguments, "--output-dir", tmp_path / "alone")
