@@ -15,7 +15,14 @@ from aam.data.files import decode_text, near_matches, read_text, require_file, s
 from aam.data.qza import is_artifact, read_artifact
 from aam.errors import DataError
 
-__all__ = ["count_ambiguous", "is_dna", "load_sequences", "merge_duplicate_sequences", "resolve_sequences"]
+__all__ = [
+    "count_ambiguous",
+    "is_dna",
+    "load_sequences",
+    "merge_duplicate_sequences",
+    "resolve_sequences",
+    "reverse_complement",
+]
 
 _WHAT = "set of representative sequences"
 _FASTA_OF_TYPE = {
@@ -25,6 +32,7 @@ _FASTA_OF_TYPE = {
 
 _NOT_IUPAC = re.compile("[^ACGTRYSWKMBDHVN]")
 _AMBIGUOUS = re.compile("[^ACGTUacgtu]")
+_COMPLEMENT = str.maketrans("ACGTRYSWKMBDHVN", "TGCAYRSWMKVHDBN")
 _MIN_LENGTH = 20
 _MIN_ACGT = 0.9
 
@@ -58,6 +66,17 @@ def count_ambiguous(sequences: Iterable[str]) -> int:
     2
     """
     return sum(_AMBIGUOUS.search(sequence) is not None for sequence in sequences)
+
+
+def reverse_complement(sequence: str) -> str:
+    """The other strand of upper-case DNA, IUPAC letters included.
+
+    Examples
+    --------
+    >>> reverse_complement("AACGR")
+    'YCGTT'
+    """
+    return sequence.translate(_COMPLEMENT)[::-1]
 
 
 def load_sequences(path: Path) -> dict[str, str]:
