@@ -18,6 +18,7 @@ from aam.data.batch import Batch
 from aam.data.dataset import BatchPlan, SampleDataset
 from aam.data.study import Study
 from aam.data.targets import ClassTarget, NumericTarget
+from aam.familiarity import keep_profile
 from aam.loaders import datasets_of, loader
 from aam.run_directory import RunDirectory, write_json, write_table
 from aam.training.checkpoint import MODEL_NAME, load_model_file, save_model_file
@@ -56,6 +57,8 @@ def judge_best(
     leaked: list[str],
 ) -> dict[str, Any]:
     """Judge the best model on the held-out samples, and write what a person reads; what ``metrics.json`` holds.
+
+    The model file of a predictor then says what its training samples were like.
 
     Every process judges its share; the first alone reads and writes files.
     """
@@ -98,6 +101,7 @@ def judge_best(
     if processes.first:
         _calibrate(config, study, directory, known, metrics)
     if isinstance(task, TrainTask):
+        keep_profile(config, study, study.rows_of(split, "train"), trainer, directory / MODEL_NAME)
         metrics["baseline"] = {"guess": _guess(task, split)}
         if processes.first:
             judged = known.get("test", known.get("val"))

@@ -22,6 +22,7 @@ from aam.data.metadata import load_metadata
 from aam.data.study import Study, load_study
 from aam.data.targets import ClassTarget, NumericTarget
 from aam.errors import DataError, named
+from aam.familiarity import Familiarity, familiarity, require_profile
 from aam.loaders import choose_device, loader
 from aam.models.sequence_predictor import SequencePredictor
 from aam.training.checkpoint import (
@@ -49,6 +50,7 @@ class PredictionResult:
     table: pd.DataFrame  # in the order of the table file
     left_out: dict[str, list[str]]  # reason: sample IDs
     metrics: dict[str, float]
+    familiarity: Familiarity | None  # how like the training samples they are, where the model knows
 
 
 def predict(
@@ -60,6 +62,7 @@ def predict(
     streaming: bool = False,
     interval: float | None = None,
     settings: TrainConfig,
+    profile_needed: bool = False,
 ) -> PredictionResult:
     """Predict samples.
 
@@ -80,6 +83,8 @@ def predict(
         probabilities are calibrated.
     settings : TrainConfig
         Device, threads, workers and batch size.
+    profile_needed : bool
+        Refuse a model that does not say what its training samples were like. Of several models the first says it.
 
     Raises
     ------
@@ -89,8 +94,11 @@ def predict(
     device = choose_device(settings)
     path = model_path(model)
     ensemble = load_ensemble(path)
+    first = ensemble.members[0].file
+    if profile_needed:
+        require_profile(first, path)
     targets = [read_target(member.file.header, path) for member in ensemble.members]
-    target, trained = targets[0], ensemble.members[0].file.config
+    target, trained = targets[0], first.config
     if target is None:
         raise DataError(f"{model}: a pre-trained encoder, which predicts no column; give a run of `aam train`")
     calibrator = None if interval is None else _calibrator(ensemble, path, interval)
@@ -116,19 +124,22 @@ def predict(
     order = np.argsort(study.file_order)
     names = [study.sample_ids[i] for i in order]
     known = None if study.target is None else study.target[order]
-    answers = []
+    answers, familiar = [], None
     for member, fitted in zip(ensemble.members, targets, strict=True):
         if fitted is None or fitted.outputs != target.outputs or (classifier and fitted != target):
             raise DataError(f"{path}: its models do not predict the same; train them together")
         options = DatasetOptions.of(data, member.file.config.train.seed)
-        answers.append(_answers(path, member.file, fitted, study, options, settings, device)[order])
+        values, embeddings = _answers(path, member.file, fitted, study, options, settings, device)
+        answers.append(values[order])
+        if member.file is first:
+            familiar = familiarity(first, path, study, embeddings, order)
     by_fold = _means(answers, ensemble.folds)  # (N, M, C)
     if calibrator is not None:
         by_fold = calibrator.calibrated(by_fold)
     frame = answer_table(target, names, by_fold.mean(axis=1), known)
     if calibrator is not None and interval is not None:
         frame = _with_intervals(frame, target, by_fold, calibrator, interval)
-    return PredictionResult(frame, study.left_out, _metrics(frame, target))
+    return PredictionResult(frame, study.left_out, _metrics(frame, target), familiar)
 
 
 def _calibrator(ensemble: Ensemble, path: Path, interval: float) -> Calibrator:
@@ -206,8 +217,8 @@ def _answers(
     options: DatasetOptions,
     settings: TrainConfig,
     device: torch.device,
-) -> NDArray[np.float64]:
-    """What a model says of the samples of a study, (N, C), the mean of its passes."""
+) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """What a model says of the samples of a study, (N, C), the mean of its passes, and their embeddings, (N, D)."""
     trained = file.config
     predictor = build_model(trained.model, target.outputs, targets=())
     assert isinstance(predictor, SequencePredictor)
@@ -216,18 +227,26 @@ def _answers(
     dataset = SampleDataset.of_study(study, options)
     plan = BatchPlan(np.arange(len(study)), settings.samples_per_batch, False, 0)
     batches = loader(dataset, plan, settings, device)
-    answers = []
+    answers, embeddings = [], np.empty((0, 0), dtype=np.float32)
     for number in range(trained.data.prediction_passes):
         plan.epoch = number  # which draws of reads and of ASVs depend on
         # In the arithmetic that the model was judged in: half precision rounds in the third digit.
         with torch.no_grad(), precision(trained.train.mixed_precision, device):
-            outputs = [predictor(batch.to(device)).target for batch in tracked(batches)]
-        output: NDArray[np.float32] = torch.cat(outputs).float().cpu().numpy()
+            made = (predictor(batch.to(device)) for batch in tracked(batches))
+            found = [(of_batch.target, of_batch.encoded.embedding) for of_batch in made]
+        output = _joined([values for values, _ in found])
         if not np.isfinite(output).all():
             name = study.sample_ids[int(np.flatnonzero(~np.isfinite(output).all(axis=1))[0])]
             raise DataError(f"the prediction of sample {name!r} by {path} is not finite; look at its counts")
         answers.append(answers_of(target, output))
-    return np.mean(answers, axis=0) if len(answers) > 1 else answers[0]
+        if number == 0:  # whose draws are those that the profile of the training samples is of
+            embeddings = _joined([embedding for _, embedding in found])
+    return (np.mean(answers, axis=0) if len(answers) > 1 else answers[0]), embeddings
+
+
+def _joined(parts: Sequence[torch.Tensor]) -> NDArray[np.float32]:
+    joined: NDArray[np.float32] = torch.cat(list(parts)).float().cpu().numpy()
+    return joined
 
 
 def tracked(batches: DataLoader[Batch], doing: str = "predicting") -> Iterable[Batch]:

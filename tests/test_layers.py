@@ -24,6 +24,7 @@ FRONT = {
     "assembly",
     "run_directory",
     "loaders",
+    "familiarity",
     "outcome",
     "searches",
     "trainer_setup",
@@ -48,8 +49,9 @@ FORBIDDEN = {
     "run_directory": {"config", "data", "models", *(FRONT - {"run_directory"}), *LEAVES},
     "assembly": {*(FRONT - {"assembly"}), *LEAVES},
     "loaders": {*(FRONT - {"loaders"}), *LEAVES},
+    "familiarity": {"models", *(FRONT - {"familiarity", "loaders"}), *LEAVES},
     "outcome": {
-        *(FRONT - {"outcome", "loaders", "run_directory", "baselines", "calibration"}),
+        *(FRONT - {"outcome", "loaders", "run_directory", "baselines", "calibration", "familiarity"}),
         *(LEAVES - {"evaluation"}),
     },
     "calibration": {"config", "data", "models", "training", *(FRONT - {"calibration"}), *LEAVES},

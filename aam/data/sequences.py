@@ -22,6 +22,7 @@ __all__ = [
     "merge_duplicate_sequences",
     "resolve_sequences",
     "reverse_complement",
+    "unambiguous",
 ]
 
 _WHAT = "set of representative sequences"
@@ -77,6 +78,17 @@ def reverse_complement(sequence: str) -> str:
     'YCGTT'
     """
     return sequence.translate(_COMPLEMENT)[::-1]
+
+
+def unambiguous(sequence: str) -> str:
+    """Upper-case DNA with N for every letter that the model reads so.
+
+    Examples
+    --------
+    >>> unambiguous("ACGRN")
+    'ACGNN'
+    """
+    return _AMBIGUOUS.sub("N", sequence)
 
 
 def load_sequences(path: Path) -> dict[str, str]:
