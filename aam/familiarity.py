@@ -391,7 +391,7 @@ def familiarity(
     table = pd.DataFrame(
         {
             "sample_id": study.sample_ids,
-            "depth": known.depth,
+            "depth": known.depth.astype(np.int64) if (known.depth % 1 == 0).all() else known.depth,
             "asvs": known.asvs,
             "seen_reads": known.held_reads,
             "seen_asvs": known.held_asvs,
@@ -479,7 +479,7 @@ def _warnings(
     if flags["length"].any():
         here, there = np.median(known.median_length), profile.lengths.median
         found.append(
-            f"ASVs here have {here:g} bases, those learnt from {there:g}"
+            f"ASVs here have {here:g} bases, those learnt from {there:g}; trimmed otherwise, they count as other ASVs"
             if flags["length"].all()
             else f"ASVs of {number('length')} have other lengths than those learnt from, {there:g} bases "
             f"({named('length')})"
@@ -490,14 +490,16 @@ def _warnings(
             f"training {_plain(profile.depth.p5)} to {_plain(profile.depth.p95)}"
         )
     if flags["unknown ASVs"].any():
+        shares = "shares" if flags["unknown ASVs"].sum() == 1 else "share"
         found.append(
-            f"{number('unknown ASVs')} share fewer ASVs with training samples than these do with each other "
+            f"{number('unknown ASVs')} {shares} fewer ASVs with training samples than these do with each other "
             f"({named('unknown ASVs')})"
         )
     if flags["far"].any():
+        alone = flags["far"].sum() == 1
+        means = "its prediction is an extrapolation" if alone else "their predictions are extrapolations"
         found.append(
-            f"{number('far')} are far from anything seen in training: their predictions are extrapolations "
-            f"({named('far')})"
+            f"{number('far')} {'is' if alone else 'are'} far from anything seen in training: {means} ({named('far')})"
         )
     return found
 
