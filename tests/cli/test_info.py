@@ -28,7 +28,7 @@ def test_the_page_says_what_a_run_is(trained: Path, study: StudyFiles, which: st
 
 def test_json_holds_everything(trained: Path) -> None:
     found = json.loads(succeed("info", trained, "--json").out)
-    parts = {"target", "base_targets", "checksums", "provenance", "metrics", "calibration"}
+    parts = {"target", "base_targets", "checksums", "provenance", "metrics", "calibration", "training_profile"}
     assert set(found) == {"format_version", "config", *parts}
     assert found["metrics"] == read_metrics(trained)
     assert found["config"] == json.loads((trained / "config.json").read_text())

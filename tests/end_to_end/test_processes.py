@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from aam.familiarity import read_profile
+from aam.training.checkpoint import MODEL_NAME, load_model_file
 from tests.end_to_end.program import StudyFiles, files_below, read_metrics, read_predictions, succeed
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "aam"]
@@ -40,6 +42,11 @@ def assert_like(run: Path, other: Path) -> None:
     found, expected = (read_metrics(folder) for folder in (run, other))
     assert found["best_epoch"] == expected["best_epoch"]
     assert found["test"] == pytest.approx(expected["test"], rel=1e-3, abs=1e-4)
+    found, expected = (read_profile(load_model_file(folder / MODEL_NAME), folder) for folder in (run, other))
+    assert found is not None and expected is not None
+    assert found.header() == expected.header()
+    np.testing.assert_allclose(found.embeddings, expected.embeddings, atol=0.02)
+    np.testing.assert_allclose(found.distances, expected.distances, atol=0.02)
 
 
 def in_two(*arguments: object) -> subprocess.CompletedProcess[str]:

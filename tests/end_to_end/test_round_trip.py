@@ -121,7 +121,8 @@ def test_what_could_not_be_used_is_said(unusual: Path, study: StudyFiles, tmp_pa
         0,
     ]
     outcome = succeed(*arguments, "--metadata", metadata)
-    warnings = outcome.err.splitlines()
+    # The model has learnt from so few samples that others may be far from all of them.
+    warnings = [line for line in outcome.err.splitlines() if "training" not in line]
     assert f"Warning: {metadata}: has no column 'age', so predictions stand without the truth" in warnings
     assert any(line.startswith("Warning: 30 of 30 sequences are longer than --max-bp 33") for line in warnings)
     assert len(warnings) == 2
