@@ -167,6 +167,8 @@ def _embed(config: RunConfig, rows: NDArray[np.int64], trainer: Trainer) -> NDAr
     assert isinstance(dataset, SampleDataset)
     options = replace(dataset.options, nuc_asv_fraction=0.0, count_mask_ratio=0.0)
     plain = dataset.changed(labels={}, references=rows[:0], target=None, augmentation=None, options=options)
+    if trainer.state.best_epoch <= (config.train.freeze_asvs_after or 0):
+        plain = plain.changed(encoded=None)  # by a later ASV encoder than this model's
     plan = BatchPlan(rows, config.train.samples_per_batch, False, config.train.seed, share=processes.share)
     batches = loader(plain, plan, config.train, trainer.device, workers=0)
     encoder = trainer.task.encoder

@@ -16,7 +16,16 @@ from aam.data.sequences import reverse_complement
 from aam.data.splits import read_splits
 from aam.familiarity import read_profile
 from aam.training.checkpoint import MODEL_NAME, load_model_file
-from tests.end_to_end.program import Outcome, StudyFiles, aam, assert_one_line_error, permute, succeed, write_table
+from tests.end_to_end.program import (
+    Outcome,
+    StudyFiles,
+    aam,
+    assert_one_line_error,
+    permute,
+    read_metrics,
+    succeed,
+    write_table,
+)
 
 COLUMNS = ["depth", "asvs", "seen_reads", "seen_asvs", "median_length", "region"]
 COLUMNS += ["distance", "distance_percentile", "flag"]
@@ -144,6 +153,18 @@ def test_a_frozen_base_and_varied_samples_give_a_profile(study: StudyFiles, pret
         assert (table.loc[known, "distance"] < 0.02).all()
         profile = read_profile(load_model_file(run / MODEL_NAME), run)
         assert profile is not None and profile.samples == len(profile.embeddings) == len(known)
+
+
+def test_asvs_that_were_frozen_later_are_not_those_of_the_best_model(study: StudyFiles, tmp_path: Path) -> None:
+    """A model of an epoch before the ASV encoder was frozen, and of one after it."""
+    options = [*study.train, "--metadata-column", "age", "--freeze-asvs-after", 1, "--lr", 0.1]
+    for name, chosen, epoch in (("first", ("--patience", 5), 1), ("last", (), 3)):
+        run = tmp_path / name
+        succeed(*options, *chosen, "--epochs", 3, "--output-dir", run)
+        assert read_metrics(run)["best_epoch"] == epoch
+        table = predict(run, study.table, tmp_path)[1]
+        known = [sample for sample, part in read_splits(run / "splits.tsv").items() if part == "train"]
+        assert (table.loc[known, "distance"] < 0.02).all(), name
 
 
 def test_folds_speak_for_the_first(study: StudyFiles, tmp_path: Path) -> None:
