@@ -157,7 +157,7 @@ def test_a_frozen_base_and_varied_samples_give_a_profile(study: StudyFiles, pret
 
 def test_asvs_that_were_frozen_later_are_not_those_of_the_best_model(study: StudyFiles, tmp_path: Path) -> None:
     """A model of an epoch before the ASV encoder was frozen, and of one after it."""
-    options = [*study.train, "--metadata-column", "age", "--freeze-asvs-after", 1, "--lr", 0.1]
+    options = [*study.train, "--metadata-column", "age", "--freeze-asvs-after", 2, "--lr", 0.1]
     for name, chosen, epoch in (("first", ("--patience", 5), 1), ("last", (), 3)):
         run = tmp_path / name
         succeed(*options, *chosen, "--epochs", 3, "--output-dir", run)
