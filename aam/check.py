@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from aam.config import DataConfig, ModelConfig, TaskConfig, TrainConfig
+from aam.config import DataConfig, ModelConfig, TaskConfig, TrainConfig, UsualEpochs
 from aam.data.counts import MemoryCounts
 from aam.data.describe import SampleSizes, overlap, quantiles, read_samples, sample_sizes
 from aam.data.distance_files import read_distance_file
@@ -41,8 +41,6 @@ __all__ = ["check"]
 
 Result = TypeVar("Result")
 _MODEL, _TASK = ModelConfig(), TaskConfig()
-_EPOCHS: int = TrainConfig.model_fields["epochs"].default
-_WHOLE_EPOCHS: int = TrainConfig.model_fields["freeze_asvs_after"].default
 _BATCH_SIZE: int = TrainConfig.model_fields["batch_size"].default
 _PARTS = ("train", "val", "test")
 _MOST_SAMPLES_OF_A_MEAN = 2000
@@ -54,7 +52,7 @@ def check(
     *,
     model: ModelConfig = _MODEL,
     task: TaskConfig = _TASK,
-    epochs: int = _EPOCHS,
+    epochs: int | None = None,
     batch_size: int = _BATCH_SIZE,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -67,7 +65,9 @@ def check(
         Its ``max_bp`` is where sequences are cut; the rest is for the estimate.
     task : TaskConfig
         What the target and the distance matrix hold.
-    epochs, batch_size : int
+    epochs : int, optional
+        For the estimate; the usual number if left out.
+    batch_size : int
         For the estimate.
     seed : int
         Of the split.
@@ -294,7 +294,7 @@ def _estimate(
     model: ModelConfig,
     task: TaskConfig,
     *,
-    epochs: int,
+    epochs: int | None,
     batch_size: int,
     seed: int,
 ) -> Estimate:
@@ -309,14 +309,15 @@ def _estimate(
         distinct, per_sample = np.unique(rows.asvs), np.diff(rows.indptr)
         tokens = int(lengths[distinct].max()) + 1
         shapes.append(BatchShape(len(per_sample), int(per_sample.max()), len(distinct), tokens))
+    usual = UsualEpochs.of(len(train), batch_size)
     return estimate(
         model,
         shapes,
         train_samples=len(train),
         val_samples=int((split.parts == watched_part(split.parts)).sum()),
         batch_size=batch_size,
-        epochs=epochs,
-        whole_epochs=_WHOLE_EPOCHS or None,
+        epochs=usual.epochs if epochs is None else epochs,
+        whole_epochs=usual.of_asvs,
         restored_share=task.nuc_asv_fraction if task.nuc_weight > 0 else 0.0,
         with_target=data.metadata_column is not None,
         data_bytes=_data_bytes(study),

@@ -6,8 +6,9 @@ model file hold them whole, and everything below the command line receives them 
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -24,6 +25,7 @@ __all__ = [
     "Section",
     "TaskConfig",
     "TrainConfig",
+    "UsualEpochs",
 ]
 
 Command = Literal["pretrain", "train"]
@@ -471,11 +473,26 @@ class OptimConfig(Section):
         return f"--{name.replace('_', '-')} {value:g}"
 
 
+class UsualEpochs(NamedTuple):
+    """How long a network learns where nobody says so."""
+
+    epochs: int
+    of_asvs: int  # after which the encoder of ASVs stays as it is
+
+    @classmethod
+    def of(cls, train_samples: int, samples_of_a_step: int) -> Self:
+        """It is steps that a network learns by: small studies need more epochs for as many. See docs/quality.md."""
+        steps = math.ceil(train_samples / samples_of_a_step)
+        return cls(max(12, math.ceil(400 / steps)), max(5, math.ceil(160 / steps)))
+
+
 class TrainConfig(Section):
     """The run itself: length, machine, where it is written, where it starts from."""
 
     output_dir: Path = option(..., "The run directory to write.")
-    epochs: int = option(60, "Most passes over the training samples.", ge=1)
+    epochs: int | None = option(
+        None, "Passes over the training samples; by default as many as make 400 steps, and at least 12.", ge=1
+    )
     batch_size: BatchSize = option(
         32, "Samples of a batch, of all processes together; auto for as many as memory allows."
     )
@@ -532,11 +549,11 @@ class TrainConfig(Section):
     freeze_asv_encoder: bool = option(
         False, "Train all but the encoder of ASVs; it stays as loaded, and encodes ASVs once.", only="train"
     )
-    freeze_asvs_after: int = option(
-        12,
+    freeze_asvs_after: int | None = option(
+        None,
         "Train the encoder of ASVs for so many epochs and keep it as it is from then on, where an epoch takes a "
-        "fraction of the time; 0 trains it to the end. That is the default where it is frozen, and with --strategy "
-        "fsdp.",
+        "fraction of the time; by default as many as make 160 steps, and at least 5. 0 trains it to the end, as with "
+        "--strategy fsdp.",
         ge=0,
     )
     unfreeze_after: int | None = option(
@@ -560,15 +577,6 @@ class TrainConfig(Section):
     track: Trackers = option((), "Keep the run there, too; by an extra: pip install 'aam[mlflow]' or 'aam[wandb]'.")
     resume: bool = option(False, "Continue the run in --output-dir.")
     overwrite: bool = option(False, "Replace the run in --output-dir.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _train_asvs_to_the_end(cls, given: Any) -> Any:
-        if isinstance(given, dict) and "freeze_asvs_after" not in given:
-            frozen = given.get("freeze_base") or given.get("freeze_asv_encoder")
-            if frozen or given.get("strategy") == "fsdp":
-                return {**given, "freeze_asvs_after": 0}
-        return given
 
     @model_validator(mode="after")
     def _options_fit(self) -> Self:
@@ -632,12 +640,25 @@ class TrainConfig(Section):
                 f"--unfreeze-after {self.unfreeze_after} changes what is trained, which --strategy fsdp settles at the "
                 "start; use --strategy ddp, or train in two runs"
             )
-        if self.unfreeze_after >= self.epochs:
+        if self.epochs is not None and self.unfreeze_after >= self.epochs:
             raise ValueError(
                 f"--unfreeze-after {self.unfreeze_after} leaves none of --epochs {self.epochs} to train what is "
                 "frozen; give fewer, or leave it out"
             )
         return self
+
+    @property
+    def number_of_epochs(self) -> int:
+        """``epochs``, once they are settled.
+
+        Raises
+        ------
+        DataError
+            If they are still to be.
+        """
+        if self.epochs is None:
+            raise DataError("--epochs is settled by the training samples; give a number here")
+        return self.epochs
 
     @property
     def keeps_last(self) -> bool:

@@ -315,7 +315,8 @@ def _is_finished(config: RunConfig, directory: RunDirectory) -> bool:
     if not (directory / "metrics.json").is_file():
         return False
     before = _stored_config(directory)["train"]
-    return all(before.get(name) == getattr(config.train, name) for name in ("epochs", "patience"))
+    asked = {"epochs": config.train.epochs, "patience": config.train.patience}
+    return all(before.get(name) == value for name, value in asked.items() if (name, value) != ("epochs", None))
 
 
 def _stored_config(directory: RunDirectory) -> dict[str, dict[str, Any]]:

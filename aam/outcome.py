@@ -79,7 +79,7 @@ def judge_best(
             study.rows_of(split, part), config.train.samples_per_batch, False, config.train.seed, share=processes.share
         )
         dataset = datasets[part]
-        if trainer.state.best_epoch > config.train.freeze_asvs_after:
+        if trainer.state.best_epoch > (config.train.freeze_asvs_after or 0):
             dataset = dataset.changed(encoded=held_out.encoded)  # by what of the base is frozen
         batches = loader(dataset, plan, config.train, trainer.device, workers=0)
         evaluation = trainer.evaluate(batches)

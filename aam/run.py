@@ -34,7 +34,7 @@ from aam.loaders import choose_device
 from aam.models.base_targets import require_readable
 from aam.outcome import judge_best
 from aam.run_directory import RunDirectory, write_json
-from aam.searches import as_found, require_alone, search_learning_rate, with_batch_size, with_learning_rate
+from aam.searches import as_found, require_alone, search_learning_rate, with_batch_size, with_epochs, with_learning_rate
 from aam.trainer_setup import build_callbacks, build_trainer, require_sharding
 from aam.training.checkpoint import (
     ModelFile,
@@ -130,6 +130,7 @@ def run(config: RunConfig) -> RunResult:
             logger.warning(warning)
         header = _provenance(study, task)
         config = with_batch_size(config, study, split, task, device)
+        config = with_epochs(config, len(study.rows_of(split, "train")))
         trainer = build_trainer(config, study, split, task, device, processes)
         if searches_alone:
             search_learning_rate(trainer, directory)

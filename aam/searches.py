@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from aam.config import RunConfig
+from aam.config import RunConfig, UsualEpochs
 from aam.data.study import Study
 from aam.errors import DataError
 from aam.loaders import datasets_of
@@ -30,7 +30,7 @@ from aam.training.schedules import build_schedule
 from aam.training.tasks import Task
 from aam.training.trainer import Trainer
 
-__all__ = ["as_found", "require_alone", "search_learning_rate", "with_batch_size", "with_learning_rate"]
+__all__ = ["as_found", "require_alone", "search_learning_rate", "with_batch_size", "with_epochs", "with_learning_rate"]
 
 logger = logging.getLogger("aam")
 
@@ -48,10 +48,31 @@ def as_found(config: RunConfig, stored: Mapping[str, Any]) -> RunConfig:
     train, optim = stored.get("train", {}), stored.get("optim", {})
     if config.train.batch_size == "auto" and isinstance(train.get("batch_size"), int):
         config = _updated(config, "train", batch_size=train["batch_size"], max_memory_fraction=None)
+    settled = ("epochs", "freeze_asvs_after")
+    update = {name: train[name] for name in settled if getattr(config.train, name) is None and name in train}
+    config = _updated(config, "train", **update)
     if config.optim.lr_find == "apply" and "lr" in optim:
         names = ("lr", "head_lr", "min_lr", "lr_find")
         config = _updated(config, "optim", **{name: optim[name] for name in names if name in optim})
     return config
+
+
+def with_epochs(config: RunConfig, train_samples: int) -> RunConfig:
+    """A configuration with a number of epochs, and one after which ASVs are encoded once.
+
+    Parameters
+    ----------
+    config : RunConfig
+        With a number for ``--batch-size auto``.
+    train_samples : int
+    """
+    usual = UsualEpochs.of(train_samples, config.train.samples_per_batch * config.accumulation_steps)
+    found = {"epochs": usual.epochs, "freeze_asvs_after": usual.of_asvs}
+    if config.train.frozen_part is not None or config.train.strategy == "fsdp":
+        found["freeze_asvs_after"] = 0
+    return _updated(
+        config, "train", **{name: value for name, value in found.items() if getattr(config.train, name) is None}
+    )
 
 
 def require_alone(config: RunConfig, processes: Processes) -> None:

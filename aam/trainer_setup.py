@@ -97,7 +97,7 @@ def build_trainer(
     rates = ", ".join(f"{name} {lr:.2g}" for name, lr in peak_learning_rates(optimizer))
     if optim.head_lr is not None or optim.layer_decay is not None:
         logger.info("peak learning rates: %s", rates)
-    steps = -(-len(plans["train"]) // optim.accumulation_steps) * config.train.epochs
+    steps = -(-len(plans["train"]) // optim.accumulation_steps) * config.train.number_of_epochs
     return Trainer(
         task,
         plans["train"],
@@ -116,7 +116,7 @@ def build_trainer(
 
 def _frozen(config: RunConfig, study: Study, split: NDArray[Any], device: torch.device) -> list[Callback]:
     """What keeps a part of the base frozen, where one is to be."""
-    since = config.train.freeze_asvs_after
+    since = config.train.freeze_asvs_after or 0
     part: FrozenPart | None = "asv_encoder" if since else config.train.frozen_part
     if part is None:
         return []

@@ -213,7 +213,7 @@ class Trainer:
     @property
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
-        return self.steps_per_epoch * self.config.epochs
+        return self.steps_per_epoch * self.config.number_of_epochs
 
     @property
     def lowest_epoch(self) -> int:
@@ -236,7 +236,7 @@ class Trainer:
         """
         try:
             self._tell("on_start")
-            while self.state.epoch < self.config.epochs and not self.state.stop:
+            while self.state.epoch < self.config.number_of_epochs and not self.state.stop:
                 self._tell("on_epoch_start")
                 losses = self.train_epoch()
                 self._tell("on_validation")
