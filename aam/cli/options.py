@@ -42,7 +42,7 @@ STUDY_OPTIONS: dict[str, tuple[str, ...]] = {
         *("max_bp", "embedding_dim", "attention_heads", "attention_layers", "feed_forward_factor"),
         *("gradient_checkpointing", "asv_chunk_size"),
     ),
-    "task": ("classifier", "target_transform", "base_target"),
+    "task": ("classifier", "target_transform", "target_min", "target_max", "base_target"),
     "train": ("epochs", "batch_size", "seed"),
 }
 
@@ -68,7 +68,8 @@ def _defaults_of_the_other_command(command: Command) -> dict[str, Any]:
     """What the fields hold that are no options of this command."""
     (other,) = set(get_args(Command)) - {command}
     own = {name for _, name, _ in _fields(command)}
-    return {name: field.default for _, name, field in _fields(other) if name not in own}
+    found = {name: field.default for _, name, field in _fields(other) if name not in own}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}  # as in JSON
 
 
 def _alias(field: FieldInfo) -> str:
