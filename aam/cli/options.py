@@ -68,8 +68,7 @@ def _defaults_of_the_other_command(command: Command) -> dict[str, Any]:
     """What the fields hold that are no options of this command."""
     (other,) = set(get_args(Command)) - {command}
     own = {name for _, name, _ in _fields(command)}
-    found = {name: field.default for _, name, field in _fields(other) if name not in own}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}  # as in JSON
+    return {name: field.default for _, name, field in _fields(other) if name not in own}
 
 
 def _alias(field: FieldInfo) -> str:
