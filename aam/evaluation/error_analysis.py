@@ -282,14 +282,14 @@ def _say_columns(said: list[list[str]], columns: pd.DataFrame, explained: pd.Dat
 
 
 def _say_groups(said: list[list[str]], errors: NDArray[np.float64], groups: NDArray[Any]) -> None:
-    """Groups that are predicted badly as wholes, and samples that are predicted badly in groups that are not."""
+    """Groups that are predicted badly as wholes, and samples for which there is no other reason in groups that are not."""
     grouped = pd.Series(errors).groupby(groups)
     of_group, sizes = grouped.transform("median").to_numpy(), grouped.transform("size").to_numpy()
     usual, much, most = np.quantile(errors, [0.5, 0.75, 0.95])
     for place, value in enumerate(of_group):
         if value > much:
             said[place].append(f"its whole group is predicted badly (median error {as_text(value)})")
-        elif errors[place] >= most > usual >= value and sizes[place] >= 4:
+        elif not said[place] and errors[place] >= most > usual >= value and sizes[place] >= 4:
             said[place].append(
                 f"unlike the rest of its group, which is predicted well (median error {as_text(value)}): an unusual or "
                 "a mislabelled sample"
