@@ -282,7 +282,7 @@ def _say_columns(said: list[list[str]], columns: pd.DataFrame, explained: pd.Dat
 
 
 def _say_groups(said: list[list[str]], errors: NDArray[np.float64], groups: NDArray[Any]) -> None:
-    """Groups that are predicted badly as wholes, and samples for which there is no other reason in groups that are not."""
+    """Groups that are predicted badly as wholes, and in others bad samples for which there is no other reason."""
     grouped = pd.Series(errors).groupby(groups)
     of_group, sizes = grouped.transform("median").to_numpy(), grouped.transform("size").to_numpy()
     usual, much, most = np.quantile(errors, [0.5, 0.75, 0.95])
