@@ -17,7 +17,7 @@ from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
 from aam.data.draws import generator
 from aam.data.labels import CompositionLabels, Labels, Pairs, taxon_labels
 from aam.data.study import Study
-from aam.data.targets import ClassTarget, NumericTarget, require_logarithms
+from aam.data.targets import ClassTarget, NumericTarget, require_bounds, require_logarithms
 from aam.data.taxonomy import load_taxonomy, taxa_at
 from aam.errors import DataError, in_file
 from aam.models.asv_encoder import REFERENCE_ASVS
@@ -210,6 +210,7 @@ def _fit_target(config: RunConfig, study: Study, train: NDArray[np.int64]) -> Nu
     if not config.task.classifier:
         if config.task.target_transform.startswith("log"):
             require_logarithms(column, config.task.target_transform, study.target)
+        require_bounds(column, study.target, config.task.target_min, config.task.target_max)
         half = config.task.quantile_range / 2
         return NumericTarget.fit(
             column,

@@ -30,7 +30,7 @@ from aam.data.metadata import numeric_target, require_column
 from aam.data.splits import read_folds, read_splits, watched_part
 from aam.data.study import STUDY, LabelFile, Study, StudyFiles, align, read_files, study_names, unknown_samples
 from aam.data.study_splits import fold_study, split_study
-from aam.data.targets import ClassTarget, NumericTarget, require_logarithms, require_repeated_classes
+from aam.data.targets import ClassTarget, NumericTarget, require_bounds, require_logarithms, require_repeated_classes
 from aam.data.taxonomy import load_taxonomy
 from aam.data.unifrac_loader import MEMORY_LIMIT, SampleValues, StripeMatrix
 from aam.errors import DataError, in_file, named
@@ -383,5 +383,6 @@ def _target(values: NDArray[Any], train: NDArray[np.int64], data: DataConfig, ta
             return {"column": column, "classes": dict(zip(labels.tolist(), sizes.tolist(), strict=True))}
         if task.target_transform.startswith("log"):
             require_logarithms(column, task.target_transform, values)
+        require_bounds(column, values, task.target_min, task.target_max)
         NumericTarget.fit(column, task.target_transform, values[train])
         return {"column": column, **quantiles(values)}

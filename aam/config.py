@@ -335,8 +335,12 @@ class TaskConfig(Section):
     overestimate_cost: float = option(
         2.0, "With --loss asymmetric: what an overestimate costs, in underestimates of its size.", gt=0, only="train"
     )
-    target_min: float | None = option(None, "Least value of a regression target; predictions end there.", only="train")
-    target_max: float | None = option(None, "Largest value of a regression target.", only="train")
+    target_min: float | None = option(
+        None, "Least value that a regression target can have; predictions end there.", only="train"
+    )
+    target_max: float | None = option(
+        None, "Largest value that a regression target can have; predictions end there.", only="train"
+    )
     label_smoothing: float = option(
         0.0, "Share of a class's probability that is spread over all of them in training.", ge=0, lt=1, only="train"
     )
@@ -774,4 +778,21 @@ class RunConfig(Section):
             )
         if self.task.classifier and self.task.loss != TaskConfig().loss:
             raise ValueError(f"--loss {self.task.loss} is for numbers; --classifier learns by cross-entropy")
+        return self
+
+    @model_validator(mode="after")
+    def _options_of_a_loss_have_it(self) -> Self:
+        task, usual = self.task, TaskConfig()
+        for name, bound in (("--target-min", task.target_min), ("--target-max", task.target_max)):
+            if task.classifier and bound is not None:
+                raise ValueError(f"{name} {bound:g} is for numbers and --classifier predicts classes")
+        if not task.classifier and task.label_smoothing != usual.label_smoothing:
+            raise ValueError(f"--label-smoothing {task.label_smoothing:g} is for classes; add --classifier")
+        for loss, name in (("quantile", "quantile_range"), ("asymmetric", "overestimate_cost")):
+            value = getattr(task, name)
+            if task.loss != loss and value != getattr(usual, name):
+                raise ValueError(
+                    f"--{name.replace('_', '-')} {value:g} is for --loss {loss}, and --loss is {task.loss}; "
+                    "leave one of them out"
+                )
         return self

@@ -20,7 +20,17 @@ from numpy.typing import NDArray
 from aam.data.biom_loader import load_table
 from aam.data.metadata import load_metadata, require_column
 from aam.errors import DataError
-from aam.evaluation.error_analysis import errors_by_group, explaining_columns, likely_reasons, sample_errors
+from aam.evaluation.error_analysis import (
+    THE_TRUTH_ITSELF,
+    as_text,
+    errors_by_group,
+    explained_by_groups,
+    explaining_columns,
+    likely_reasons,
+    sample_errors,
+    short_names,
+    without_twins,
+)
 from aam.evaluation.html_report import Page
 from aam.evaluation.intervals import Difference, Interval, paired_difference, resampled_intervals
 from aam.run_directory import write_json, write_table
@@ -35,6 +45,51 @@ logger = logging.getLogger("aam")
 
 PARTS = ("oof", "test", "val")
 _WORST = 15
+_FEWEST_PANELS, _PANELS = 3, 6  # columns whose errors are drawn, as many as go with them more than chance
+
+_METRICS = {
+    "mae": "mean absolute error (MAE)",
+    "rmse": "root mean squared error (RMSE)",
+    "bias": "bias: mean of predicted - actual",
+    "r2": "R²",
+    "spearman": "Spearman's correlation",
+    "balanced_accuracy": "balanced accuracy: mean share of each class found",
+    "f1_macro": "F1, mean over classes",
+    "roc_auc": "area under the ROC curve",
+    "average_precision": "average precision: area under precision and recall",
+    "brier": "Brier score: squared error of the probabilities",
+    "coverage": "coverage: share of intervals with the truth",
+    "width": "mean width of the intervals",
+}
+_HEADS = {
+    "sample_id": "sample",
+    "ASVs": "ASVs (richness)",
+    "depth": "reads (depth)",
+    "likely_reason": "likely reason",
+    "mean_error": "mean error",
+    "median_error": "median error",
+    "unit": "tested on",
+    "units": "how many",
+    "explained": "explained",
+    "larger_errors": "larger errors with",
+    "like_truth": "likeness to the truth",
+    "mean_error_first": "its mean error",
+    "mean_error_second": "mean error of the second",
+    "low": "95 % from",
+    "high": "to",
+}
+_CAPTIONS = {
+    "predictions": "Predicted against actual: on the dashed line a prediction is the truth.",
+    "confusion": "How many samples of each actual class (row) are predicted to be of which class (column).",
+    "residuals": "Errors with their sign. A falling line says that predictions are drawn to the middle.",
+    "intervals": "Prediction intervals, and whether they hold the truth.",
+    "curves": "How well probabilities put the class before the others, at every threshold.",
+    "calibration": "Above: on the dashed line, probabilities keep their word. Below: how often each is given.",
+    "errors_by_size": "Errors against sequencing depth and richness.",
+    "explained": "How much of the errors goes with each column.",
+    "errors_by_column": "Errors against the columns that go most with them.",
+    "errors_by_group": "Boxes hold half of a group's samples; the line is the median.",
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +111,9 @@ class _Predictions:
     metadata: pd.DataFrame | None  # (n rows)
     groups: NDArray[Any] | None  # (n,)
     known: dict[str, NDArray[np.float64]]  # numbers that are known of the samples: depth, ASVs
+    label: str  # the column that is predicted, where its name is known
+    group_column: str
+    nominal: float | None  # the share of the truth that intervals are to hold, where it is known
 
     @property
     def probabilities(self) -> NDArray[np.float64] | None:
@@ -69,14 +127,44 @@ class _Predictions:
         """Of some of the samples."""
         actual, predicted = (self.table[name].to_numpy()[rows] for name in ("actual", "predicted"))
         if not self.classes:
-            return regression_metrics(actual.astype(np.float64), predicted.astype(np.float64))
+            found = regression_metrics(actual.astype(np.float64), predicted.astype(np.float64))
+            found["bias"] = float((predicted.astype(np.float64) - actual.astype(np.float64)).mean())
+            if {"lower", "upper"} <= set(self.table.columns):
+                low, high = (self.table[name].to_numpy(dtype=np.float64)[rows] for name in ("lower", "upper"))
+                found |= {"coverage": float(((low <= actual) & (actual <= high)).mean())}
+                found |= {"width": float((high - low).mean())}
+            return found
         truth, guess = (np.searchsorted(self.classes, values.astype(str)) for values in (actual, predicted))
         probabilities = self.probabilities
         if probabilities is None:
             found = classification_metrics(truth, guess, np.eye(len(self.classes))[guess], self.classes)
             found.pop("roc_auc", None)
             return found
-        return classification_metrics(truth, guess, probabilities[rows], self.classes)
+        found = classification_metrics(truth, guess, probabilities[rows], self.classes)
+        return found | _of_probabilities(truth, probabilities[rows])
+
+
+def _of_probabilities(truth: NDArray[np.int64], probabilities: NDArray[np.float64]) -> dict[str, float]:
+    """Average precision (of two classes that of the second, else the mean over those that occur) and Brier score."""
+    count = probabilities.shape[1]
+    is_class = np.eye(count)[truth]
+    shown = [1] if count == 2 else list(range(count))
+    found = {}
+    occurring = [place for place in shown if 0 < is_class[:, place].sum() < len(truth)]
+    if occurring:
+        each = [_average_precision(is_class[:, place], probabilities[:, place]) for place in occurring]
+        found["average_precision"] = float(np.mean(each))
+    squared = ((probabilities - is_class) ** 2).sum(axis=1).mean()
+    return found | {"brier": float(squared / 2 if count == 2 else squared)}
+
+
+def _average_precision(positive: NDArray[np.float64], score: NDArray[np.float64]) -> float:
+    """Precision at each threshold, weighed by the recall that it adds; scikit-learn's is slow a thousand times."""
+    order = np.argsort(-score, kind="stable")
+    last = np.append(np.diff(score[order]) != 0, True)  # of samples with one probability
+    hits = np.cumsum(positive[order])
+    precision = (hits / np.arange(1, len(order) + 1))[last]
+    return float((np.diff(hits[last] / hits[-1], prepend=0) * precision).sum())
 
 
 def evaluate(
@@ -125,13 +213,13 @@ def evaluate(
     for name, path in zip(_names(predictions), predictions, strict=True):
         found.append(_read(name, path, metadata, metadata_column, group_column, sizes, part))
     output_dir.mkdir(parents=True, exist_ok=True)
-    page = Page(f"Evaluation: {', '.join(each.name for each in found)}")
+    labels = dict.fromkeys(each.label for each in found if each.label)
+    page = Page(f"Evaluation of {', '.join(each.name for each in found)}" + "".join(f" ({name})" for name in labels))
+    comparisons = _compare_all(found, output_dir, page)
     metrics = {}
     for each in found:
         folder = output_dir if len(found) == 1 else output_dir / each.name
         metrics[each.name] = _judge(each, folder, page)
-    comparisons = [_compare(a, b) for a, b in combinations(found, 2)]
-    _write_comparisons(comparisons, output_dir, page)
     write_json(output_dir / "metrics.json", {"predictions": metrics, "comparisons": comparisons})
     (output_dir / "report.html").write_text(str(page), encoding="utf-8")
     return EvaluationResult(output_dir, metrics, comparisons)
@@ -184,8 +272,24 @@ def _read(
     if sizes is not None:
         of_sample = sizes.reindex(table["sample_id"])
         known = {str(key): of_sample[key].to_numpy(dtype=float) for key in of_sample if of_sample[key].notna().all()}
-    left = None if read is None else read.iloc[kept].drop(columns=[column] if column in read.columns else [])
-    return _Predictions(name, table.reset_index(drop=True), classes, left, groups, known)
+    passed_over = {column, group_column}
+    left = None if read is None else read.iloc[kept].drop(columns=[x for x in read.columns if x in passed_over])
+    table, nominal = _with_intervals(table.reset_index(drop=True), classes)
+    return _Predictions(name, table, classes, left, groups, known, column or "", group_column or "group", nominal)
+
+
+def _with_intervals(table: pd.DataFrame, classes: tuple[str, ...]) -> tuple[pd.DataFrame, float | None]:
+    """Outer quantiles as intervals where there are no others, and the share of the truth that they are to hold."""
+    levels = {}
+    for name in table.columns:
+        try:
+            levels[float(str(name).removeprefix("quantile_"))] = name
+        except ValueError:
+            continue
+    if classes or {"lower", "upper"} <= set(table.columns) or len(levels) < 2:
+        return table, None
+    low, high = min(levels), max(levels)
+    return table.assign(lower=table[levels[low]], upper=table[levels[high]]), high - low
 
 
 def _of_run(run: Path, part: str | None) -> Path:
@@ -252,6 +356,8 @@ def _sizes(paths: Sequence[Path]) -> pd.DataFrame:
 
 
 def _judge(each: _Predictions, folder: Path, page: Page) -> dict[str, Any]:
+    from aam.evaluation.plots import save_figure
+
     table, groups = each.table, each.groups
     number = 0 if groups is None else len(np.unique(groups.astype(str)))
     metrics = each.metrics()
@@ -260,8 +366,9 @@ def _judge(each: _Predictions, folder: Path, page: Page) -> dict[str, Any]:
     columns = pd.DataFrame(each.known, index=range(len(table)))
     if each.metadata is not None:
         columns = pd.concat([columns, each.metadata.reset_index(drop=True)], axis=1)
-    explained = explaining_columns(errors, columns, groups)
-    reasons = likely_reasons(table, each.known, groups)
+    actual = table["actual"].to_numpy()
+    explained = explaining_columns(errors, columns, groups, actual)
+    reasons = likely_reasons(table, each.known, groups, columns, explained)
     listed = table.assign(error=errors, **each.known)
     if groups is not None:
         listed.insert(1, "group", groups)
@@ -274,76 +381,144 @@ def _judge(each: _Predictions, folder: Path, page: Page) -> dict[str, Any]:
         write_table(folder / "groups.tsv", of_group)
 
     page.heading(each.name)
-    page.text(f"{len(table):,} samples" + (f" of {number:,} groups" if groups is not None else ""))
-    resampled = "groups" if groups is not None else "samples"
+    page.text(f"{len(table):,} samples" + (f" of {number:,} groups ({each.group_column})" if number else "") + ".")
+    resampled = f"whole groups of {each.group_column}" if groups is not None else "samples"
     page.table(
         ["metric", "value", "95 % from", "to"],
-        [(name, value, *intervals.get(name, ("", ""))) for name, value in metrics.items()],
+        [(_METRICS.get(name, name), value, *intervals.get(name, ("", ""))) for name, value in metrics.items()],
     )
-    page.text(f"Intervals are from resampling {resampled}.", note=True)
-    for name, figure in _figures(each, errors):
-        (folder / "plots").mkdir(exist_ok=True)
-        figure.savefig(folder / "plots" / f"{name}.png", dpi=150)
-        page.figure(figure, f"{each.name}: {name}")
-    _tell_columns(explained, page)
-    if of_group is not None and len(of_group) > 1:
-        page.heading("Groups with the largest errors", 3)
-        page.table(list(of_group.columns), of_group.head(_WORST).values.tolist())
-    page.heading("Samples with the largest errors", 3)
-    shown = [name for name in listed.columns if not str(name).startswith("prob_")]
-    page.table(shown, listed[shown].head(_WORST).values.tolist())
+    unit = f" Errors are in the unit of {each.label or 'the actual values'}." if not each.classes else ""
+    page.text(f"Intervals are from resampling {resampled}.{unit}", note=True)
+    pictures = {}
+    for name, figure in _figures(each, errors, columns, explained):
+        pictures[name] = folder / "plots" / f"{name}.png"
+        save_figure(figure, pictures[name])
+
+    def show(*names: str) -> None:
+        for name in names:
+            if name in pictures:
+                caption = _CAPTIONS["confusion" if each.classes and name == "predictions" else name]
+                page.picture(pictures[name], f"{each.name}: {name}", caption)
+
+    show("predictions", "residuals")
     found: dict[str, Any] = {"samples": len(table), "metrics": metrics}
     if groups is not None:
         found["groups"] = number
     found["intervals"] = {name: list(interval) for name, interval in intervals.items()}
-    if {"lower", "upper"} <= set(table.columns):
-        found["coverage"] = _coverage(table, groups, page)
+    if "coverage" in metrics:
+        found["coverage"] = _coverage(each, metrics, intervals.get("coverage"), page)
+    show("intervals", "curves", "calibration")
+    _tell_columns(explained, each, page)
+    show("explained", "errors_by_size", "errors_by_column")
+    if of_group is not None and len(of_group) > 1:
+        _tell_groups(of_group, errors, each, page)
+        show("errors_by_group")
+    page.heading("Samples with the largest errors", 3)
+    shown = [name for name in listed.columns if not str(name).startswith(("prob_", "quantile_", "fold"))]
+    told: dict[str, Any] = {"likely_reason": listed["likely_reason"].replace("", "—")}
+    if groups is not None:
+        told["group"] = short_names(listed["group"].to_numpy())
+    worst = listed[shown].assign(**told).head(_WORST)
+    page.table(
+        [each.group_column if name == "group" else _HEADS.get(str(name), str(name)) for name in shown],
+        worst.values.tolist(),
+    )
+    error = "the distance from the truth"
+    if each.classes:
+        error = (
+            "1 less the probability of the true class" if each.probabilities is not None else "1 where wrong, else 0"
+        )
+    page.text(f"An error is {error}. errors.tsv lists all samples; — where nothing unusual is known of one.", note=True)
     return found
 
 
-def _coverage(table: pd.DataFrame, groups: NDArray[Any] | None, page: Page) -> dict[str, Any]:
-    """How many of the intervals hold the truth, and how wide they are."""
-    inside = ((table["lower"] <= table["actual"]) & (table["actual"] <= table["upper"])).to_numpy()
-    width = float((table["upper"] - table["lower"]).mean())
-
-    def share(rows: NDArray[np.int64]) -> Mapping[str, float]:
-        return {"coverage": float(inside[rows].mean())}
-
-    interval: Any = resampled_intervals(share, len(table), groups).get("coverage", Interval(np.nan, np.nan))
-    low, high = (100 * end for end in interval)
+def _coverage(
+    each: _Predictions, metrics: Mapping[str, float], interval: Interval | None, page: Page
+) -> dict[str, Any]:
+    """How many of the prediction intervals hold the truth, and how wide they are."""
+    page.heading("Prediction intervals", 3)
+    asked = "" if each.nominal is None else f", and {100 * each.nominal:.3g} % are meant to"
+    sure = "" if interval is None else f" (95 % interval {100 * interval.low:.1f} to {100 * interval.high:.1f})"
     page.text(
-        f"{100 * inside.mean():.1f} % of the prediction intervals hold the truth (95 % interval {low:.1f} to "
-        f"{high:.1f}), and they are {width:.3g} wide on average."
+        f"{100 * metrics['coverage']:.1f} % of the intervals hold the truth{sure}{asked}. They are "
+        f"{metrics['width']:.3g} wide on average."
     )
-    ends = [None if np.isnan(end) else float(end) for end in interval]
-    return {"value": float(inside.mean()), "interval": ends, "mean_width": width}
+    found = {
+        "value": metrics["coverage"],
+        "interval": [None, None] if interval is None else list(interval),
+        "mean_width": metrics["width"],
+    }
+    return found if each.nominal is None else found | {"nominal": each.nominal}
 
 
-def _tell_columns(explained: pd.DataFrame, page: Page) -> None:
+def _tell_columns(explained: pd.DataFrame, each: _Predictions, page: Page) -> None:
     page.heading("What goes with large errors", 3)
     if not len(explained):
-        page.text("There is no column to look at.", note=True)
+        page.text("There is no column to look at; give --metadata and --table.", note=True)
         return
-    telling = explained[explained["q"] < 0.05]
+    same = explained["like_truth"] >= THE_TRUTH_ITSELF
+    telling = explained[(explained["q"] < 0.05) & ~same]
     if len(telling):
-        first = telling.iloc[0]
-        page.text(f"{first['column']} goes with {100 * first['explained']:.0f} % of the ranks of the errors.")
+        first = telling.sort_values("explained", ascending=False, kind="stable").iloc[0]
+        said = [_HEADS.get(name, name) for name in telling["column"] if name != first["column"]][:4]
+        others = f" Others that do so more than chance: {', '.join(said)}." if said else ""
+        page.text(
+            f"{_HEADS.get(first['column'], first['column'])} goes most with the errors: "
+            f"{100 * first['explained']:.0f} % of their ranks, and they are larger with {first['larger_errors']}."
+            f"{others}"
+        )
     else:
         page.text("No column goes with the errors more than chance would have it (q below 0.05).")
+    if same.any():
+        names = ", ".join(explained.loc[same, "column"])
+        page.text(f"The truth in other words, which tells what is hard to predict but not why: {names}.")
     shown = explained.head(_WORST)
-    page.table(list(shown.columns), shown.values.tolist())
+    page.table(
+        ["column", "it holds", "tested on", "explained", "larger errors with", "p", "q", "likeness to the truth"],
+        [
+            (
+                _HEADS.get(row["column"], row["column"]),
+                row["kind"],
+                f"{row['units']:,} {row['unit']}s",
+                f"{100 * max(0.0, row['explained']):.1f} %",
+                row["larger_errors"],
+                row["p"],
+                row["q"],
+                "" if np.isnan(row["like_truth"]) else f"{row['like_truth']:.2f}",
+            )
+            for row in shown.to_dict("records")
+        ],
+    )
     page.text(
-        "explained: adjusted R² of ranks for numbers, ω² for categories. unit: group where a column has one value in "
-        "each group. q: p corrected for the number of columns.",
+        "Explained is the adjusted R² of ranks for numbers, ω² for categories. Columns with one value in each group "
+        "are tested on groups, others on samples as if these were independent. q is p corrected for their number. "
+        "Likeness to the truth: Spearman's correlation, or Cramér's V. What goes with errors need not cause them.",
         note=True,
     )
 
 
-def _figures(each: _Predictions, errors: NDArray[np.float64]) -> Iterator[tuple[str, Figure]]:
+def _tell_groups(of_group: pd.DataFrame, errors: NDArray[np.float64], each: _Predictions, page: Page) -> None:
+    assert each.groups is not None
+    page.heading(f"Errors by {each.group_column}", 3)
+    share = explained_by_groups(errors, each.groups)
+    if share is not None:
+        page.text(f"Which {each.group_column} a sample is of explains {100 * share:.0f} % of the ranks of the errors.")
+    page.table(
+        [each.group_column, *(_HEADS.get(name, name) for name in of_group.columns[1:])],
+        of_group.assign(group=short_names(of_group["group"].to_numpy())).head(_WORST).values.tolist(),
+    )
+    if len(of_group) > _WORST:
+        page.text(f"The {_WORST} of {len(of_group):,} with the largest mean error; groups.tsv lists all.", note=True)
+
+
+def _figures(
+    each: _Predictions, errors: NDArray[np.float64], columns: pd.DataFrame, explained: pd.DataFrame
+) -> Iterator[tuple[str, Figure]]:
     from aam.evaluation.error_plots import (
         calibration_plot,
         curves_plot,
         errors_against_plot,
+        explained_plot,
         group_plot,
         interval_plot,
         residual_plot,
@@ -361,53 +536,127 @@ def _figures(each: _Predictions, errors: NDArray[np.float64]) -> Iterator[tuple[
             yield "curves", curves_plot(actual.astype(str), probabilities, each.classes)
             yield "calibration", calibration_plot(actual.astype(str), probabilities, each.classes)
     else:
-        yield "predictions", regression_plot(actual, predicted, title=each.name)
-        yield "residuals", residual_plot(actual, predicted)
+        yield "predictions", regression_plot(actual, predicted, title=each.name, units_label=each.label)
+        yield "residuals", residual_plot(actual, predicted, label=each.label)
         if {"lower", "upper"} <= set(each.table.columns):
             low, high = (each.table[name].to_numpy(dtype=float) for name in ("lower", "upper"))
-            yield "intervals", interval_plot(actual, predicted, low, high)
+            yield "intervals", interval_plot(actual, predicted, low, high, label=each.label)
     if each.known:
-        yield "errors_by_size", errors_against_plot(errors, each.known, label=label)
+        shown = {_HEADS.get(name, name): values for name, values in each.known.items()}
+        yield "errors_by_size", errors_against_plot(errors, shown, label=label)
+    if len(explained) > 1:
+        yield "explained", explained_plot(explained)
+    drawn = without_twins(explained[~explained["column"].isin(each.known)])
+    drawn = drawn.head(int(np.clip((drawn["q"] < 0.05).sum(), _FEWEST_PANELS, _PANELS)))
+    if len(drawn):
+        panels: dict[str, NDArray[Any]] = {}
+        for name, kind in zip(drawn["column"], drawn["kind"], strict=True):
+            values = columns[name]
+            panels[name] = (
+                pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64)
+                if kind == "numbers"
+                else values.fillna("").astype(str).to_numpy()
+            )
+        yield "errors_by_column", errors_against_plot(errors, panels, label=label)
     if each.groups is not None and 1 < len(np.unique(each.groups.astype(str))) < len(errors):
-        yield "errors_by_group", group_plot(errors, each.groups, label=label, name="group")
+        yield "errors_by_group", group_plot(errors, each.groups, label=label, name=each.group_column)
 
 
-def _compare(a: _Predictions, b: _Predictions) -> dict[str, Any]:
-    """The mean errors of two models on the samples that both predict."""
-    first, second = (each.table.set_index("sample_id") for each in (a, b))
-    common = [name for name in first.index if name in second.index]
-    if bool(a.classes) != bool(b.classes) or not common:
-        raise DataError(f"{a.name} and {b.name}: have no samples of one kind in common, and cannot be compared")
-    groups = None if a.groups is None else pd.Series(a.groups, index=first.index)[common].to_numpy()
-    own, other = (sample_errors(frame.loc[common].reset_index()) for frame in (first, second))
-    found: Difference = paired_difference(own, other, groups)
-    return {
-        "first": a.name,
-        "second": b.name,
-        "samples": len(common),
-        "mean_error_first": float(own.mean()),
-        "mean_error_second": float(other.mean()),
-        "difference": found.value,
-        "interval": list(found.interval),
-        "p": found.p,
-    }
+# ----------------------------------------------------------------------------------------------------------- comparing
 
 
-def _write_comparisons(comparisons: list[dict[str, Any]], directory: Path, page: Page) -> None:
-    if not comparisons:
-        return
+@dataclass(frozen=True)
+class _Paired:
+    """The errors of two models on the samples that both predict."""
+
+    first: NDArray[np.float64]
+    second: NDArray[np.float64]
+    groups: NDArray[Any] | None
+
+    @classmethod
+    def of(cls, a: _Predictions, b: _Predictions) -> _Paired:
+        first, second = (each.table.set_index("sample_id") for each in (a, b))
+        common = [name for name in first.index if name in second.index]
+        if bool(a.classes) != bool(b.classes) or not common:
+            raise DataError(f"{a.name} and {b.name}: have no samples of one kind in common, and cannot be compared")
+        groups = None if a.groups is None else pd.Series(a.groups, index=first.index)[common].to_numpy()
+        own, other = (sample_errors(frame.loc[common].reset_index()) for frame in (first, second))
+        return cls(own, other, groups)
+
+
+def _compare_all(found: Sequence[_Predictions], directory: Path, page: Page) -> list[dict[str, Any]]:
+    """Every two of the models: their mean errors, tested, written and drawn."""
+    if len(found) < 2:
+        return []
+    from aam.evaluation.error_plots import comparison_plot
+    from aam.evaluation.plots import save_figure
+
+    pairs = {(a.name, b.name): _Paired.of(a, b) for a, b in combinations(found, 2)}
+    comparisons: list[dict[str, Any]] = []
+    for (first, second), paired in pairs.items():
+        difference: Difference = paired_difference(paired.first, paired.second, paired.groups)
+        comparisons.append(
+            {
+                "first": first,
+                "second": second,
+                "samples": len(paired.first),
+                "mean_error_first": float(paired.first.mean()),
+                "mean_error_second": float(paired.second.mean()),
+                "difference": difference.value,
+                "interval": list(difference.interval),
+                "p": difference.p,
+            }
+        )
     rows = [
         {**{key: value for key, value in each.items() if key != "interval"}, "low": low, "high": high}
         for each in comparisons
         for low, high in [each["interval"]]
     ]
-    frame = pd.DataFrame(rows)
-    write_table(directory / "comparison.tsv", frame)
+    write_table(directory / "comparison.tsv", pd.DataFrame(rows))
+
     page.heading("Comparison")
-    page.table(list(frame.columns), frame.values.tolist())
+    metrics = {each.name: each.metrics() for each in found}
+    names = dict.fromkeys(name for of_model in metrics.values() for name in of_model)
+    page.table(
+        ["metric", *metrics],
+        [(_METRICS.get(name, name), *(of_model.get(name, "") for of_model in metrics.values())) for name in names],
+    )
+    for each in comparisons:
+        page.text(_verdict(each))
+    page.table(
+        ["first", "second", "samples", "mean error, first", "second", "difference", "95 % from", "to", "p"],
+        [
+            tuple(row[name] for name in ("first", "second", "samples", "mean_error_first", "mean_error_second"))
+            + tuple(row[name] for name in ("difference", "low", "high", "p"))
+            for row in rows
+        ],
+    )
+    units = "samples" if found[0].groups is None else f"whole groups ({found[0].group_column})"
     page.text(
         "Mean errors (absolute, or 1 less the probability of the true class) on the samples that both predict. A "
-        "difference below 0 speaks for the first; its 95 % interval is from resampling groups, its p from exchanging "
-        "the two within groups.",
+        f"difference below 0 speaks for the first; its interval is from resampling {units}, its p from exchanging the "
+        "two models within them.",
         note=True,
     )
+    for (first, second), paired in pairs.items():
+        figure = comparison_plot(paired.first, paired.second, paired.groups, names=(first, second))
+        path = directory / "plots" / f"comparison_{first}_{second}.png"
+        save_figure(figure, path)
+        side = "above" if paired.first.mean() <= paired.second.mean() else "below"
+        page.picture(
+            path,
+            f"{first} against {second}",
+            f"Each point is a {'sample' if paired.groups is None else 'group, the larger the more samples it has'}; "
+            f"{side} the dashed line, {first if side == 'above' else second} is the better.",
+        )
+    return comparisons
+
+
+def _verdict(each: Mapping[str, Any]) -> str:
+    """A comparison in a sentence."""
+    better, other = ("first", "second") if each["difference"] <= 0 else ("second", "first")
+    means = f"mean error {as_text(each[f'mean_error_{better}'])} against {as_text(each[f'mean_error_{other}'])}"
+    told = f"p = {as_text(each['p'])}"
+    if each["p"] < 0.05:
+        return f"{each[better]} errs less than {each[other]}: {means}, {told}."
+    return f"{each[better]} and {each[other]} cannot be told apart: {means}, {told}."

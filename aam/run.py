@@ -194,7 +194,8 @@ def _pretrained_architecture(config: RunConfig, pretrained: ModelFile) -> ModelC
                 f"{option} {value} does not fit the pre-trained encoder, which has {theirs}; "
                 f"leave {option} out, or pre-train with it"
             )
-    architecture = pretrained.config.model.model_copy(update={name: asked[name] for name in own & asked.keys()})
+    update = {name: asked[name] for name in own & asked.keys()} | {"head_width": config.model.head_width}  # a new head
+    architecture = pretrained.config.model.model_copy(update=update)
     _require_known_bases(architecture.max_bp, pretrained)
     theirs = pretrained.config.model.distance_head
     if config.train.freeze_base and architecture.distance_head == "euclidean" != theirs:

@@ -240,6 +240,19 @@ class TestWrongCombinations:
                 ["--classifier", "--target-transform minmax"],
             ),
             ("train", ["--classifier", "--loss", "mae"], ["--classifier", "--loss mae"]),
+            ("train", ["--classifier", "--loss", "quantile"], ["--classifier", "--loss quantile"]),
+            ("train", ["--classifier", "--target-min", "0"], ["--classifier", "--target-min 0"]),
+            ("train", ["--classifier", "--target-max", "9"], ["--classifier", "--target-max 9"]),
+            ("train", ["--target-min", "5", "--target-max", "5"], ["--target-min 5", "--target-max 5"]),
+            ("train", ["--label-smoothing", "0.1"], ["--label-smoothing 0.1", "--classifier"]),
+            ("train", ["--quantile-range", "0.8"], ["--quantile-range 0.8", "--loss quantile", "huber"]),
+            (
+                "train",
+                ["--quantile-range", "0.8", "--loss", "asymmetric"],
+                ["--quantile-range 0.8", "--loss quantile", "asymmetric"],
+            ),
+            ("train", ["--overestimate-cost", "3"], ["--overestimate-cost 3", "--loss asymmetric", "huber"]),
+            ("train", ["--head-width", "8", "--head-width", "0"], ["--head-width 0"]),
             ("train", ["--head-lr", "0.1"], ["--head-lr 0.1", "--pretrained-encoder"]),
             ("train", ["--layer-decay", "0.8"], ["--layer-decay 0.8", "--pretrained-encoder"]),
             (
@@ -339,6 +352,26 @@ class TestWrongCombinations:
     def test_a_value_out_of_bounds_is_named(self, options: list[str], words: list[str]) -> None:
         message = refusal("pretrain", *PRETRAIN, *options)
         assert all(word in message for word in words), message
+
+    @pytest.mark.parametrize(
+        ("options", "word"),
+        [
+            (["--loss", "quantile", "--quantile-range", "1"], "--quantile-range 1"),
+            (["--loss", "asymmetric", "--overestimate-cost", "0"], "--overestimate-cost 0"),
+            (["--classifier", "--label-smoothing", "1"], "--label-smoothing 1"),
+            (["--target-max", "inf"], "--target-max inf"),
+        ],
+    )
+    def test_a_value_of_a_loss_out_of_bounds_is_named(self, options: list[str], word: str) -> None:
+        assert word in refusal("train", *TRAIN, *options)
+
+    def test_what_a_loss_takes_is_kept(self, tmp_path: Path) -> None:
+        found = configure("train", *TRAIN, "--loss", "quantile", "--quantile-range", "0.8", "--target-min", "0")
+        assert (found.task.quantile_range, found.task.target_min, found.task.target_max) == (0.8, 0, None)
+        assert configure("train", *TRAIN, "--head-width", "8", "--head-width", "4").model.head_width == (8, 4)
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(found.model_dump(mode="json")))
+        assert configure("train", "--config", path) == found
 
     def test_a_wrong_value_in_a_file_is_named_by_its_option(self, tmp_path: Path) -> None:
         path = tmp_path / "run.yaml"

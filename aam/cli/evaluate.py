@@ -16,22 +16,23 @@ _PATH = click.Path(path_type=Path, readable=False)
 
 
 @click.command("evaluate")
+@click.argument("paths", metavar="[RUN|PREDICTIONS]...", nargs=-1, type=_PATH)
 @click.option(
     "--predictions",
     type=_PATH,
-    required=True,
     multiple=True,
-    help="What `aam predict` wrote, or a run directory; several are compared.",
+    help="What `aam predict` wrote, or a run directory, as the arguments; several are compared.",
 )
 @click.option("--output-dir", type=_PATH, required=True, help="Gets report.html, tables, pictures and metrics.json.")
 @click.option("--metadata", type=_PATH, multiple=True, help="What may explain errors, and the truth if need be.")
 @click.option("--metadata-column", help="The truth, where the predictions lack it.")
 @click.option("--group-column", help="Column (a subject, say) whose groups are resampled as wholes.")
 @click.option("--table", type=_PATH, multiple=True, help="Feature table, for depth and richness of the samples.")
-@click.option("--part", type=click.Choice(["oof", "test", "val"]), help="Of run directories; the first there is.")
+@click.option("--part", type=click.Choice(["oof", "test", "val"]), help="Which predictions of a run directory.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier report.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def command(
+    paths: tuple[Path, ...],
     predictions: tuple[Path, ...],
     output_dir: Path,
     metadata: tuple[Path, ...],
@@ -44,10 +45,14 @@ def command(
 ) -> None:
     """Judge predictions against the truth: metrics with intervals, where the errors are, and which model is better.
 
-    Of a run directory, its config.json says where metadata and table are and which column is which.
+    Of a run directory, the out-of-fold, else the test, else the validation predictions are judged, and its config.json
+    says where metadata and table are and which column is which.
     """
     from aam.errors import DataError
 
+    predictions = (*paths, *predictions)
+    if not predictions:
+        raise click.UsageError("give a run directory or a file that `aam predict` wrote")
     if output_dir.exists() and not output_dir.is_dir():
         raise DataError(f"{output_dir}: is a file; give another --output-dir")
     log_to_console()

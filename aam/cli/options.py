@@ -42,7 +42,7 @@ STUDY_OPTIONS: dict[str, tuple[str, ...]] = {
         *("max_bp", "embedding_dim", "attention_heads", "attention_layers", "feed_forward_factor"),
         *("gradient_checkpointing", "asv_chunk_size"),
     ),
-    "task": ("classifier", "target_transform", "base_target"),
+    "task": ("classifier", "target_transform", "target_min", "target_max", "base_target"),
     "train": ("epochs", "batch_size", "seed"),
 }
 

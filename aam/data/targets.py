@@ -18,6 +18,7 @@ __all__ = [
     "ClassTarget",
     "NumericTarget",
     "Transform",
+    "require_bounds",
     "require_logarithms",
     "require_repeated_classes",
     "target_from_dict",
@@ -72,13 +73,7 @@ class NumericTarget:
         DataError
             If they are constant, out of bounds, or negative where a logarithm is asked for.
         """
-        for name, bound, beyond in (
-            ("min", lower, lower is not None and values.min() < lower),
-            ("max", upper, upper is not None and values.max() > upper),
-        ):
-            if beyond:
-                found = values.min() if name == "min" else values.max()
-                raise DataError(f"column {column!r} holds {found:g}, which is beyond --target-{name} {bound:g}")
+        require_bounds(column, values, lower, upper)
         if transform.startswith("log"):
             require_logarithms(column, transform, values)
         seen = np.log1p(values) if transform.startswith("log") else values
@@ -190,6 +185,24 @@ def require_logarithms(column: str, transform: Transform, values: NDArray[np.flo
             f"--target-transform {transform} takes log(1 + y), but column {column!r} holds {values.min():g}; "
             "use zscore or minmax"
         )
+
+
+def require_bounds(column: str, values: NDArray[np.float64], lower: float | None, upper: float | None) -> None:
+    """Refuse values (n,) beyond the bounds that are said to hold.
+
+    Raises
+    ------
+    DataError
+    """
+    for name, bound, found, beyond in (
+        ("--target-min", lower, values.min(), lower is not None and values.min() < lower),
+        ("--target-max", upper, values.max(), upper is not None and values.max() > upper),
+    ):
+        if beyond:
+            raise DataError(
+                f"column {column!r} holds {found:g}, which is beyond {name} {bound:g}; correct the value, or leave "
+                f"{name} out"
+            )
 
 
 def require_repeated_classes(column: str, labels: NDArray[Any]) -> None:

@@ -12,11 +12,25 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-__all__ = ["errors_by_group", "explaining_columns", "likely_reasons", "sample_errors"]
+__all__ = [
+    "THE_TRUTH_ITSELF",
+    "as_text",
+    "errors_by_group",
+    "explained_by_groups",
+    "explaining_columns",
+    "likely_reasons",
+    "sample_errors",
+    "short_names",
+    "without_twins",
+]
+
+THE_TRUTH_ITSELF = 0.95  # a column that goes with the truth at least so closely is the truth in other words
 
 _MOST_CATEGORIES = 30
 _FEWEST_SAMPLES = 8
 _LOW, _HIGH = 0.05, 0.95
+_MOST_COLUMNS = 3  # that are named as a reason
+_EDGE = 0.2  # of the samples have high, or low, values
 
 
 def sample_errors(table: pd.DataFrame) -> NDArray[np.float64]:
@@ -48,8 +62,20 @@ def errors_by_group(errors: NDArray[np.float64], groups: NDArray[Any]) -> pd.Dat
     return found.sort_values(["mean_error", "samples"], ascending=[False, False]).reset_index()
 
 
+def explained_by_groups(errors: NDArray[np.float64], groups: NDArray[Any]) -> float | None:
+    """How much of the ranks of the errors groups explain (ω², Hays 1963); None where they cannot be told apart."""
+    from scipy.stats import rankdata
+
+    labels = pd.Series(np.asarray(groups).astype(str))
+    found = _of_categories(rankdata(errors), labels, most=len(labels))
+    return None if found is None else max(0.0, found[0])
+
+
 def explaining_columns(
-    errors: NDArray[np.float64], columns: pd.DataFrame, groups: NDArray[Any] | None = None
+    errors: NDArray[np.float64],
+    columns: pd.DataFrame,
+    groups: NDArray[Any] | None = None,
+    actual: NDArray[Any] | None = None,
 ) -> pd.DataFrame:
     """Which columns tell large errors from small ones.
 
@@ -64,12 +90,15 @@ def explaining_columns(
         ``n`` rows; text that is all numbers counts as such. Columns that are constant, or differ in almost every
         sample without being numbers, are passed over.
     groups : ndarray (n,), optional
+    actual : ndarray (n,), optional
+        The truth: a column that is the truth in another unit or word tells what is hard, not why.
 
     Returns
     -------
     DataFrame
-        ``column``, ``kind``, ``unit`` (sample or group), ``units`` (how many), ``explained``, ``p``, ``q``; the most
-        telling first.
+        ``column``, ``kind``, ``unit`` (sample or group), ``units`` (how many), ``explained``, ``p``, ``q``,
+        ``larger_errors`` (high values, low values, or a category) and ``like_truth``: Spearman's correlation of
+        numbers with the truth, without its sign, or Cramér's V of categories with classes; the most telling first.
     """
     from scipy import stats
 
@@ -96,9 +125,12 @@ def explaining_columns(
             explained, statistic, between, within = found
             p = float(stats.f.sf(statistic, between, within))
             kind = "numbers" if numeric else "categories"
-            rows.append((str(name), kind, unit, len(some), explained, p))
-    frame = pd.DataFrame(rows, columns=["column", "kind", "unit", "units", "explained", "p"])
-    frame["q"] = _false_discovery(frame["p"].to_numpy(dtype=np.float64))
+            larger = _larger_errors(ranks, numbers if numeric else some.astype(str), numeric)
+            like = np.nan if actual is None else _like_truth(values[known], np.asarray(actual)[known], numeric)
+            rows.append((str(name), kind, unit, len(some), explained, p, larger, like))
+    names = ["column", "kind", "unit", "units", "explained", "p", "larger_errors", "like_truth"]
+    frame = pd.DataFrame(rows, columns=names)
+    frame.insert(6, "q", _false_discovery(frame["p"].to_numpy(dtype=np.float64)))
     return frame.sort_values(["q", "explained"], ascending=[True, False], ignore_index=True)
 
 
@@ -113,11 +145,35 @@ def _of_numbers(ranks: NDArray[np.float64], by: NDArray[np.float64]) -> Found | 
     return 1 - (1 - r2) * (n - 1) / (n - 2), r2 / (1 - r2) * (n - 2), 1, n - 2
 
 
-def _of_categories(ranks: NDArray[np.float64], by: pd.Series) -> Found | None:
+def _larger_errors(ranks: NDArray[np.float64], by: pd.Series, numeric: bool) -> str:
+    """Where errors are larger."""
+    if numeric:
+        return "high values" if np.corrcoef(ranks, by.rank())[0, 1] > 0 else "low values"
+    found = pd.Series(ranks).groupby(by.to_numpy(dtype=str)).agg(["mean", "size"])
+    several = found[found["size"] > 1]
+    return str((several if len(several) else found)["mean"].idxmax())
+
+
+def _like_truth(values: pd.Series, actual: NDArray[Any], numeric: bool) -> float:
+    """How closely a column goes with the truth, from 0 to 1; NaN of a kind that is not compared."""
+    if pd.api.types.is_numeric_dtype(actual):
+        if not numeric:
+            return np.nan
+        pair = pd.DataFrame({"column": pd.to_numeric(values).to_numpy(), "actual": actual}).rank().to_numpy()
+        return float(abs(np.corrcoef(pair.T)[0, 1])) if (pair.std(axis=0) > 0).all() else np.nan
+    if numeric:
+        return np.nan
+    table = pd.crosstab(values.astype(str).to_numpy(), np.asarray(actual).astype(str)).to_numpy(dtype=np.float64)
+    expected = np.outer(table.sum(axis=1), table.sum(axis=0)) / table.sum()
+    fewer = min(table.shape) - 1
+    return float(np.sqrt(((table - expected) ** 2 / expected).sum() / table.sum() / fewer)) if fewer else np.nan
+
+
+def _of_categories(ranks: NDArray[np.float64], by: pd.Series, most: int = _MOST_CATEGORIES) -> Found | None:
     _, place = np.unique(by.to_numpy(dtype=str), return_inverse=True)
     sizes = np.bincount(place)
     k, n = len(sizes), len(ranks)
-    if k < 2 or k > _MOST_CATEGORIES or k >= n / 2 or ranks.std() == 0:
+    if k < 2 or k > most or k >= n / 2 or ranks.std() == 0:
         return None
     means = np.bincount(place, weights=ranks) / sizes
     between = float((sizes * (means - ranks.mean()) ** 2).sum())
@@ -137,8 +193,34 @@ def _false_discovery(p: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.minimum(q, 1)
 
 
+def without_twins(explained: pd.DataFrame) -> pd.DataFrame:
+    """Without columns that tell samples apart as one before them does, under another name."""
+    return explained[~explained.duplicated(["kind", "unit", "units", "explained", "p"])]
+
+
+def short_names(names: NDArray[Any]) -> NDArray[Any]:
+    """Names of groups; whole numbers that a table has written with a decimal lose it."""
+    text = np.asarray(names).astype(str)
+    if all(name.endswith(".0") for name in text):
+        return np.array([name.removesuffix(".0") for name in text])
+    return text
+
+
+def as_text(value: float) -> str:
+    """A number as a person writes it: no more digits than tell something, thousands apart."""
+    if value != value:
+        return ""
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.2g}" if 0 < abs(value) < 1e-3 else f"{value:.4g}"
+
+
 def likely_reasons(
-    table: pd.DataFrame, known: Mapping[str, NDArray[np.float64]], groups: NDArray[Any] | None = None
+    table: pd.DataFrame,
+    known: Mapping[str, NDArray[np.float64]],
+    groups: NDArray[Any] | None = None,
+    columns: pd.DataFrame | None = None,
+    explained: pd.DataFrame | None = None,
 ) -> list[str]:
     """What is unusual about each sample, in words; nothing where nothing is.
 
@@ -147,37 +229,71 @@ def likely_reasons(
     table : DataFrame (n rows)
         See `sample_errors`.
     known : mapping of str to ndarray (n,)
-        Such as ``depth``, ``ASVs`` and ``share of reads seen in training``.
+        Such as ``depth`` and ``ASVs``.
     groups : ndarray (n,), optional
+    columns, explained : DataFrame, optional
+        Given to and by `explaining_columns`: a sample with a value that goes with large errors is told.
     """
     said: list[list[str]] = [[] for _ in range(len(table))]
     for name, values in known.items():
         low, high = np.nanquantile(values, [_LOW, _HIGH])
         for place, value in enumerate(values):
             if value <= low < high:
-                said[place].append(f"{name} among the lowest ({value:,.4g})")
+                said[place].append(f"{name} among the lowest ({as_text(value)})")
             elif value >= high > low and name not in _BETTER_WHEN_HIGH:
-                said[place].append(f"{name} among the highest ({value:,.4g})")
+                said[place].append(f"{name} among the highest ({as_text(value)})")
+    errors = sample_errors(table)
     if pd.api.types.is_numeric_dtype(table["actual"]):
         actual = table["actual"].to_numpy(dtype=np.float64)
         low, high = np.nanquantile(actual, [_LOW, _HIGH])
-        for place, value in enumerate(actual):
-            if value <= low < high or value >= high > low:
+        for place, (value, predicted) in enumerate(zip(actual, table["predicted"], strict=True)):
+            drawn = predicted > value if value <= low < high else predicted < value if value >= high > low else False
+            if drawn:
                 side = "lowest" if value <= low else "highest"
-                said[place].append(f"actual value among the {side} ({value:,.4g}), where few samples are to learn from")
+                said[place].append(f"actual value among the {side} ({as_text(value)}), predicted nearer to the middle")
     else:
         counts = table["actual"].astype(str).value_counts(normalize=True)
         for place, name in enumerate(table["actual"].astype(str)):
             if counts[name] < 0.5 / len(counts):
                 said[place].append(f"class {name} is rare ({100 * counts[name]:.0f} % of these)")
+    if columns is not None and explained is not None:
+        _say_columns(said, columns.drop(columns=list(known), errors="ignore"), explained)
     if groups is not None:
-        errors = sample_errors(table)
-        of_group = pd.Series(errors).groupby(np.asarray(groups).astype(str)).transform("median").to_numpy()
-        overall = np.quantile(errors, 0.75)
-        for place, value in enumerate(of_group):
-            if value > overall:
-                said[place].append("its whole group is predicted badly")
+        _say_groups(said, errors, np.asarray(groups).astype(str))
     return ["; ".join(reasons) for reasons in said]
 
 
-_BETTER_WHEN_HIGH = {"depth", "share of reads seen in training", "share of ASVs seen in training"}
+def _say_columns(said: list[list[str]], columns: pd.DataFrame, explained: pd.DataFrame) -> None:
+    """Values of the columns that explain errors, where these are larger."""
+    telling = explained[(explained["q"] < 0.05) & ~(explained["like_truth"] >= THE_TRUTH_ITSELF)]
+    telling = without_twins(telling[telling["column"].isin(columns.columns)])
+    for row in telling.sort_values("explained", ascending=False, kind="stable").head(_MOST_COLUMNS).itertuples():
+        values = columns[row.column]
+        if row.kind == "categories":
+            for place in np.flatnonzero(values.astype(str) == row.larger_errors):
+                said[place].append(f"{row.column} is {row.larger_errors}, where errors are larger")
+            continue
+        numbers = pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64)
+        up = row.larger_errors == "high values"
+        edge = np.nanquantile(numbers, 1 - _EDGE if up else _EDGE)
+        for place in np.flatnonzero(numbers >= edge if up else numbers <= edge):
+            level = "high" if up else "low"
+            said[place].append(f"{row.column} is {level} ({as_text(numbers[place])}), where errors are larger")
+
+
+def _say_groups(said: list[list[str]], errors: NDArray[np.float64], groups: NDArray[Any]) -> None:
+    """Groups that are predicted badly as wholes, and in others bad samples for which there is no other reason."""
+    grouped = pd.Series(errors).groupby(groups)
+    of_group, sizes = grouped.transform("median").to_numpy(), grouped.transform("size").to_numpy()
+    usual, much, most = np.quantile(errors, [0.5, 0.75, 0.95])
+    for place, value in enumerate(of_group):
+        if value > much:
+            said[place].append(f"its whole group is predicted badly (median error {as_text(value)})")
+        elif not said[place] and errors[place] >= most > usual >= value and sizes[place] >= 4:
+            said[place].append(
+                f"unlike the rest of its group, which is predicted well (median error {as_text(value)}): an unusual or "
+                "a mislabelled sample"
+            )
+
+
+_BETTER_WHEN_HIGH = {"depth"}

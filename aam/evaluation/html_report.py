@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from aam.evaluation.error_analysis import as_text
 
 __all__ = ["Page"]
+
+_PIXELS = 0.7  # of the page for one of a picture, which is drawn for fine screens
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1080px; margin: 2em auto; padding: 0 1em; }
@@ -19,8 +20,9 @@ h1 { font-size: 1.6em; } h2 { font-size: 1.25em; margin-top: 2em; border-bottom:
 h3 { font-size: 1.05em; margin-bottom: .3em; }
 table { border-collapse: collapse; margin: .6em 0; font-size: .92em; }
 th, td { padding: .25em .7em; border-bottom: 1px solid #e5e5e5; text-align: right; }
-th:first-child, td:first-child, td.text { text-align: left; } th { background: #f6f6f6; }
-img { max-width: 100%; height: auto; margin: .4em 0; } figure { margin: 0; display: inline-block; vertical-align: top; }
+th:first-child, td:first-child, td.text, th.text { text-align: left; } th { background: #f6f6f6; }
+img { max-width: 100%; height: auto; margin: .4em 0; } figure { margin: 0 0 1em; }
+figcaption { color: #666; font-size: .92em; max-width: 60em; }
 p.note { color: #666; font-size: .92em; margin: .2em 0 .8em; }
 .scroll { overflow-x: auto; }
 """
@@ -48,7 +50,11 @@ class Page:
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Rows of cells: numbers to the right, text to the left."""
-        lines = ["<tr>" + "".join(f"<th>{html.escape(name)}</th>" for name in header) + "</tr>"]
+        words = [any(isinstance(row[place], str) and row[place] for row in rows) for place in range(len(header))]
+        heads = (
+            f"<th{' class=text' if word else ''}>{html.escape(n)}</th>" for n, word in zip(header, words, strict=True)
+        )
+        lines = [f"<tr>{''.join(heads)}</tr>"]
         for row in rows:
             cells = [
                 f"<td>{_number(cell)}</td>"
@@ -59,13 +65,15 @@ class Page:
             lines.append(f"<tr>{''.join(cells)}</tr>")
         self.parts.append(f'<div class="scroll"><table>{"".join(lines)}</table></div>')
 
-    def figure(self, figure: Figure, description: str) -> None:
-        """A picture, within the page."""
-        written = io.BytesIO()
-        figure.savefig(written, format="png", dpi=110)
-        encoded = base64.b64encode(written.getvalue()).decode()
+    def picture(self, path: Path, description: str, caption: str = "") -> None:
+        """A PNG file, within the page, with what it shows below it."""
+        content = path.read_bytes()
+        width = int(int.from_bytes(content[16:20]) * _PIXELS)  # as PNG has it in its header
+        encoded = base64.b64encode(content).decode()
+        below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
         self.parts.append(
-            f'<figure><img alt="{html.escape(description)}" src="data:image/png;base64,{encoded}"></figure>'
+            f'<figure><img width="{width}" alt="{html.escape(description)}" src="data:image/png;base64,{encoded}">'
+            f"{below}</figure>"
         )
 
     def __str__(self) -> str:
@@ -80,4 +88,4 @@ class Page:
 def _number(value: float) -> str:
     if isinstance(value, int):
         return f"{value:,}"
-    return "" if value != value else f"{value:.4g}"
+    return as_text(value)

@@ -592,7 +592,8 @@ class TrainTask(Task):
 
     def _target_loss(self, output: Tensor, actual: Tensor) -> LossSum:
         if isinstance(self.target, ClassTarget):
-            return class_loss(output, actual, self.class_weights, self.config.label_smoothing)
+            smoothing = self.config.label_smoothing if self.predictor.training else 0.0
+            return class_loss(output, actual, self.class_weights, smoothing)
         if self.target.quantiles:
             return quantile_loss(output.float(), actual, self.target.quantiles)
         predicted = output[:, 0].float()

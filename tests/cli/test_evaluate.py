@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from sklearn.metrics import balanced_accuracy_score, mean_absolute_error, roc_auc_score
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, mean_absolute_error, roc_auc_score
 
 from tests.end_to_end.program import StudyFiles, aam, assert_one_line_error, read_metrics, simulate, succeed
 
@@ -62,10 +62,16 @@ def test_numbers_with_all_that_is_known(study: StudyFiles, tmp_path: Path) -> No
     errors = pd.read_csv(tmp_path / "report" / "errors.tsv", sep="\t")
     assert len(errors) == 24 and errors["error"].is_monotonic_decreasing
     assert {"depth", "ASVs", "group", "likely_reason"} <= set(errors.columns)
+    assert found["metrics"]["bias"] == pytest.approx((read["predicted"] - read["actual"]).mean())
     groups = pd.read_csv(tmp_path / "report" / "groups.tsv", sep="\t")
     assert groups["samples"].sum() == 24 and len(groups) == 8
-    assert {"column", "explained", "q"} <= set(pd.read_csv(tmp_path / "report" / "columns.tsv", sep="\t").columns)
-    for name in ("predictions", "residuals", "errors_by_size", "errors_by_group"):
+    columns = pd.read_csv(tmp_path / "report" / "columns.tsv", sep="\t")
+    assert {"column", "explained", "q", "larger_errors", "like_truth"} <= set(columns.columns)
+    assert "subject_id" not in columns["column"].tolist()  # the groups are told of by themselves
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "mean absolute error (MAE)" in page and "Errors by subject_id" in page and "likely_reason" not in page
+    assert re.search(r"<td>[^<]*\.\d{6}", page) is None  # no more digits than tell something
+    for name in ("predictions", "residuals", "explained", "errors_by_size", "errors_by_column", "errors_by_group"):
         with Image.open(tmp_path / "report" / "plots" / f"{name}.png") as image:
             assert min(image.size) > 400
 
@@ -76,7 +82,7 @@ def test_the_page_stands_by_itself(study: StudyFiles, tmp_path: Path) -> None:
     text = (tmp_path / "report" / "report.html").read_text()
     checker = _Checker()
     checker.feed(text)
-    assert not checker.open and len(checker.images) == 2
+    assert not checker.open and len(checker.images) == 4
     assert all(source.startswith("data:image/png;base64,") for source in checker.images)
     assert not re.search(r'(src|href)="(?!data:)', text) and "<script" not in text
     assert "<b>p&" not in text and "&lt;b&gt;p&amp;" in text
@@ -98,6 +104,12 @@ def test_classes(study: StudyFiles, tmp_path: Path) -> None:
     assert found["balanced_accuracy"] == pytest.approx(expected)
     if len(names) == 2:
         assert found["roc_auc"] == pytest.approx(roc_auc_score(metadata["group"] == names[1], scores[:, 1]))
+    shown = [1] if len(names) == 2 else range(len(names))
+    each = [average_precision_score(metadata["group"] == names[i], scores[:, i]) for i in shown]
+    assert found["average_precision"] == pytest.approx(np.mean(each))
+    is_class = (metadata["group"].to_numpy()[:, None] == np.array(names)).astype(float)
+    brier = ((is_class - scores) ** 2).sum(axis=1).mean()
+    assert found["brier"] == pytest.approx(brier / 2 if len(names) == 2 else brier)
     plots = {path.stem for path in (tmp_path / "r" / "plots").iterdir()}
     assert {"predictions", "curves", "calibration"} <= plots
 
@@ -112,6 +124,19 @@ def test_intervals_of_predictions(study: StudyFiles, tmp_path: Path) -> None:
     assert found["mean_width"] == pytest.approx(3)
     assert found["interval"][0] <= found["value"] <= found["interval"][1]
     assert (tmp_path / "r" / "plots" / "intervals.png").is_file()
+    assert "nominal" not in found
+
+
+def test_quantiles_are_intervals_too(study: StudyFiles, tmp_path: Path) -> None:
+    table = pd.read_csv(predictions(study, tmp_path / "p.tsv", noise=1.0), sep="\t")
+    table["quantile_0.1"], table["quantile_0.9"] = table["predicted"] - 1, table["predicted"] + 2
+    table.to_csv(tmp_path / "p.tsv", sep="\t", index=False)
+    succeed("evaluate", tmp_path / "p.tsv", "--output-dir", tmp_path / "r")
+    found = read_metrics(tmp_path / "r")["predictions"]["p"]["coverage"]
+    assert (found["nominal"], found["mean_width"]) == pytest.approx((0.8, 3))
+    off = table["actual"] - table["predicted"]
+    assert found["value"] == pytest.approx(off.between(-1, 2).mean())
+    assert "80 % are meant to" in (tmp_path / "r" / "report.html").read_text()
 
 
 def test_two_models(study: StudyFiles, tmp_path: Path) -> None:
@@ -123,17 +148,19 @@ def test_two_models(study: StudyFiles, tmp_path: Path) -> None:
     assert found["difference"] < 0 and found["interval"][1] < 0 and found["p"] < 0.05
     assert "good - bad" in out
     assert {path.name for path in (tmp_path / "r").iterdir()} >= {"good", "bad", "comparison.tsv", "report.html"}
+    assert (tmp_path / "r" / "plots" / "comparison_good_bad.png").is_file()
+    assert "good errs less than bad" in (tmp_path / "r" / "report.html").read_text()
 
 
 def test_a_run_says_where_everything_is(study: StudyFiles, tmp_path: Path) -> None:
     run = tmp_path / "run"
     options = ("--metadata-column", "age", "--group-column", "subject_id", "--test-size", 0.25, "--epochs", 1)
     succeed(*study.train, *options, "--output-dir", run)
-    succeed("evaluate", "--predictions", run, "--output-dir", tmp_path / "r")
+    succeed("evaluate", run, "--output-dir", tmp_path / "r")
     found = read_metrics(tmp_path / "r")["predictions"]["run"]
-    assert found["metrics"] == pytest.approx(
-        {name: value for name, value in read_metrics(run)["test"].items() if "unifrac" not in name}, rel=1e-4
-    )
+    expected = {name: value for name, value in read_metrics(run)["test"].items() if "unifrac" not in name}
+    assert {name: found["metrics"][name] for name in expected} == pytest.approx(expected, rel=1e-4)
+    assert "Evaluation of run (age)" in (tmp_path / "r" / "report.html").read_text()
     assert found["groups"] >= 2 and "depth" in (tmp_path / "r" / "errors.tsv").read_text()
     succeed("evaluate", "--predictions", run, "--part", "val", "--output-dir", tmp_path / "v")
     assert read_metrics(tmp_path / "v")["predictions"]["run"]["metrics"]["mae"] == pytest.approx(
@@ -144,6 +171,7 @@ def test_a_run_says_where_everything_is(study: StudyFiles, tmp_path: Path) -> No
 def test_what_is_refused(study: StudyFiles, tmp_path: Path) -> None:
     table = predictions(study, tmp_path / "p.tsv", noise=1)
     report = ("--output-dir", tmp_path / "r")
+    assert_one_line_error(aam("evaluate", *report), 2, "run directory")
     without = pd.read_csv(table, sep="\t")
     without.drop(columns="actual").to_csv(tmp_path / "q.tsv", sep="\t", index=False)
     outcome = aam("evaluate", "--predictions", tmp_path / "q.tsv", *report)

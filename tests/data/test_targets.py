@@ -84,6 +84,40 @@ def test_no_logarithm(value):
         NumericTarget.fit("age", "log-minmax", np.array([2.0, value]))
 
 
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_quantiles_are_those_of_the_values_in_any_scale(transform):
+    """A quantile in a scale that keeps the order is the quantile of the values."""
+    values = np.random.default_rng(0).exponential(5, 101)
+    levels = (0.05, 0.5, 0.95)  # of 101 values each is one of them, whatever lies between
+    target = NumericTarget.fit("age", transform, values, quantiles=levels)
+    assert target.outputs == 3
+    output = np.tile(np.quantile(target.encode(values), levels), (4, 1)).astype(np.float32)
+    output[1] = output[1, ::-1]  # quantiles that cross are put in order
+    expected = np.tile(np.quantile(values, levels), (4, 1))
+    np.testing.assert_allclose(target.decode_quantiles(output), expected, rtol=1e-4)
+    np.testing.assert_allclose(target.predicted(output), expected[:, 1], rtol=1e-4)
+    assert target_from_dict(json.loads(json.dumps(target.to_dict()))) == target
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@FAST
+@given(arrays(np.float32, (5, 3), elements=st.floats(-(2.0**99), 2.0**99, width=32)))
+def test_predictions_stay_within_the_bounds(transform, output):
+    values = np.array([0.0, 4, 10])
+    target = NumericTarget.fit("age", transform, values, quantiles=(0.1, 0.5, 0.9), lower=0, upper=12)
+    read = target.decode_quantiles(output)
+    assert (read >= 0).all() and (read <= 12).all() and (np.diff(read, axis=1) >= 0).all()
+    assert target_from_dict(json.loads(json.dumps(target.to_dict()))) == target
+    below = NumericTarget.fit("age", transform, values, upper=10)
+    assert (below.predicted(output[:, :1]) <= 10).all()
+
+
+@pytest.mark.parametrize(("lower", "upper", "words"), [(1, None, "holds 0.*--target-min 1"), (0, 9, "holds 10.*max 9")])
+def test_values_beyond_the_bounds(lower, upper, words):
+    with pytest.raises(DataError, match=rf"'age' {words}; correct the value"):
+        NumericTarget.fit("age", "zscore", np.array([0.0, 4, 10]), lower=lower, upper=upper)
+
+
 @FAST
 @given(st.lists(st.text(min_size=1, max_size=4), min_size=2, max_size=8).filter(lambda x: len(set(x)) > 1))
 def test_classes_round_trip(labels):

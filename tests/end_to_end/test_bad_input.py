@@ -322,6 +322,11 @@ class TestMetadata:
         options = ("--target-transform", "log-minmax")
         files.target_refused(path, "weight", path, "-5", "zscore or minmax", options=options)
 
+    def test_a_value_beyond_the_bounds_that_is_held_out(self, files: Files) -> None:
+        held_out = self.held_out(files)
+        path = files.metadata("weight", lambda i: 99 if i == held_out[0] else i)
+        files.target_refused(path, "weight", path, "99", "--target-max 50", options=("--target-max", "50"))
+
     def test_a_class_that_is_held_out_whole(self, files: Files) -> None:
         held_out = self.held_out(files)
         path = files.metadata("diet", lambda i: "meat" if i in held_out else ["greens", "roots"][i % 2])

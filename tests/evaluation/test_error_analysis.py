@@ -7,7 +7,14 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from aam.evaluation.error_analysis import errors_by_group, explaining_columns, likely_reasons, sample_errors
+from aam.evaluation.error_analysis import (
+    as_text,
+    errors_by_group,
+    explained_by_groups,
+    explaining_columns,
+    likely_reasons,
+    sample_errors,
+)
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +92,63 @@ def test_reasons_name_what_is_unusual() -> None:
     table.loc[groups == "g7", "predicted"] += 40
     said = likely_reasons(table, {"depth": depth}, groups)
     assert "depth among the lowest (3)" in said[50]
-    assert "actual value among the highest" in said[99] and "whole group" in said[72]
+    assert "whole group" in said[72]
+    ends = [place for place in range(100) if "actual value among" in said[place]]
+    assert ends and all((table["predicted"] > table["actual"])[place] == (place < 50) for place in ends)
     assert not any("highest" in text for text in said[10:90] if "depth" in text)
     assert sum(text == "" for text in said) > 50
     classes = pd.DataFrame({"actual": ["a"] * 50 + ["b"] * 45 + ["c"] * 2, "predicted": ["a"] * 97})
     assert "class c is rare" in likely_reasons(classes, {})[-1]
+
+
+def test_what_is_the_truth_in_other_words_is_told() -> None:
+    rng = np.random.default_rng(0)
+    months = rng.random(80) * 24
+    frame = pd.DataFrame({"days": months * 30.4, "noise": rng.random(80), "sex": rng.choice(["f", "m"], 80)})
+    errors = months + rng.random(80)
+    found = explaining_columns(errors, frame, None, months).set_index("column")
+    assert found.loc["days", "like_truth"] == pytest.approx(1)
+    assert found.loc["noise", "like_truth"] == pytest.approx(abs(stats.spearmanr(frame["noise"], months).statistic))
+    assert np.isnan(found.loc["sex", "like_truth"]) and found.loc["days", "larger_errors"] == "high values"
+    classes = np.where(months > 12, "old", "young")
+    words = pd.DataFrame({"stage": np.where(months > 12, "adult", "infant"), "sex": frame["sex"]})
+    told = explaining_columns(errors, words, None, classes).set_index("column")["like_truth"]
+    table = pd.crosstab(words["sex"], classes)
+    assert told["stage"] == pytest.approx(1)
+    assert told["sex"] == pytest.approx(stats.contingency.association(table.to_numpy(), method="cramer"))
+
+
+def test_where_errors_are_larger(columns: tuple[np.ndarray, pd.DataFrame]) -> None:
+    errors, frame = columns
+    found = explaining_columns(errors, frame).set_index("column")["larger_errors"]
+    assert found["site"] == "skin" and found["depth"] == "low values"
+
+
+def test_reasons_name_columns_and_odd_samples_of_good_groups(columns: tuple[np.ndarray, pd.DataFrame]) -> None:
+    errors, frame = columns
+    table = pd.DataFrame({"actual": np.full(150, 5.0), "predicted": 5 + errors})
+    said = likely_reasons(table, {}, None, frame, explaining_columns(errors, frame))
+    skin = frame["site"] == "skin"
+    assert all(("site is skin" in text) == there for text, there in zip(said, skin, strict=True))
+    groups = np.repeat([f"g{i}" for i in range(15)], 10)
+    near = pd.DataFrame({"actual": np.arange(150.0), "predicted": np.arange(150) + 0.1 * (1 + np.arange(150) % 10)})
+    near.loc[groups == "g4", "predicted"] = near["actual"] + 0.3
+    near.loc[44, "predicted"] += 30
+    assert "unlike the rest of its group" in likely_reasons(near, {}, groups)[44]
+
+
+def test_groups_explain_what_their_means_do() -> None:
+    groups = np.repeat(list("abcd"), 25)
+    errors = np.random.default_rng(0).random(100)
+    assert (
+        explained_by_groups(errors, groups) < 0.1 < 0.9 < explained_by_groups(errors + 9 * (groups == "a"), groups) * 2
+    )
+    assert explained_by_groups(errors, np.arange(100)) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(10093.0, "10,093"), (2.80874, "2.809"), (3.6e-13, "3.6e-13"), (0.0, "0"), (np.nan, ""), (-1234.6, "-1,235")],
+)
+def test_numbers_as_a_person_writes_them(value: float, text: str) -> None:
+    assert as_text(value) == text

@@ -57,6 +57,17 @@ def test_the_loss_of_all_samples_is_the_evaluations(kind, equal_study):
     )
 
 
+def test_labels_are_smoothed_in_training_alone(equal_study):
+    task = build_task(equal_study, "classes")
+    batch = build_dataset(equal_study, task)[BatchKey(0, tuple(range(len(equal_study))))]
+    plain = task.loss(batch).parts["target_loss"].item()
+    task.config = task.config.model_copy(update={"label_smoothing": 0.2})
+    task.train()
+    smoothed = task.loss(batch).parts["target_loss"].item()
+    assert smoothed != pytest.approx(plain)
+    assert judge(equal_study, task, 2).losses["target_loss"] == pytest.approx(plain, rel=1e-5)
+
+
 def test_losses_without_weight_are_not_computed(equal_study):
     task = build_task(equal_study, "regression")
     without = task.__class__(
