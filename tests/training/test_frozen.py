@@ -353,9 +353,10 @@ def test_freezing_equals_two_phases_by_hand(kind, unequal_study, tmp_path):
 
 
 @pytest.mark.parametrize("average", ["none", "ema", "swa"])
-def test_what_was_frozen_is_what_is_encoded(average, unequal_study, tmp_path):
+@pytest.mark.parametrize(("optimizer", "lookahead"), [("adamw", False), ("muon", False), ("sgd", True)])
+def test_what_was_frozen_is_what_is_encoded(optimizer, lookahead, average, unequal_study, tmp_path):
     """The model that is saved reads ASVs as the table of its last epochs does."""
-    optim = OptimConfig(average=average)
+    optim = OptimConfig(optimizer=optimizer, lookahead=lookahead, average=average)
     frozen = callback(unequal_study, "asv_encoder", since=2)
     found = trainer_of(unequal_study, "regression", tmp_path, [frozen], epochs=4, optim=optim)
     found.fit()
