@@ -214,10 +214,15 @@ def _write_npz(path: Path, found: Embeddings, of_asvs: bool) -> None:
 def _write_h5ad(path: Path, found: Embeddings, of_asvs: bool) -> None:
     anndata = _anndata(path)
     names, values = (found.sequences, found.asvs) if of_asvs else (found.sample_ids, found.samples)
-    rows = pd.DataFrame(index=pd.Index(names, dtype=str))
+    # Text as objects: pandas' own strings are refused, as earlier versions of anndata cannot read them.
+    rows = pd.DataFrame(index=pd.Index(names, dtype=object))
     if found.metadata is not None and not of_asvs:
-        rows = found.metadata.set_axis(rows.index).astype(str).where(found.metadata.notna().to_numpy(), "")
-    columns = pd.DataFrame(index=[f"e{i}" for i in range(values.shape[1])])
+        for name, column in found.metadata.astype(object).where(found.metadata.notna(), "").items():
+            texts = column.map(str).to_numpy(dtype=object)
+            kinds = pd.Index(np.array(sorted(set(texts)), dtype=object), dtype=object)
+            rows[str(name)] = pd.Categorical(texts, categories=kinds)
+        rows.columns = pd.Index(rows.columns, dtype=object)
+    columns = pd.DataFrame(index=pd.Index([f"e{i}" for i in range(values.shape[1])], dtype=object))
     anndata.AnnData(values, obs=rows, var=columns).write_h5ad(path)
 
 

@@ -176,5 +176,5 @@ def with_learning_rate(config: RunConfig, trainer: Trainer, directory: RunDirect
     config = _updated(config, "optim", lr=lr, lr_find="none", **values)
     trainer.optim = trainer.optim.model_copy(update={"lr": lr, **values})
     trainer.optimizer = build_optimizer(trainer.task.model, config.optim)
-    trainer.schedule = build_schedule(trainer.optimizer, config.optim, trainer.steps)
+    trainer.schedule = build_schedule(trainer.optimizer, config.optim, trainer.steps, trainer.schedule.turn)
     return config

@@ -97,14 +97,18 @@ def build_trainer(
     rates = ", ".join(f"{name} {lr:.2g}" for name, lr in peak_learning_rates(optimizer))
     if optim.head_lr is not None or optim.layer_decay is not None:
         logger.info("peak learning rates: %s", rates)
-    steps = -(-len(plans["train"]) // optim.accumulation_steps) * config.train.number_of_epochs
+    steps_of_epoch = -(-len(plans["train"]) // optim.accumulation_steps)
+    steps = steps_of_epoch * config.train.number_of_epochs
+    since = config.train.freeze_asvs_after or 0
+    # What is frozen has then come to rest, as at the end of a run, and what is not begins another.
+    turn = steps_of_epoch * since if since < config.train.number_of_epochs else 0
     return Trainer(
         task,
         plans["train"],
         loader(datasets["train"], plans["train"], config.train, device),
         loader(datasets[watched_part(split)], plans["val"], config.train, device),
         optimizer,
-        build_schedule(optimizer, optim, steps),
+        build_schedule(optimizer, optim, steps, turn),
         optim,
         config.train,
         device,

@@ -31,12 +31,17 @@ class Schedule:
         A number of optimizer steps to the curve over so many.
     steps : int
         Optimizer steps of the run.
+    turn : int
+        The step at which the curve begins anew; before it, it is over so many steps. 0 for one curve.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, curve: Callable[[int], Curve], steps: int) -> None:
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, curve: Callable[[int], Curve], steps: int, turn: int = 0
+    ) -> None:
         self.optimizer = optimizer
         self.curve = curve
         self.steps = steps
+        self.turn = turn
         self.done = 0  # optimizer steps
         self.begun = 0  # the step at which the curve began
         for group in optimizer.param_groups:
@@ -46,7 +51,8 @@ class Schedule:
     @property
     def share(self) -> float:
         """Of the peak, for the next step."""
-        return self.curve(max(1, self.steps - self.begun))(self.done - self.begun)
+        begun, end = (self.begun, self.turn) if self.done < self.turn else (max(self.begun, self.turn), self.steps)
+        return self.curve(max(1, end - begun))(self.done - begun)
 
     def step(self) -> None:
         """An optimizer step is done."""
@@ -57,7 +63,7 @@ class Schedule:
         """An epoch is done, and its validation loss known."""
 
     def restart(self) -> None:
-        """Begin anew, over what is left of the run."""
+        """Begin anew, over what is left of the run, or until it turns."""
         self.begun = self.done
         self._apply()
 
@@ -79,7 +85,7 @@ class PlateauSchedule(Schedule):
 
     Parameters
     ----------
-    optimizer, curve, steps
+    optimizer, curve, steps, turn
         See `Schedule`; the curve is that of the warm-up.
     factor : float
         Of the learning rate, each time.
@@ -97,12 +103,13 @@ class PlateauSchedule(Schedule):
         factor: float,
         patience: int,
         least: float,
+        turn: int = 0,
     ) -> None:
         self.factor, self.patience, self.least = factor, patience, least
         self.lowered = 1.0
         self.best = math.inf
         self.bad_epochs = 0
-        super().__init__(optimizer, curve, steps)
+        super().__init__(optimizer, curve, steps, turn)
 
     @property
     def share(self) -> float:
@@ -224,8 +231,8 @@ SCHEDULES: dict[str, ScheduleRecord] = {
 }
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig, steps: int) -> Schedule:
-    """The schedule of a run of so many optimizer steps."""
+def build_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig, steps: int, turn: int = 0) -> Schedule:
+    """The schedule of a run of so many optimizer steps, which begins anew at the step ``turn``."""
     record = SCHEDULES[config.schedule]
 
     def warmup(of: int) -> int:
@@ -235,6 +242,6 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig, steps:
 
     curve = _after_warmup(lambda of: record.curve(config, of), warmup)
     if not record.on_plateau:
-        return Schedule(optimizer, curve, steps)
+        return Schedule(optimizer, curve, steps, turn)
     factor = 0.3 if config.plateau_factor is None else config.plateau_factor
-    return PlateauSchedule(optimizer, curve, steps, factor, config.plateau_patience, _least(config))
+    return PlateauSchedule(optimizer, curve, steps, factor, config.plateau_patience, _least(config), turn)

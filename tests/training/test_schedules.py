@@ -136,6 +136,22 @@ def test_a_run_of_few_steps_has_a_learning_rate(schedule, steps):
     assert (found > 0).all() and (found <= PEAKS).all()
 
 
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
+def test_a_schedule_that_turns_is_two(name):
+    """And goes on from any step."""
+    found = []
+    optimizer = optimizer_of_two_groups()
+    schedule = build_schedule(optimizer, config(name), STEPS, turn=150)
+    for step in range(STEPS):
+        if step in (20, 150, 151):
+            saved = schedule.state_dict()
+            schedule = build_schedule(optimizer, config(name), STEPS, turn=150)
+            schedule.load_state_dict(saved)
+        found.append(rates(optimizer))
+        schedule.step()
+    np.testing.assert_allclose(found, [*ours(config(name), 150), *ours(config(name), 250)])
+
+
 @pytest.mark.parametrize("patience", [1, 3])
 def test_plateau_is_torchs(patience):
     """Which counts one epoch more before it lowers the rate."""
