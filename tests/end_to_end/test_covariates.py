@@ -12,6 +12,7 @@ import pytest
 from aam.data.splits import read_splits
 from aam.training.checkpoint import load_model_file
 from tests.end_to_end.program import (
+    QUICK,
     StudyFiles,
     aam,
     assert_one_line_error,
@@ -46,13 +47,15 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> StudyFiles:
 @pytest.fixture(scope="module", params=FUSIONS)
 def run(request: pytest.FixtureRequest, given: StudyFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / request.param
-    options = ["--fusion", request.param, "--epochs", 40, "--patience", 40, "--lr", 0.01, "--test-size", 0.25]
+    options = ["--fusion", request.param, "--epochs", 10, "--lr", 0.01, "--batch-size", 2]
+    options += ["--schedule", "constant", "--count-weight", 0, "--nuc-weight", 0, "--dropout", 0, "--test-size", 0.25]
+    options += ["--token-limit", 4, "--max-bp", 12]
     succeed(*given.train, *GIVEN, *options, "--output-dir", path)
     return path
 
 
 def test_what_decides_is_used_and_read_again(run: Path, given: StudyFiles, tmp_path: Path) -> None:
-    known = read_predictions(run / "test_predictions.tsv").drop(index="", errors="ignore")
+    known = read_predictions(run / "test_predictions.tsv")
     site = pd.read_csv(given.metadata, sep="\t", index_col=0)["site"].loc[known.index]
     known = known[site.notna()]
     assert (np.sign(known["predicted"]) == np.sign(known["actual"])).all()
@@ -107,9 +110,9 @@ def test_what_a_new_table_lacks_is_unknown_and_told(run: Path, given: StudyFiles
 
 def test_classes_by_a_frozen_base(given: StudyFiles, pretrained: Path, tmp_path: Path) -> None:
     """Batches of encoded samples carry covariates; a split that is taken over; base targets read the sample alone."""
-    arguments = [*given.train, "--metadata-column", "group", "--classifier", "--categorical-columns", "site"]
-    arguments = [argument for argument in arguments if argument not in ("--embedding-dim", "16")]
-    arguments += ["--numeric-columns", "dose", "--fusion", "gmu", "--epochs", 3, "--unifrac-matrix", given.matrix]
+    plain_arguments = ["train", "--table", given.table, "--metadata", given.metadata, *QUICK]
+    plain_arguments += ["--unifrac-matrix", given.matrix, "--metadata-column", "group", "--classifier"]
+    arguments = [*plain_arguments, "--categorical-columns", "site", "--numeric-columns", "dose", "--fusion", "gmu"]
     frozen, slow = tmp_path / "frozen", tmp_path / "slow"
     start = ["--pretrained-encoder", pretrained, "--freeze-base", "--numeric-columns", "age", "--output-dir"]
     succeed(*arguments, *start, frozen)
@@ -122,10 +125,7 @@ def test_classes_by_a_frozen_base(given: StudyFiles, pretrained: Path, tmp_path:
     assert all((now[f"encoder.{name}"] == value).all() for name, value in before.items())
     metrics = read_metrics(frozen)["test"]
     plain = tmp_path / "plain"
-    succeed(
-        *(*given.train, "--metadata-column", "group", "--classifier", "--unifrac-matrix", given.matrix),
-        *("--pretrained-encoder", frozen, "--freeze-base", "--output-dir", plain),
-    )
+    succeed(*plain_arguments, "--pretrained-encoder", frozen, "--freeze-base", "--output-dir", plain)
     assert {name for name in weights(plain) if name.startswith("fusion.")} == set()
     assert json.loads((plain / "config.json").read_text())["model"]["fusion"] == "concat"
     assert read_metrics(plain)["test"]["unifrac_r2"] == pytest.approx(metrics["unifrac_r2"])
@@ -133,14 +133,13 @@ def test_classes_by_a_frozen_base(given: StudyFiles, pretrained: Path, tmp_path:
 
 @pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_one(given: StudyFiles, tmp_path: Path) -> None:
-    arguments = [*given.train, *GIVEN, "--mix-samples", 0.5, "--dropout", 0.2]
+    arguments = [*given.train, *GIVEN, "--mix-samples", 0.5, "--dropout", 0.2, "--schedule", "constant"]
     succeed(*arguments, "--epochs", 4, "--output-dir", tmp_path / "whole")
     succeed(*arguments, "--epochs", 2, "--output-dir", tmp_path / "parts")
     succeed(*arguments, "--epochs", 4, "--resume", "--output-dir", tmp_path / "parts")
     whole, parts = (load_model_file(tmp_path / name / "best_model.safetensors") for name in ("whole", "parts"))
     assert whole.header["covariates"] == parts.header["covariates"]
-    if "constant" in arguments:
-        assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 @pytest.mark.slow
@@ -169,7 +168,7 @@ def test_two_processes_write_the_run_of_one(given: StudyFiles, tmp_path: Path, s
     ("options", "words"),
     [
         (["--numeric-columns", "doses"], ["has no column 'doses'; did you mean 'dose'?"]),
-        (["--numeric-columns", "site"], ["'site'", "not numbers: 'gut', 'skin'", "--categorical-columns"]),
+        (["--numeric-columns", "site"], ["'site'", "not numbers: ", "--categorical-columns"]),
     ],
 )
 def test_columns_that_cannot_serve(given: StudyFiles, tmp_path: Path, options: list[str], words: list[str]) -> None:
