@@ -157,7 +157,8 @@ def test_folds(given: StudyFiles, tmp_path: Path) -> None:
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_write_the_run_of_one(given: StudyFiles, tmp_path: Path, strategy: str) -> None:
     arguments = [*given.train, *GIVEN, "--fusion", "cross-attention", "--unifrac-matrix", given.matrix]
-    arguments += ["--test-size", 0.25, "--batch-size", 7, "--dropout", 0, "--epochs", 3]
+    arguments += ["--test-size", 0.25, "--batch-size", 7, "--dropout", 0, "--nuc-weight", 0]
+    arguments += ["--epochs", 3, "--token-limit", 5, "--max-bp", 15]
     succeed(*arguments, "--output-dir", tmp_path / "alone")
     outcome = in_two(*arguments, "--strategy", strategy, "--output-dir", tmp_path / "two")
     assert outcome.returncode == 0, outcome.stderr
