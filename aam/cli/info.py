@@ -20,14 +20,14 @@ def command(run: Path, as_json: bool) -> None:
     """Say what RUN, a run directory or model file, is: task, settings, provenance, inputs, metrics."""
     from aam.data.targets import ClassTarget
     from aam.errors import DataError
-    from aam.training.checkpoint import MODEL_NAME, model_path, read_covariates, read_header, read_target
+    from aam.training.checkpoint import MODEL_NAME, model_path, read_header, read_target
 
     if run.is_dir() and not (run / MODEL_NAME).is_file() and any(run.glob("fold_0*")):
         _print_folds(run, as_json)
         return
     path = model_path(run, finished=False)
     header = read_header(path)
-    target, covariates = read_target(header, path), read_covariates(header, path)
+    target = read_target(header, path)
     final = path.with_name("metrics.json")
     if final.is_file():
         try:
@@ -43,8 +43,10 @@ def command(run: Path, as_json: bool) -> None:
         task = f"train: {target.column}, classes {', '.join(target.classes)}"
     else:
         task = f"train: {target.column}, a number (learnt as {target.transform})"
-    if covariates is not None:
-        task += f"; given {', '.join(covariates.columns)}"
+    data = _part(header["config"], "data")
+    given = [*data.get("categorical_columns", ()), *data.get("numeric_columns", ())]
+    if given:
+        task += f"; given {', '.join(given)}"
     members = header.get("members", [])
     together = f", the mean of {len(members)} models: {', '.join(member['name'] for member in members)}"
     click.echo(f"{path}\n{task}{together if members else ''}")

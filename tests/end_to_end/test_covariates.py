@@ -84,7 +84,7 @@ def test_what_is_fitted_is_of_the_training_samples(run: Path, given: StudyFiles)
             }
         ],
     }
-    assert f"given {'site, dose'}" in succeed("info", run).out
+    assert "given site, dose" in succeed("info", run).out
 
 
 def test_what_a_new_table_lacks_is_unknown_and_told(run: Path, given: StudyFiles, tmp_path: Path) -> None:
@@ -150,7 +150,8 @@ def test_folds(given: StudyFiles, tmp_path: Path) -> None:
     each = [predict(run / f"fold_{i}", given, tmp_path / "p.tsv", "--metadata", given.metadata) for i in (0, 1)]
     np.testing.assert_allclose(predicted["predicted"], (each[0]["predicted"] + each[1]["predicted"]) / 2)
     for fold, table in enumerate(each):
-        assert_reproduces(table, run / f"fold_{fold}")
+        assert_reproduces(table, run / f"fold_{fold}", ("test",))
+    assert "given site, dose, the mean of 2 models" in succeed("info", run).out
 
 
 @pytest.mark.slow
