@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from aam.config import RunConfig, TrainConfig
 from aam.data.counts import present_asvs
+from aam.data.covariates import Covariates
 from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
 from aam.data.draws import generator
 from aam.data.labels import CompositionLabels, Labels, Pairs, taxon_labels
@@ -24,8 +25,7 @@ from aam.models.asv_encoder import REFERENCE_ASVS
 from aam.models.base_targets import BaseTarget, UniFrac, base_target, require_readable, targets_of
 from aam.models.distances import mean_of_pairs
 from aam.models.sequence_encoder import Level, SequenceEncoder
-from aam.models.sequence_predictor import SequencePredictor
-from aam.training.checkpoint import ModelFile, build_encoder, load_base, read_base_targets
+from aam.training.checkpoint import ModelFile, build_encoder, build_predictor, load_base, read_base_targets
 from aam.training.frozen import frozen_module
 from aam.training.tasks import LabelledTarget, PretrainTask, Task, TrainTask
 
@@ -58,7 +58,8 @@ def build_task(config: RunConfig, study: Study, split: NDArray[Any], pretrained:
 
     with in_file(config.data.metadata):
         target = _fit_target(config, study, train)
-    predictor = SequencePredictor(encoder, target.outputs, config.model.dropout, config.model.head_width)
+        covariates = _fit_covariates(config, study, train)
+    predictor = build_predictor(encoder, config.model, target.outputs, covariates)
     assert study.target is not None
     return TrainTask(
         predictor,
@@ -70,6 +71,7 @@ def build_task(config: RunConfig, study: Study, split: NDArray[Any], pretrained:
         config.train.seed,
         studies=study.studies,
         study_names=study.study_names,
+        covariates=covariates,
     )
 
 
@@ -223,6 +225,12 @@ def _fit_target(config: RunConfig, study: Study, train: NDArray[np.int64]) -> Nu
     labels = ClassTarget.fit(column, study.target[train])
     labels.encode(study.target)  # a class that is held out whole is refused here, before anything is written
     return labels
+
+
+def _fit_covariates(config: RunConfig, study: Study, train: NDArray[np.int64]) -> Covariates | None:
+    if study.covariates is None:
+        return None
+    return Covariates.fit(study.covariates.iloc[train], config.data.categorical_columns, config.data.numeric_columns)
 
 
 def _class_weights(

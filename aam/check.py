@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from aam.config import DataConfig, ModelConfig, TaskConfig, TrainConfig, UsualEpochs
 from aam.data.counts import MemoryCounts
+from aam.data.covariates import Covariates, read_covariates
 from aam.data.describe import SampleSizes, overlap, quantiles, read_samples, sample_sizes
 from aam.data.distance_files import read_distance_file
 from aam.data.draws import generator
@@ -76,8 +78,8 @@ def check(
     -------
     dict
         ``samples``, ``studies``, ``depth``, ``asvs``, ``lengths``, ``asvs_per_sample``, ``overlap``, ``distances``,
-        ``target``, ``split``, ``estimate`` (each None where it was not given or could not be read), ``problems`` and
-        ``warnings``.
+        ``target``, ``covariates`` (only where any are given), ``split``, ``estimate`` (each None where it was not given
+        or could not be read), ``problems`` and ``warnings``.
     """
     problems: list[str] = []
     labels = _attempt(problems, label_files, data, task.base_target)
@@ -89,7 +91,7 @@ def check(
         _what_needs_no_table(files, data, labels or {}, task, problems)
     if data.taxonomy is not None:
         _attempt(problems, load_taxonomy, data.taxonomy)
-    target, split, leaks = None, None, []
+    target, covariates, split, leaks = None, None, None, []
     if study is not None:
         if study.target is not None and task.classifier and data.metadata_column is not None:
             _attempt(problems, _repeated_classes, study.target, data)
@@ -99,6 +101,8 @@ def check(
         _attempt(problems, _require_references, study, train, data)
         if study.target is not None and data.metadata_column is not None:
             target = _attempt(problems, _target, study.target, train, data, task)
+        if study.covariates is not None and list(study.covariates) == list(data.covariates):
+            covariates = _attempt(problems, _covariates, study.covariates, train, data)
     sizes = None if study is None else sample_sizes(study, data, seed)
     return {
         "samples": _samples(files, study),
@@ -110,6 +114,7 @@ def check(
         "overlap": _overlap(files),
         "distances": _distances(files),
         "target": target,
+        **({"covariates": covariates} if data.covariates else {}),
         "split": None if study is None or split is None else _split_sizes(study, split),
         "estimate": None
         if study is None or split is None
@@ -139,6 +144,10 @@ def _what_needs_no_table(
     if data.metadata_column in files.metadata.columns and not task.classifier:
         column = str(data.metadata_column)
         _attempt(problems, numeric_target, files.metadata[column], column, source)
+    for name in data.categorical_columns:
+        _attempt(problems, read_covariates, files.metadata, (name,), (), source)
+    for name in data.numeric_columns:
+        _attempt(problems, read_covariates, files.metadata, (), (name,), source)
 
 
 def _attempt(problems: list[str], step: Callable[..., Result], *arguments: Any) -> Result | None:
@@ -156,12 +165,15 @@ def _align(files: StudyFiles, data: DataConfig, step: Callable[..., Study], prob
     study = _attempt([], step, files, data)
     if study is not None:
         return study
-    columns = ("metadata_column", "group_column", "split_column")
+    without: dict[str, Any] = {"metadata_column": None, "group_column": None, "split_column": None}
+    without |= {"categorical_columns": (), "numeric_columns": ()}
+    given: list[tuple[str, Any]] = [(name, getattr(data, name)) for name, nothing in without.items() if nothing is None]
+    given += [("categorical_columns", (column,)) for column in data.categorical_columns]
+    given += [("numeric_columns", (column,)) for column in data.numeric_columns]
     usable = data
-    for column in columns:
-        alone = data.model_copy(update={other: None for other in columns if other != column})
-        if _attempt(problems, step, files, alone) is None:
-            usable = usable.model_copy(update={column: None})
+    for option, value in given:
+        if _attempt(problems, step, files, data.model_copy(update=without | {option: value})) is None:
+            usable = usable.model_copy(update={option: without[option]})
     if usable.group_column is None:
         usable = usable.model_copy(update={"leave_out": (), "leave_one_group_out": False})
     return _attempt(problems, step, files, usable)
@@ -370,6 +382,19 @@ def _some_values(labels: LabelFile) -> NDArray[Any]:
     if isinstance(labels, StripeMatrix):
         return labels.block(rows, columns).ravel()
     return labels.block(rows)[np.triu_indices(len(rows), k=1)]
+
+
+def _covariates(frame: pd.DataFrame, train: NDArray[np.int64], data: DataConfig) -> dict[str, Any]:
+    """What is known of each covariate, and what of it a model of the training samples will not know."""
+    with in_file(data.metadata):
+        known = Covariates.fit(frame.iloc[train], data.categorical_columns, data.numeric_columns)
+    found: dict[str, Any] = {}
+    for fitted in known.categorical:
+        labels, sizes = np.unique(frame[fitted.column].dropna().to_numpy().astype(str), return_counts=True)
+        found[fitted.column] = {"classes": dict(zip(labels.tolist(), sizes.tolist(), strict=True))}
+    for name in data.numeric_columns:
+        found[name] = quantiles(frame[name].dropna().to_numpy())
+    return {"columns": found, "unknown": known.unknown(frame)}
 
 
 def _target(values: NDArray[Any], train: NDArray[np.int64], data: DataConfig, task: TaskConfig) -> dict[str, Any]:

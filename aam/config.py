@@ -65,6 +65,7 @@ def _as_several(value: Any) -> Any:
 
 
 Paths = Annotated[tuple[Path, ...], BeforeValidator(_as_several)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_several)]
 Trackers = Annotated[tuple[Literal["mlflow", "wandb"], ...], BeforeValidator(_as_several)]
 
 
@@ -103,6 +104,12 @@ class DataConfig(Section):
     taxonomy: Path | None = option(None, "Taxon of every feature, TSV or QIIME 2 artifact, for --base-target taxonomy.")
     metadata: Paths = option((), "Sample metadata, tab-separated, first column the sample IDs. Several are merged.")
     metadata_column: str | None = option(None, "Column of the metadata to predict.", only="train")
+    categorical_columns: Names = option(
+        (), "Column of the metadata, of categories, that the prediction is given beside the sample.", only="train"
+    )
+    numeric_columns: Names = option(
+        (), "Column of the metadata, of numbers, that the prediction is given beside the sample.", only="train"
+    )
     group_column: str | None = option(
         None, "Keep samples that share this column (a subject, say) on one side of the split."
     )
@@ -194,6 +201,33 @@ class DataConfig(Section):
                     )
         return self
 
+    @model_validator(mode="after")
+    def _covariates_are_other_columns(self) -> Self:
+        taken = {
+            "--metadata-column": self.metadata_column,
+            "--group-column": self.group_column,
+            "--split-column": self.split_column,
+        }
+        seen: dict[str, str] = {}
+        for option_name in ("categorical_columns", "numeric_columns"):
+            given = f"--{option_name.replace('_', '-')}"
+            for column in getattr(self, option_name):
+                if column in seen:
+                    also = "twice" if seen[column] == given else f"and of {seen[column]}, too"
+                    raise ValueError(f"{column!r} is a column of {given} {also}; give it once")
+                seen[column] = given
+                other = next((name for name, value in taken.items() if value == column), None)
+                if other is not None:
+                    raise ValueError(
+                        f"{given} and {other} are both {column!r}: what the prediction is given must be another column"
+                    )
+        return self
+
+    @property
+    def covariates(self) -> tuple[str, ...]:
+        """The columns that the prediction is given beside the sample."""
+        return (*self.categorical_columns, *self.numeric_columns)
+
     @property
     def cross_validated(self) -> bool:
         """Whether a run for each of several folds is asked for."""
@@ -279,6 +313,9 @@ class ModelConfig(Section):
     clades: int = option(256, "Soft clades of the clade head.", ge=1)
     head_width: tuple[int, ...] = option(
         (), "Width of a residual layer of the target's head; by default it has one plain hidden layer.", only="train"
+    )
+    fusion: Literal["concat", "add", "gmu", "cross-attention"] = option(
+        "concat", "How what --categorical-columns and --numeric-columns say joins the sample's embedding.", only="train"
     )
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: slower, less memory.")
     asv_chunk_size: int | None = option(
@@ -771,6 +808,10 @@ class RunConfig(Section):
             raise ValueError(
                 f"--group-column and --metadata-column are both {self.data.group_column!r}: "
                 "a column that is predicted cannot also keep samples together"
+            )
+        if self.model.fusion != ModelConfig().fusion and not self.data.covariates:
+            raise ValueError(
+                f"--fusion {self.model.fusion} needs something to join: --categorical-columns or --numeric-columns"
             )
         if self.task.classifier and self.task.target_transform != TaskConfig().target_transform:
             raise ValueError(

@@ -33,6 +33,7 @@ from aam.training.checkpoint import (
     load_model_file,
     load_weights,
     model_path,
+    read_covariates,
     read_target,
     without_base_heads,
 )
@@ -123,8 +124,8 @@ def load_encoder(file: ModelFile, path: Path) -> SequenceEncoder:
     DataError
         If the weights are not those of its configuration.
     """
-    target = read_target(file.header, path)
-    network = build_model(file.config.model, None if target is None else target.outputs, targets=())
+    target, covariates = read_target(file.header, path), read_covariates(file.header, path)
+    network = build_model(file.config.model, None if target is None else target.outputs, (), covariates)
     load_weights(network, without_base_heads(file.weights), path)
     return network.encoder if isinstance(network, SequencePredictor) else network
 

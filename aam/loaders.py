@@ -25,6 +25,7 @@ from aam.training.tasks import Task, TrainTask
 __all__ = ["choose_device", "datasets_of", "loader"]
 
 _OUTLIVE_SECONDS = 600  # by far more than a step takes
+_HIDDEN_COVARIATES = 0.05  # of those of training samples, so that the model learns what to do where one is unknown
 
 
 def choose_device(config: TrainConfig) -> torch.device:
@@ -127,17 +128,29 @@ def datasets_of(config: RunConfig, study: Study, split: NDArray[Any], task: Task
         encoded = task.target.encode(study.target)
     labels = {name: known.labels for name, known in task.labelled.items()}
     train = study.rows_of(split, "train")
+    covariates = None
+    if isinstance(task, TrainTask) and task.covariates is not None:
+        assert study.covariates is not None
+        covariates = task.covariates.encode(study.covariates)
     classes = None
     if isinstance(task, TrainTask) and isinstance(task.target, ClassTarget):
         classes = task.target.encode(task.actual)
     augmentation = Augmentation.of(config.augmentation, config.train.seed, train, classes)
     datasets = {
-        "train": SampleDataset.of_study(study, options, labels, encoded, references=train, augmentation=augmentation)
+        "train": SampleDataset.of_study(
+            study,
+            options if covariates is None else replace(options, hidden_covariates=_HIDDEN_COVARIATES),
+            labels,
+            encoded,
+            references=train,
+            augmentation=augmentation,
+            covariates=covariates,
+        )
     }
     for part in ("val", "test", "cal"):
         rows = study.rows_of(split, part)
         if len(rows):
             datasets[part] = SampleDataset.of_study(
-                study, options, labels, encoded, restore_once=rows, references=train
+                study, options, labels, encoded, restore_once=rows, references=train, covariates=covariates
             )
     return datasets

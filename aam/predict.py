@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader
 from aam.calibration import Calibrator
 from aam.config import DataConfig, RunConfig, TrainConfig
 from aam.data.batch import Batch
+from aam.data.covariates import Covariates
 from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
 from aam.data.metadata import load_metadata
 from aam.data.study import Study, load_study
@@ -30,6 +32,7 @@ from aam.training.checkpoint import (
     build_model,
     load_weights,
     model_path,
+    read_covariates,
     read_target,
     without_base_heads,
 )
@@ -75,7 +78,8 @@ def predict(
     sequences : Path, or several
         Of the features.
     metadata : Path, or several
-        Where it has the model's column, the truth stands beside the predictions and metrics are computed.
+        Where it has the model's column, the truth stands beside the predictions and metrics are computed. Covariates
+        are read from it, too; what it lacks of them is unknown to the model.
     streaming : bool
         Leave the counts in the table's file.
     interval : float, optional
@@ -98,19 +102,24 @@ def predict(
     if profile_needed:
         require_profile(first, path)
     targets = [read_target(member.file.header, path) for member in ensemble.members]
+    covariates = [read_covariates(member.file.header, path) for member in ensemble.members]
     target, trained = targets[0], first.config
     if target is None:
         raise DataError(f"{model}: a pre-trained encoder, which predicts no column; give a run of `aam train`")
     calibrator = None if interval is None else _calibrator(ensemble, path, interval)
     data = data_as_trained(trained, table, sequences=sequences, metadata=metadata, streaming=streaming)
+    reads = {name: getattr(trained.data, name) for name in ("categorical_columns", "numeric_columns")}
+    data = data.model_copy(update=reads)
     if data.metadata:
-        if target.column in load_metadata(data.metadata).columns:
+        columns = load_metadata(data.metadata).columns
+        if target.column in columns:
             data = data.model_copy(update={"metadata_column": target.column})
         else:
             logger.warning(
                 "%s: has no column %r, so predictions stand without the truth", named(data.metadata), target.column
             )
-            data = data.model_copy(update={"metadata": ()})
+            if not set(data.covariates) & set(columns):
+                data = data.model_copy(update={"metadata": ()})
     classifier = isinstance(target, ClassTarget)
     study = load_study(data, max_bp=trained.model.max_bp, classifier=classifier, keep_unlabelled=True, checksums=False)
     if study.target is not None:
@@ -119,17 +128,21 @@ def predict(
             logger.warning(
                 "%s: has no %s of %d of %d samples", named(data.metadata), target.column, unknown, len(study)
             )
+    if study.covariates is not None:
+        told = [known.unknown(study.covariates) for known in covariates if known is not None]
+        for sentence in dict.fromkeys(chain(*told)):
+            logger.warning(sentence)
     for warning in study.warnings:
         logger.warning(warning)
     order = np.argsort(study.file_order)
     names = [study.sample_ids[i] for i in order]
     known = None if study.target is None else study.target[order]
     answers, familiar = [], None
-    for member, fitted in zip(ensemble.members, targets, strict=True):
+    for member, fitted, beside in zip(ensemble.members, targets, covariates, strict=True):
         if fitted is None or fitted.outputs != target.outputs or (classifier and fitted != target):
             raise DataError(f"{path}: its models do not predict the same; train them together")
         options = DatasetOptions.of(data, member.file.config.train.seed)
-        values, embeddings = _answers(path, member.file, fitted, study, options, settings, device)
+        values, embeddings = _answers(path, member.file, fitted, study, options, settings, device, beside)
         answers.append(values[order])
         if member.file is first:
             familiar = familiarity(first, path, study, embeddings, order)
@@ -217,14 +230,19 @@ def _answers(
     options: DatasetOptions,
     settings: TrainConfig,
     device: torch.device,
+    covariates: Covariates | None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
     """What a model says of the samples of a study, (N, C), the mean of its passes, and their embeddings, (N, D)."""
     trained = file.config
-    predictor = build_model(trained.model, target.outputs, targets=())
+    predictor = build_model(trained.model, target.outputs, (), covariates)
     assert isinstance(predictor, SequencePredictor)
     load_weights(predictor, without_base_heads(file.weights), path)
     predictor.to(device).eval()
-    dataset = SampleDataset.of_study(study, options)
+    given = None
+    if covariates is not None:
+        assert study.covariates is not None
+        given = covariates.encode(study.covariates)
+    dataset = SampleDataset.of_study(study, options, covariates=given)
     plan = BatchPlan(np.arange(len(study)), settings.samples_per_batch, False, 0)
     batches = loader(dataset, plan, settings, device)
     answers, embeddings = [], np.empty((0, 0), dtype=np.float32)

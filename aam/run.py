@@ -124,7 +124,7 @@ def run(config: RunConfig) -> RunResult:
         _log_study(config, study, split, device, processes)
         if pretrained is not None:
             _log_other_reading(config, pretrained, study)
-        for note in notes:
+        for note in (*notes, *_unknown_covariates(study, task)):
             logger.info(note)
         for warning in _leaks(config, study, split):
             logger.warning(warning)
@@ -184,7 +184,7 @@ def _load_pretrained(config: RunConfig) -> ModelFile | None:
 
 def _pretrained_architecture(config: RunConfig, pretrained: ModelFile) -> ModelConfig:
     """The pre-trained model's architecture, with what this run may choose for itself."""
-    own = {"dropout", "gradient_checkpointing", "asv_chunk_size", "distance_head", "max_bp", "head_width"}
+    own = {"dropout", "gradient_checkpointing", "asv_chunk_size", "distance_head", "max_bp", "head_width", "fusion"}
     asked = {name: getattr(config.model, name) for name in config.model.model_fields_set}
     for name, value in asked.items():
         theirs = getattr(pretrained.config.model, name)
@@ -194,7 +194,9 @@ def _pretrained_architecture(config: RunConfig, pretrained: ModelFile) -> ModelC
                 f"{option} {value} does not fit the pre-trained encoder, which has {theirs}; "
                 f"leave {option} out, or pre-train with it"
             )
-    update = {name: asked[name] for name in own & asked.keys()} | {"head_width": config.model.head_width}  # a new head
+    # A new head, and what joins covariates is of it: theirs may have none of these.
+    of_head = {"head_width": config.model.head_width, "fusion": config.model.fusion}
+    update = {name: asked[name] for name in own & asked.keys()} | of_head
     architecture = pretrained.config.model.model_copy(update=update)
     _require_known_bases(architecture.max_bp, pretrained)
     theirs = pretrained.config.model.distance_head
@@ -231,6 +233,11 @@ def pretrained_split_options(data: DataConfig, before: DataConfig) -> DataConfig
     """The options of the split come along with it; the group column only where these metadata have it."""
     update: dict[str, Any] = {name: getattr(before, name) for name in ("val_size", "test_size", "cal_size")}
     group = before.group_column
+    if group is not None and group in data.covariates:
+        raise DataError(
+            f"{group!r} is the --group-column of the pre-trained encoder, whose split is taken over, and a column that "
+            "the prediction is given, too; leave it out of the latter"
+        )
     if group is not None and group != data.metadata_column and data.metadata:
         update["group_column"] = group if group in load_metadata(data.metadata).columns else None
     return data.model_copy(update=update)
@@ -362,9 +369,18 @@ def require_same_config(config: RunConfig, stored: Mapping[str, Any], directory:
                 raise DataError(f"{directory}: was begun with {option} {before}, and {option} {value} is asked for")
 
 
+def _unknown_covariates(study: Study, task: Task) -> list[str]:
+    if not isinstance(task, TrainTask) or task.covariates is None:
+        return []
+    assert study.covariates is not None
+    return task.covariates.unknown(study.covariates)
+
+
 def _provenance(study: Study, task: Task) -> dict[str, Any]:
+    covariates = task.covariates if isinstance(task, TrainTask) else None
     return {
         "target": task.target.to_dict() if isinstance(task, TrainTask) else None,
+        **({} if covariates is None else {"covariates": covariates.to_dict()}),
         "base_targets": [target.to_dict() for target in task.encoder.targets.values()],
         "checksums": study.checksums,
         "provenance": {

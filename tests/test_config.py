@@ -439,3 +439,28 @@ def test_depths_of_rarefaction(given: object, depths: tuple[int, int]) -> None:
 def test_machine_defaults_are_left_to_the_run() -> None:
     train = TrainConfig(output_dir=Path("run"))
     assert (train.threads, train.num_workers, train.device) == (None, None, "auto")
+
+
+class TestCovariates:
+    def test_one_and_several(self) -> None:
+        found = configure("train", *TRAIN, "--numeric-columns", "bmi", "--categorical-columns", "diet")
+        assert found.data.covariates == ("diet", "bmi") and found.model.fusion == "concat"
+        several = configure("train", *TRAIN, "--numeric-columns", "bmi", "--numeric-columns", "weight")
+        assert several.data.numeric_columns == ("bmi", "weight")
+
+    @pytest.mark.parametrize(
+        ("options", "says"),
+        [
+            (["--numeric-columns", "age"], "--numeric-columns and --metadata-column are both 'age'"),
+            (["--group-column", "cage", "--categorical-columns", "cage"], "--categorical-columns and --group-column"),
+            (["--split-column", "part", "--categorical-columns", "part"], "--categorical-columns and --split-column"),
+            (
+                ["--categorical-columns", "bmi", "--numeric-columns", "bmi"],
+                "'bmi' is a column of --numeric-columns and of --categorical-columns, too; give it once",
+            ),
+            (["--numeric-columns", "bmi"] * 2, "'bmi' is a column of --numeric-columns twice; give it once"),
+            (["--fusion", "gmu"], "--fusion gmu needs something to join"),
+        ],
+    )
+    def test_what_does_not_fit(self, options: list[str], says: str) -> None:
+        assert says in refusal("train", *TRAIN, *options)

@@ -51,12 +51,13 @@ def _page(report: dict[str, Any]) -> str:
         "asvs_per_sample": _token_limit,
         "distances": _distances,
         "target": _target,
+        "covariates": _covariates,
         "split": _split,
         "estimate": _estimate,
     }
     lines = []
     for name, describe in parts.items():
-        if report[name] is not None:
+        if report.get(name) is not None:
             label = {"asvs": "ASVs", "asvs_per_sample": "token limit"}.get(name, name)
             for text in describe(report):
                 lines.append(f"{label:<12}{text}")
@@ -131,6 +132,16 @@ def _target(report: dict[str, Any]) -> list[str]:
     shown = ", ".join(f"{name} {number:,}" for name, number in sizes[:_MOST_CLASSES])
     more = f", and {len(sizes) - _MOST_CLASSES} classes more" if len(sizes) > _MOST_CLASSES else ""
     return [f"{target['column']}, {len(sizes)} classes: {shown}{more}"]
+
+
+def _covariates(report: dict[str, Any]) -> list[str]:
+    lines = []
+    for column, found in report["covariates"]["columns"].items():
+        what = (
+            f"{len(found['classes'])} categories" if "classes" in found else f"a number: median {found['median']:.4g}"
+        )
+        lines.append(f"{column}, {what}")
+    return [*lines, *report["covariates"]["unknown"]]
 
 
 def _split(report: dict[str, Any]) -> list[str]:

@@ -43,6 +43,10 @@ def command(run: Path, as_json: bool) -> None:
         task = f"train: {target.column}, classes {', '.join(target.classes)}"
     else:
         task = f"train: {target.column}, a number (learnt as {target.transform})"
+    data = _part(header["config"], "data")
+    given = [*data.get("categorical_columns", ()), *data.get("numeric_columns", ())]
+    if given:
+        task += f"; given {', '.join(given)}"
     members = header.get("members", [])
     together = f", the mean of {len(members)} models: {', '.join(member['name'] for member in members)}"
     click.echo(f"{path}\n{task}{together if members else ''}")

@@ -117,6 +117,7 @@ def study_options(function: Function) -> Function:
 def baseline_options(function: Function) -> Function:
     """Decorate a command that fits other models to a study with what decides which samples are held out."""
     passed_over = {"max_bp", "token_limit", "asv_sampling", "study_batches", "stripe_references", "taxonomy"}
+    passed_over |= {"categorical_columns", "numeric_columns"}
     fields = [("data", name) for name in DataConfig.model_fields if name not in passed_over]
     fields += [("task", "classifier"), ("task", "base_target"), ("train", "seed")]
     for section, name in reversed(fields):

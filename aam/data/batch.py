@@ -1,7 +1,7 @@
 """A batch: the distinct ASVs of some samples, and where each sample uses them.
 
 Shapes: ``B`` samples, ``U`` distinct ASVs, ``L`` tokens of the longest, ``S`` most ASVs of a sample, ``M`` ASVs with
-masked nucleotides, ``P`` of these nucleotides.
+masked nucleotides, ``P`` of these nucleotides, ``C`` categorical and ``K`` numeric covariates.
 """
 
 from __future__ import annotations
@@ -67,6 +67,8 @@ class Batch:
     # (G,) int64: rows of all the samples of which these are a share; labels of pairs are (B, G). None where alone
     stand_ins: int = 0  # of the last samples: 1 in an empty share without references
     target: Tensor | None = None  # (B,) float32 (transformed) or int64 (class)
+    categories: Tensor | None = None  # (B, C) int64: places of the covariates' categories, 0 where unknown
+    numbers: Tensor | None = None  # (B, K) float32: standardised covariates, NaN where unknown
     masked_nucleotides: MaskedNucleotides | None = None
     hidden_counts: Tensor | None = None  # (B, S) bool: abundances to restore
     # Of a frozen encoder, in place of tokens or of all that it reads (see aam.data.encoded):

@@ -20,6 +20,7 @@ from aam.config import DataConfig
 from aam.data.augmentation import Augmentation, draw_reads, substitute_bases
 from aam.data.batch import Batch, MaskedNucleotides, Share, arrange
 from aam.data.counts import Counts, SampleRows
+from aam.data.covariates import CovariateValues
 from aam.data.draws import generator, stable_keys, uniform
 from aam.data.labels import Labels, Pairs, common_references
 from aam.data.study import Study
@@ -44,6 +45,7 @@ class DatasetOptions:
     nuc_mask_ratio: float = 0.15
     nuc_mask_strategy: Literal["random", "span"] = "random"
     count_mask_ratio: float = 0.0
+    hidden_covariates: float = 0.0  # share of their values
 
     @classmethod
     def of(cls, data: DataConfig, seed: int) -> Self:
@@ -153,6 +155,7 @@ class SampleDataset(Dataset[Batch]):
         nucleotide accuracy over them does not depend on how they are batched.
     augmentation : Augmentation, optional
         Of training samples.
+    covariates : CovariateValues of N samples, optional
     """
 
     def __init__(
@@ -168,6 +171,7 @@ class SampleDataset(Dataset[Batch]):
         restore_once: NDArray[np.int64] | None = None,
         references: NDArray[np.int64] | None = None,
         augmentation: Augmentation | None = None,
+        covariates: CovariateValues | None = None,
     ) -> None:
         self.counts = counts
         self.tokens = tokens
@@ -179,6 +183,7 @@ class SampleDataset(Dataset[Batch]):
         self.target = target
         self.references = common_references(self.labels, references)
         self.augmentation = augmentation
+        self.covariates = covariates
         self.encoded: Encoded | None = None
         self.first_holder: NDArray[np.int64] | None = None
         if restore_once is not None:
@@ -199,6 +204,7 @@ class SampleDataset(Dataset[Batch]):
         restore_once: NDArray[np.int64] | None = None,
         references: NDArray[np.int64] | None = None,
         augmentation: Augmentation | None = None,
+        covariates: CovariateValues | None = None,
     ) -> Self:
         """The samples of a study."""
         return cls(
@@ -213,6 +219,7 @@ class SampleDataset(Dataset[Batch]):
             restore_once,
             references,
             augmentation,
+            covariates,
         )
 
     def changed(self, **attributes: object) -> Self:
@@ -247,6 +254,10 @@ class SampleDataset(Dataset[Batch]):
             }
         if self.target is not None:
             extra["target"] = torch.from_numpy(self._target_of(samples, epoch))
+        if self.covariates is not None:
+            known = self._covariates_of(self.covariates, sample_index, epoch)
+            extra["categories"] = torch.from_numpy(known.categories)
+            extra["numbers"] = torch.from_numpy(known.numbers)
         if self.options.nuc_asv_fraction > 0:
             extra["masked_nucleotides"] = self._masked_nucleotides(distinct, everyone, share, epoch)
         if self.options.count_mask_ratio > 0:
@@ -360,6 +371,15 @@ class SampleDataset(Dataset[Batch]):
         if self.augmentation is None or self.augmentation.mix_samples == 0:
             return self.target[samples]
         return self.augmentation.target(self.target, samples, self.sample_keys[samples], epoch)
+
+    def _covariates_of(self, covariates: CovariateValues, samples: NDArray[np.int64], epoch: int) -> CovariateValues:
+        known, keys = covariates.rows(samples), self.sample_keys[samples]
+        if self.augmentation is not None and self.augmentation.mix_samples > 0:
+            partners = self.augmentation.partners(samples, keys, epoch)
+            known = known.mixed(covariates.rows(partners.rows), partners.share)
+        if self.options.hidden_covariates > 0:
+            known = known.hidden(self.options.hidden_covariates, keys, self.options.seed, epoch)
+        return known
 
 
 def _labels_of(

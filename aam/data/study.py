@@ -18,6 +18,7 @@ from aam.config import DataConfig
 from aam.data.biom_loader import FeatureTable, check_whole_counts, load_table
 from aam.data.cache import Cache
 from aam.data.counts import Counts, JoinedCounts, MemoryCounts, TablePart, present_asvs
+from aam.data.covariates import read_covariates
 from aam.data.files import file_sha256, near_matches, shown
 from aam.data.labels import FilePairs, LabelFiles, Labels, MatrixPart, PairLabels, StripePairs, ValueLabels
 from aam.data.metadata import class_target, load_metadata, numeric_target, repeated_columns, require_column
@@ -134,6 +135,7 @@ class Study:
     unknown: dict[str, int]  # metadata or distance matrix: how many of its samples no table has
     warnings: list[str]
     checksums: dict[str, str] = field(default_factory=dict)  # option: sha256 of the file
+    covariates: pd.DataFrame | None = None  # N rows: a column each, labels or float64, NaN where unknown
 
     def __len__(self) -> int:
         return len(self.sample_ids)
@@ -174,7 +176,7 @@ def load_study(
     classifier : bool
         Whether the target holds labels.
     keep_unlabelled : bool
-        Keep samples whose target is unknown.
+        Keep samples whose target is unknown; a covariate of which nothing is known at all is none to refuse then.
     checksums : bool
         Whether to compute those of the files.
 
@@ -345,8 +347,12 @@ def align(
     for name, found in known.items():
         leave_out(_places(found, ids, studies).max(axis=0) < 0, _lacking(name, found))
     target: pd.Series | None = None
+    covariates: pd.DataFrame | None = None
+    columns = data.categorical_columns, data.numeric_columns
     if files.metadata is None:
-        _refuse_columns(data)
+        _refuse_columns(data, may_lack=keep_unlabelled)
+        if data.covariates:
+            covariates = read_covariates(pd.DataFrame(index=ids), *columns, Path(named(data.table)), may_lack=True)
     else:
         source = Path(named(data.metadata or data.table))
         lacking = ~np.isin(ids, files.metadata.index.to_numpy(dtype=object))
@@ -369,6 +375,9 @@ def align(
                         f"{source}: column {data.metadata_column!r} is empty for every sample of the table; "
                         "choose another --metadata-column"
                     )
+        if data.covariates:
+            read = read_covariates(files.metadata, *columns, source, may_lack=keep_unlabelled)
+            covariates = read.reindex(ids)
         if data.group_column is not None and not _groups_by_table(data, files.metadata):
             require_column(files.metadata, data.group_column, source)
             leave_out(class_target(metadata[data.group_column]).isna().to_numpy(), f"no value of {data.group_column}")
@@ -415,6 +424,7 @@ def align(
         warnings=files.notes
         + _near_misses(files, data, ids)
         + _warnings(joined, data, sequences, max_bp, None if keep_unlabelled else frame),
+        covariates=None if covariates is None else covariates.iloc[samples],
     )
 
 
@@ -544,11 +554,18 @@ def _labels(
     return FilePairs(parts)
 
 
-def _refuse_columns(data: DataConfig) -> None:
-    """Refuse options that name a column where there are no metadata."""
-    for name in ("metadata_column", "group_column", "split_column"):
-        column = getattr(data, name)
-        if column is not None and not (name == "group_column" and _groups_by_table(data, None)):
+def _refuse_columns(data: DataConfig, *, may_lack: bool) -> None:
+    """Refuse options that name a column where there are no metadata, but covariates that may be lacking."""
+    named_by: dict[str, str | None] = {
+        "metadata_column": data.metadata_column,
+        "group_column": None if _groups_by_table(data, None) else data.group_column,
+        "split_column": data.split_column,
+    }
+    if not may_lack:
+        for name in ("categorical_columns", "numeric_columns"):
+            named_by[name] = next(iter(getattr(data, name)), None)
+    for name, column in named_by.items():
+        if column is not None:
             option = "--" + name.replace("_", "-")
             raise DataError(
                 f"{named(data.table)}: holds no sample metadata, which {option} {column!r} needs; add --metadata"

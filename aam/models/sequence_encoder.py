@@ -82,6 +82,14 @@ class SampleBatch(Protocol):
         """A `SampleSummary`, where a frozen encoder has made it before; nothing else is read then."""
 
     @property
+    def categories(self) -> Tensor | None:
+        """(B, C) of int: places of the covariates' categories, which a target head may read; 0 where unknown."""
+
+    @property
+    def numbers(self) -> Tensor | None:
+        """(B, K): covariates that are numbers, NaN where unknown."""
+
+    @property
     def masked_nucleotides(self) -> MaskedTokens | None:
         """What is to be restored beside."""
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from aam.models.covariates import CovariateFusion
 from aam.models.precision import in_float32
 from aam.models.sequence_encoder import EncodedSamples, SampleBatch, SequenceEncoder
 
@@ -86,20 +87,33 @@ class SequencePredictor(nn.Module):
         In the target head.
     head_widths : sequence of int
         See `TargetHead`.
+    fusion : CovariateFusion, optional
+        Of covariates, where batches have them. The target head alone reads what it gives.
     """
 
     def __init__(
-        self, encoder: SequenceEncoder, outputs: int, dropout: float = 0.0, head_widths: Sequence[int] = ()
+        self,
+        encoder: SequenceEncoder,
+        outputs: int,
+        dropout: float = 0.0,
+        head_widths: Sequence[int] = (),
+        fusion: CovariateFusion | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.target_head = TargetHead(encoder.dim, outputs, dropout, head_widths)
         self.count_head = nn.Linear(encoder.dim, 1)
+        self.fusion = fusion
 
     def forward(self, batch: SampleBatch) -> Predictions:
         """Encode a batch and predict its target."""
         encoded = self.encoder(batch)
-        return Predictions(encoded, self.target_head(encoded.embedding))
+        embedding = encoded.embedding
+        if self.fusion is not None:
+            assert batch.categories is not None
+            assert batch.numbers is not None
+            embedding = self.fusion(embedding, batch.categories, batch.numbers)
+        return Predictions(encoded, self.target_head(embedding))
 
     def restore_counts(self, asv_embeddings: Tensor, batch: SampleBatch, hidden: Tensor) -> Tensor:
         """Guess withheld abundances from the rest of the sample.

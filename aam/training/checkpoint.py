@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from aam.config import ModelConfig, RunConfig
+from aam.data.covariates import Covariates, covariates_from_dict
 from aam.data.targets import ClassTarget, NumericTarget, target_from_dict
 from aam.errors import DataError
 from aam.models.asv_encoder import PAD
 from aam.models.base_targets import BaseTarget, UniFrac, base_target, base_target_names
+from aam.models.covariates import CovariateFusion
 from aam.models.sequence_encoder import SequenceEncoder
 from aam.models.sequence_predictor import SequencePredictor
 
@@ -29,12 +31,14 @@ __all__ = [
     "ModelFile",
     "build_encoder",
     "build_model",
+    "build_predictor",
     "load_base",
     "load_checkpoint",
     "load_model_file",
     "load_weights",
     "model_path",
     "read_base_targets",
+    "read_covariates",
     "read_header",
     "read_target",
     "reference_length",
@@ -54,7 +58,7 @@ class ModelFile(NamedTuple):
     """A model file, read."""
 
     config: RunConfig
-    header: dict[str, Any]  # target, metrics, provenance, checksums, format_version
+    header: dict[str, Any]  # target, covariates, metrics, provenance, checksums, format_version
     weights: dict[str, Tensor]
     beside: dict[str, Tensor]  # tensors that are no weights: what is known of the training samples, say
 
@@ -78,13 +82,25 @@ def build_encoder(config: ModelConfig, targets: Sequence[BaseTarget] = (UniFrac(
 
 
 def build_model(
-    config: ModelConfig, outputs: int | None, targets: Sequence[BaseTarget] = (UniFrac(),)
+    config: ModelConfig,
+    outputs: int | None,
+    targets: Sequence[BaseTarget] = (UniFrac(),),
+    covariates: Covariates | None = None,
 ) -> SequenceEncoder | SequencePredictor:
     """The whole model: the base alone for pre-training, with heads where there are ``outputs``."""
     encoder = build_encoder(config, targets)
-    if outputs is None:
-        return encoder
-    return SequencePredictor(encoder, outputs, config.dropout, config.head_width)
+    return encoder if outputs is None else build_predictor(encoder, config, outputs, covariates)
+
+
+def build_predictor(
+    encoder: SequenceEncoder, config: ModelConfig, outputs: int, covariates: Covariates | None = None
+) -> SequencePredictor:
+    """A base with the heads that a target of so many outputs needs, and what joins covariates where there are any."""
+    fusion = None
+    if covariates is not None:
+        shape = (config.embedding_dim, config.attention_heads, covariates.sizes, len(covariates.numeric))
+        fusion = CovariateFusion(*shape, config.fusion)
+    return SequencePredictor(encoder, outputs, config.dropout, config.head_width, fusion)
 
 
 def model_path(run: Path, *, finished: bool = True) -> Path:
@@ -231,6 +247,23 @@ def read_target(header: Mapping[str, Any], path: Path) -> NumericTarget | ClassT
         return None if stored is None else target_from_dict(stored)
     except ValueError:
         raise DataError(f"{path}: what it says of its target is damaged; train again, or take another copy") from None
+
+
+def read_covariates(header: Mapping[str, Any], path: Path) -> Covariates | None:
+    """The fitted covariates in the header of a model file; None where the model has none.
+
+    Raises
+    ------
+    DataError
+        If they are damaged.
+    """
+    stored = header.get("covariates")
+    try:
+        return None if stored is None else covariates_from_dict(stored)
+    except ValueError:
+        raise DataError(
+            f"{path}: what it says of its covariates is damaged; train again, or take another copy"
+        ) from None
 
 
 def read_base_targets(header: Mapping[str, Any], path: Path, *, known_alone: bool = False) -> tuple[BaseTarget, ...]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from aam.config import TaskConfig
 from aam.data.batch import Batch
+from aam.data.covariates import Covariates
 from aam.data.draws import generator
 from aam.data.labels import Labels, Pairs
 from aam.data.targets import ClassTarget, NumericTarget
@@ -545,6 +546,8 @@ class TrainTask(Task):
     class_weights : ndarray (C,), optional
     labelled, seed, studies, study_names
         See `Task`.
+    covariates : Covariates, optional
+        Fitted: what batches hold beside the sample.
     """
 
     monitor = "target_loss"
@@ -561,11 +564,13 @@ class TrainTask(Task):
         *,
         studies: NDArray[np.int64] | None = None,
         study_names: Sequence[str] = (),
+        covariates: Covariates | None = None,
     ) -> None:
         super().__init__(predictor, predictor.encoder, config, labelled, seed, studies=studies, study_names=study_names)
         self.predictor = predictor
         self.target = target
         self.actual = actual
+        self.covariates = covariates
         self.class_weights = None if class_weights is None else torch.from_numpy(class_weights)
 
     def to(self, device: torch.device) -> Self:

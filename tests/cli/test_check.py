@@ -6,6 +6,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 
 from aam.data.biom_loader import load_table
@@ -307,3 +308,24 @@ def test_settings_make_the_estimate(study: StudyFiles) -> None:
     outcome = aam("check", "--table", study.table, "--embedding-dim", "30")
     assert outcome.code == 2
     assert "--attention-heads 4" in outcome.err
+
+
+def test_covariates(study: StudyFiles, tmp_path: Path) -> None:
+    frame = pd.read_csv(study.metadata, sep="\t", dtype=str)
+    frame["site"] = ["gut", "skin"] * 11 + ["NA", "NA"]
+    frame.to_csv(tmp_path / "metadata.tsv", sep="\t", index=False)
+    given = ["--table", study.table, "--metadata", tmp_path / "metadata.tsv", "--metadata-column", "group"]
+    given += ["--classifier", "--categorical-columns", "site", "--numeric-columns", "age"]
+    code, found = report(*given)
+    assert code == 0
+    assert found["covariates"]["columns"]["site"] == {"classes": {"gut": 11, "skin": 11}}
+    assert found["covariates"]["columns"]["age"]["median"] == pytest.approx(frame["age"].astype(float).median())
+    assert found["covariates"]["unknown"] == ["column 'site': 2 of 24 samples have no value; read as unknown"]
+    page = succeed("check", *given).out
+    assert "covariates  site, 2 categories\n" in page and "            age, a number: median " in page
+
+    code, found = report(*given, "--numeric-columns", "sites", "--numeric-columns", "subject_id")
+    assert code == 1 and found["covariates"] is None and found["samples"]["used"] == 24
+    assert len(found["problems"]) == 2
+    assert "has no column 'sites'; did you mean 'site'?" in found["problems"][0]
+    assert "'subject_id' has 24 value(s) that are not numbers" in found["problems"][1]
