@@ -298,8 +298,8 @@ class AugmentationConfig(Section):
 class ModelConfig(Section):
     """The architecture."""
 
-    embedding_dim: int = option(128, "Width of every embedding.", ge=4)
-    attention_heads: int = option(4, "Attention heads of every layer; must divide --embedding-dim.", ge=1)
+    embedding_dim: int = option(64, "Width of every embedding.", ge=4)
+    attention_heads: int = option(2, "Attention heads of every layer; must divide --embedding-dim.", ge=1)
     attention_layers: int = option(2, "Transformer layers of each of the three encoders.", ge=1)
     feed_forward_factor: int = option(4, "Width of the feed-forward layers, in multiples of --embedding-dim.", ge=1)
     dropout: float = option(0.1, "Dropout in the encoders of samples and in the heads.", ge=0, lt=1)
@@ -524,7 +524,7 @@ class UsualEpochs(NamedTuple):
     def of(cls, train_samples: int, samples_of_a_step: int) -> Self:
         """It is steps that a network learns by: small studies need more epochs for as many. See docs/quality.md."""
         steps = math.ceil(train_samples / samples_of_a_step)
-        return cls(max(12, math.ceil(400 / steps)), max(5, math.ceil(160 / steps)))
+        return cls(max(12, math.ceil(800 / steps)), max(5, math.ceil(240 / steps)))
 
 
 class TrainConfig(Section):
@@ -532,7 +532,7 @@ class TrainConfig(Section):
 
     output_dir: Path = option(..., "The run directory to write.")
     epochs: int | None = option(
-        None, "Passes over the training samples; by default as many as make 400 steps, and at least 12.", ge=1
+        None, "Passes over the training samples; by default as many as make 800 steps, and at least 12.", ge=1
     )
     batch_size: BatchSize = option(
         32, "Samples of a batch, of all processes together; auto for as many as memory allows."
@@ -593,7 +593,7 @@ class TrainConfig(Section):
     freeze_asvs_after: int | None = option(
         None,
         "Train the encoder of ASVs for so many epochs and keep it as it is from then on, where an epoch takes a "
-        "fraction of the time; by default as many as make 160 steps, and at least 5. 0 trains it to the end, as with "
+        "fraction of the time; by default as many as make 240 steps, and at least 5. 0 trains it to the end, as with "
         "--strategy fsdp.",
         ge=0,
     )

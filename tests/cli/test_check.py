@@ -303,11 +303,11 @@ def test_settings_make_the_estimate(study: StudyFiles) -> None:
     assert wide["flops_per_step"] > 3 * plain["flops_per_step"]
     assert checkpointed["memory"]["activations"] < plain["memory"]["activations"]
     assert checkpointed["flops_per_step"] > plain["flops_per_step"]
-    assert (plain["epochs"], long["epochs"]) == (400, 100)  # one step an epoch
+    assert (plain["epochs"], long["epochs"]) == (800, 100)  # one step an epoch
     assert plain["seconds"] > long["seconds"] / 2
-    outcome = aam("check", "--table", study.table, "--embedding-dim", "30")
+    outcome = aam("check", "--table", study.table, "--embedding-dim", "31")
     assert outcome.code == 2
-    assert "--attention-heads 4" in outcome.err
+    assert "--attention-heads 2" in outcome.err
 
 
 def test_covariates(study: StudyFiles, tmp_path: Path) -> None:

@@ -240,7 +240,7 @@ class TestFreezing:
         assert_one_line_error(outcome, 2, "--freeze-asvs-after 2", "--strategy fsdp")
 
     def test_settled_where_nobody_says(self, study: StudyFiles, tmp_path: Path) -> None:
-        """Four steps an epoch: 40 epochs make 160, 100 make 400."""
+        """Four steps an epoch: 60 epochs make 240, 200 make 800."""
         run = tmp_path / "run"
         arguments = list(study.train)
         place = arguments.index("--epochs")
