@@ -115,7 +115,10 @@ class DataConfig(Section):
     )
     stratify: bool = option(False, "Balance the splits by the target's classes, or by its quantiles.", only="train")
     val_size: float = option(
-        0.2, "Fraction of the samples held out for validation; with folds, of those that are not tested.", gt=0, lt=1
+        0.2,
+        "Fraction of the samples held out for validation; with folds of those not tested, and with --patience alone.",
+        gt=0,
+        lt=1,
     )
     test_size: float = option(0.0, "Fraction of the samples held out for the final test.", ge=0, lt=1)
     cal_size: float = option(
