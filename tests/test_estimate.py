@@ -89,9 +89,9 @@ def test_activations_are_those_that_torch_keeps(equal_study: TinyStudy, distance
 def test_an_estimate_is_of_all_epochs_and_folds() -> None:
     shape = BatchShape(32, 100, 300, 101)
 
-    def of(epochs: int = 10, runs: int = 1, **options: Any) -> Any:
+    def of(epochs: int = 10, runs: int = 1, whole_epochs: int | None = None, **options: Any) -> Any:
         return estimate(
-            ModelConfig(**options),
+            ModelConfig(embedding_dim=128, attention_heads=4, **options),
             [shape, shape],
             train_samples=320,
             val_samples=0,
@@ -101,6 +101,7 @@ def test_an_estimate_is_of_all_epochs_and_folds() -> None:
             with_target=False,
             data_bytes=1e6,
             runs=runs,
+            whole_epochs=whole_epochs,
             rate=1e11,
         )
 
@@ -109,6 +110,13 @@ def test_an_estimate_is_of_all_epochs_and_folds() -> None:
     assert once.steps_per_epoch == 10
     assert once.seconds == pytest.approx(10 * 10 * once.step_seconds)
     assert of(epochs=20, runs=5).seconds == pytest.approx(10 * once.seconds)
+    assert of(whole_epochs=99).seconds == pytest.approx(once.seconds)
+    # What is left of an epoch once ASVs are encoded: the two passes over 32 x 100 places of ASVs.
+    places, d = 32 * 100, 128
+    passes, layers, with_backward = 2, 2, 3
+    of_samples = with_backward * passes * layers * places * (24 * d * d + 4 * 100 * d)
+    cheap = of(whole_epochs=5).seconds - once.seconds / 2
+    assert cheap / (once.seconds / 2) == pytest.approx(of_samples / once.flops_per_step, rel=1e-6)
     assert of(gradient_checkpointing=True).memory_bytes < once.memory_bytes
     assert once.memory_bytes == sum(once.memory.values()) > once.memory["activations"] > 0
     # `aam benchmark train` on a study of this size: 3.0 s and 1.34 GB beyond the program.
