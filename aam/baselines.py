@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,10 +126,7 @@ def run_baselines(
         for note in notes:
             logger.info(note)
         found = {name: dict(_held_out(name, known, split, seed, n_jobs)) for name in names}
-    metrics = {
-        name: {part: _metrics(study.target[rows], predicted) for part, (rows, predicted) in parts.items()}
-        for name, parts in found.items()
-    }
+    metrics = _metrics_of_all(study, found)
     if directory is not None:
         directory.create(overwrite=overwrite)
         for name, part in itertools.product(BASELINES, ("val", "test", "oof")):  # of models that are not asked for now
@@ -159,13 +156,9 @@ def baselines_of_split(
     seed : int
     n_jobs : int, optional
     """
-    assert study.target is not None
     known = _known(study, data, classifier, seed)
-    found = {}
-    for name in baseline_names(study):
-        parts = dict(_held_out(name, known, split, seed, n_jobs))
-        found[name] = {part: _metrics(study.target[rows], predicted) for part, (rows, predicted) in parts.items()}
-    return found
+    names = baseline_names(study)
+    return _metrics_of_all(study, {name: dict(_held_out(name, known, split, seed, n_jobs)) for name in names})
 
 
 def baselines_of_folds(
@@ -184,13 +177,9 @@ def baselines_of_folds(
     seed : int
     n_jobs : int, optional
     """
-    assert study.target is not None
     known = _known(study, data, classifier, seed)
-    found = {}
-    for name in baseline_names(study):
-        parts = _out_of_fold(name, known, folds, seed, n_jobs)
-        found[name] = {part: _metrics(study.target[rows], predicted) for part, (rows, predicted) in parts.items()}
-    return found
+    names = baseline_names(study)
+    return _metrics_of_all(study, {name: _out_of_fold(name, known, folds, seed, n_jobs) for name in names})
 
 
 def _known(study: Study, data: DataConfig, classifier: bool, seed: int) -> BaselineStudy:
@@ -259,6 +248,18 @@ def _of_classes(predicted: BaselinePrediction, classes: NDArray[Any]) -> NDArray
     found = np.zeros((len(predicted.probabilities), len(classes)))
     found[:, np.searchsorted(classes, predicted.classes)] = predicted.probabilities
     return found
+
+
+def _metrics_of_all(
+    study: Study, found: Mapping[str, Mapping[str, Predicted]]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """By model and part."""
+    target = study.target
+    assert target is not None
+    return {
+        name: {part: _metrics(target[rows], predicted) for part, (rows, predicted) in parts.items()}
+        for name, parts in found.items()
+    }
 
 
 def _metrics(actual: NDArray[Any], predicted: BaselinePrediction) -> dict[str, float]:

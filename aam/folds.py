@@ -315,8 +315,7 @@ def _is_finished(config: RunConfig, directory: RunDirectory) -> bool:
     if not (directory / "metrics.json").is_file():
         return False
     before = _stored_config(directory)["train"]
-    asked = {"epochs": config.train.epochs, "patience": config.train.patience}
-    return all(before.get(name) == value for name, value in asked.items() if (name, value) != ("epochs", None))
+    return before.get("patience") == config.train.patience and config.train.epochs in (None, before.get("epochs"))
 
 
 def _stored_config(directory: RunDirectory) -> dict[str, dict[str, Any]]:

@@ -244,7 +244,7 @@ def _guess(task: TrainTask, split: NDArray[Any]) -> dict[str, dict[str, float]]:
         if not len(actual):
             continue
         if isinstance(task.target, NumericTarget):
-            found[part] = regression_metrics(actual, np.full(len(actual), np.median(train)))
+            found[part] = regression_metrics(actual, np.full(len(actual), _constant(task, split)))
         else:
             frequencies = np.bincount(task.target.encode(train), minlength=task.target.outputs) / len(train)
             found[part] = classification_metrics(

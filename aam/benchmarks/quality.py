@@ -34,12 +34,22 @@ from aam.folds import run_folds
 from aam.inputs import label_files
 from aam.run_directory import write_json
 
-__all__ = ["BEST", "STUDIES", "QualityRow", "QualityStudy", "Target", "benchmark_quality", "joined", "score"]
+__all__ = [
+    "BEST",
+    "STUDIES",
+    "QualityRow",
+    "QualityStudy",
+    "Target",
+    "benchmark_quality",
+    "joined",
+    "score",
+    "write_rows",
+]
 
 logger = logging.getLogger("aam")
 
 FOLDS = 5
-# Settings other than the defaults that did best on these studies, the same for all of them: see docs/quality.md.
+# Settings that did better than the defaults on these studies, the same for all; none are known yet.
 BEST: dict[str, dict[str, Any]] = {}
 
 
@@ -49,8 +59,6 @@ class Target(NamedTuple):
     column: str
     classes: bool
     bar: float | None  # to be reached: balanced accuracy, or mean absolute error
-    goal: float | None  # to be aimed for
-    seeds: int | None = None  # where one is enough
 
 
 @dataclass(frozen=True)
@@ -64,20 +72,18 @@ class QualityStudy:
     tree: str = "tree.nwk"
     matrix: str | None = "unifrac.h5"
     group: str = "host_subject_id"
-    distances_bar: float | None = None
 
 
 STUDIES = (
     QualityStudy(
         "ecam_infant_age",
-        (Target("month_of_life", False, 2.79, 2.4), Target("delivery", True, 0.66, 0.72)),
-        distances_bar=0.90,
+        (Target("month_of_life", False, 2.79), Target("delivery", True, 0.66)),
     ),
-    QualityStudy("mouse_sleep_apnea_10422", (Target("age", False, 0.70, 0.55),)),
-    QualityStudy("ibd_crohns_2538", (Target("ibd", True, 0.87, 0.92),)),
+    QualityStudy("mouse_sleep_apnea_10422", (Target("age", False, 0.70),)),
+    QualityStudy("ibd_crohns_2538", (Target("ibd", True, 0.87),)),
     QualityStudy(
         "udca_qza",
-        (Target("host_age", False, None, None),),
+        (Target("host_age", False, None),),
         table="table.qza",
         sequences="rep-seqs.qza",
         tree="rooted-tree.qza",
@@ -219,7 +225,7 @@ def _row(run: _Run, threads: int | None, device: str) -> QualityRow:
     directory = run.directory / run.settings
     began = time.monotonic()
     finished = (directory / "metrics.json").is_file()
-    train = {"output_dir": directory, "seeds": run.target.seeds or run.seeds, "plots": False, "device": device}
+    train = {"output_dir": directory, "seeds": run.seeds, "plots": False, "device": device}
     train |= {"threads": threads, **run.options.get("train", {})}
     sections = {name: dict(part) for name, part in run.options.items()}
     sections["data"] = run.data | sections.get("data", {})

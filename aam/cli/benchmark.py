@@ -353,9 +353,11 @@ def quality(
     for name in studies:
         if name not in known:
             raise click.BadParameter(f"{name} is none of {', '.join(known)}", param_hint="--study")
-    chosen: dict[str, dict[str, dict[str, Any]]] = {"default": {}, "best": BEST}
+    chosen: dict[str, dict[str, dict[str, Any]]] = {"default": {}} | ({"best": BEST} if BEST else {})
     if options:
         chosen = {" ".join(options): sections_of(options)}
+    elif settings not in chosen and settings != "both":
+        raise click.UsageError("no settings are known to do better than the defaults; give --option to try some")
     elif settings != "both":
         chosen = {settings: chosen[settings]}
     output_dir.mkdir(parents=True, exist_ok=True)

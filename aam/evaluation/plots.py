@@ -229,12 +229,7 @@ def ordination_plot(
     reach = 1.08 * np.maximum(reach, 0.6 * reach.max() or 1.0)  # 0 where all samples are one point
     panels[0].set_xlim(centre[0] - reach[0], centre[0] + reach[0])
     panels[0].set_ylim(centre[1] - reach[1], centre[1] + reach[1])
-    label = _wrap(colours_label, 40)
-    if marks is not None:
-        figure.colorbar(marks, ax=panels, label=label, shrink=0.9)
-    elif colours is not None:
-        handles, names = panels[0].get_legend_handles_labels()
-        figure.legend(handles, names, title=label, loc="outside right center", frameon=False, fontsize=9)
+    _explain_colours(figure, list(panels), marks, colours, colours_label)
     told = f"PCoA of {len(turned):,} samples, Procrustes correlation {correlation:.3f}"
     figure.suptitle("\n".join(filter(None, [_wrap(title, 90), told])), fontsize=11)
     return figure
@@ -270,14 +265,21 @@ def scatter_plot(
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
     axes.spines[["top", "right"]].set_visible(False)
-    label = _wrap(colours_label, 40)
-    if marks is not None:
-        figure.colorbar(marks, ax=axes, label=label, shrink=0.9)
-    elif colours is not None:
-        handles, names = axes.get_legend_handles_labels()
-        figure.legend(handles, names, title=label, loc="outside right center", frameon=False, fontsize=9)
+    _explain_colours(figure, [axes], marks, colours, colours_label)
     figure.suptitle(_wrap(title, 90), fontsize=11)
     return figure
+
+
+def _explain_colours(
+    figure: Figure, panels: Sequence[Axes], marks: Any, colours: NDArray[Any] | None, colours_label: str
+) -> None:
+    """A bar of the numbers that `_scatter` coloured points by, or a legend of the classes."""
+    label = _wrap(colours_label, 40)
+    if marks is not None:
+        figure.colorbar(marks, ax=panels, label=label, shrink=0.9)
+    elif colours is not None:
+        handles, names = panels[0].get_legend_handles_labels()
+        figure.legend(handles, names, title=label, loc="outside right center", frameon=False, fontsize=9)
 
 
 def history_plot(history: pd.DataFrame) -> Figure:

@@ -119,7 +119,8 @@ def model_path(run: Path, *, finished: bool = True) -> Path:
     """
     if run.is_dir():
         if not (run / MODEL_NAME).is_file():
-            for first in sorted(path for kind in ("fold_0*", "seed_*") for path in run.glob(kind)):
+            first = min((path for kind in ("fold_0*", "seed_*") for path in run.glob(kind)), default=None)
+            if first is not None:
                 raise DataError(f"{run}: holds several runs, not all of them finished; give one of them, {first} say")
             raise DataError(f"{run}: holds no {MODEL_NAME}; give the directory of a finished run")
         if finished and not (run / "metrics.json").is_file():
