@@ -560,6 +560,13 @@ class TrainConfig(Section):
         le=1000,
         only="train",
     )
+    parallel: int = option(
+        1,
+        "Of several runs (--folds, --seeds), train so many at a time, each in a process of its own, with its share of "
+        "the cores unless --threads says otherwise.",
+        ge=1,
+        le=1024,
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "Where to compute.")
     threads: int | None = option(None, "CPU threads of PyTorch; its own choice by default.", ge=1, le=1024)
     num_workers: int | None = option(

@@ -27,10 +27,11 @@ from aam.data.study_splits import StudyFolds, as_before, fold_study
 from aam.data.targets import ClassTarget, NumericTarget, require_repeated_classes
 from aam.errors import DataError, in_file
 from aam.inputs import load_inputs
-from aam.loaders import choose_device
+from aam.loaders import choose_device, own_cores
 from aam.outcome import LEVEL, Answers, against_guess, answer_metrics, calibrated_by, calibration_summary
 from aam.run import pretrained_split_options, require_same_config, require_trackers, run
 from aam.run_directory import RunDirectory, write_json, write_table
+from aam.side_by_side import side_by_side
 from aam.training.checkpoint import MODEL_NAME, load_model_file, model_path, read_target
 from aam.training.distributed import Processes, start
 from aam.training.ensemble import Member, save_ensemble
@@ -42,6 +43,7 @@ __all__ = ["FoldsResult", "asks_for_folds", "finished_folds", "fold_summary", "r
 logger = logging.getLogger("aam")
 
 PREDICTIONS = "oof_predictions.tsv"
+ALONE = Processes()
 
 
 class MemberRun(NamedTuple):
@@ -116,19 +118,19 @@ def run_folds(config: RunConfig) -> FoldsResult:
     if not config.train.resume and processes.first:
         directory.create(overwrite=config.train.overwrite)
     processes.barrier()
-    results = []
     with directory.logging() if processes.first else nullcontext():
         if processes.first:
             write_json(directory / "config.json", config.model_dump(mode="json"))
             if plan.folds is not None:
                 held_out = np.where(plan.folds.of_sample >= 0, "test", "train")
                 write_splits(directory / "splits.tsv", plan.sample_ids, held_out, plan.folds.of_sample)
-        for place, member in enumerate(plan.members):
-            logger.info("%s (%d of %d)", member.name, place + 1, len(plan.members))
-            try:
+        if config.train.parallel > 1:
+            results = _side_by_side(config, plan, directory, processes)
+        else:
+            results = []
+            for place, member in enumerate(plan.members):
+                logger.info("%s (%d of %d)", member.name, place + 1, len(plan.members))
                 results.append(_run_member(config, plan, directory, member, processes))
-            except DataError as error:
-                raise DataError(f"{member.name.replace('_', ' ', 1)}: {error}") from None
         return processes.broadcast(_finish(config, plan, directory, results) if processes.first else None)
 
 
@@ -274,10 +276,47 @@ def _guess(actual: NDArray[Any], folds: StudyFolds, classes: tuple[str, ...]) ->
 # ---------------------------------------------------------------------------------------------------------- one fold
 
 
+def _side_by_side(config: RunConfig, plan: _Plan, above: RunDirectory, processes: Processes) -> list[dict[str, Any]]:
+    """The metrics of all runs, several of which go at a time."""
+    if processes.strategy != "single":
+        raise DataError(
+            f"--parallel {config.train.parallel}: the processes that torchrun started train each run together; "
+            "leave one of them out"
+        )
+    number = min(config.train.parallel, len(plan.members))
+    cores = max(1, own_cores() // number)
+    workers = config.train.num_workers
+    own = {
+        "threads": config.train.threads or cores,
+        "num_workers": (min(4, cores) if cores > 1 else 0) if workers is None else workers,
+    }
+    config = config.model_copy(update={"train": config.train.model_copy(update=own)})
+    logger.info("%d runs, %d at a time (--threads %d of each)", len(plan.members), number, own["threads"])
+    done: list[str] = []
+
+    def ended(place: int, metrics: Mapping[str, Any]) -> None:
+        done.append(plan.members[place].name)
+        told = metrics.get("test") or metrics.get("val") or {}
+        shown = ", ".join(f"{name} {value:.3g}" for name, value in list(told.items())[:3])
+        logger.info("%s is done (%d of %d): %s", done[-1], len(done), len(plan.members), shown)
+
+    jobs = [(config, plan, above, member) for member in plan.members]
+    return side_by_side(_run_member, jobs, number, ended)
+
+
 def _run_member(
-    config: RunConfig, plan: _Plan, above: RunDirectory, member: MemberRun, processes: Processes
+    config: RunConfig, plan: _Plan, above: RunDirectory, member: MemberRun, processes: Processes = ALONE
 ) -> dict[str, Any]:
     """The metrics of a run: as it is, continued or begun."""
+    try:
+        return _run_or_take(config, plan, above, member, processes)
+    except DataError as error:
+        raise DataError(f"{member.name.replace('_', ' ', 1)}: {error}") from None
+
+
+def _run_or_take(
+    config: RunConfig, plan: _Plan, above: RunDirectory, member: MemberRun, processes: Processes
+) -> dict[str, Any]:
     directory = RunDirectory(above / member.name)
     own = _member_config(config, plan, above, member)
     if processes.broadcast(config.train.resume and _is_finished(own, directory)):
@@ -297,7 +336,8 @@ def _member_config(config: RunConfig, plan: _Plan, above: RunDirectory, member: 
     """A run of its own: the split is the one that stands in its directory, or in that of the first seed."""
     directory = above / member.name
     data: dict[str, Any] = {}
-    train: dict[str, Any] = {"output_dir": directory, "seed": member.seed, "seeds": 1, "baseline": False}
+    train: dict[str, Any] = {"output_dir": directory, "seed": member.seed, "seeds": 1, "parallel": 1}
+    train["baseline"] = False
     if plan.folds is not None:
         data = {"splits": directory / "splits.tsv", "folds": None, "leave_one_group_out": False}
     elif member != plan.members[0]:

@@ -75,8 +75,8 @@ def loader(
         In place of the configured number.
     """
     if workers is None:
-        own_cores = _cores() // Launch.of_environment().local_processes
-        workers = config.num_workers if config.num_workers is not None else min(4, own_cores)
+        cores = own_cores() // Launch.of_environment().local_processes
+        workers = config.num_workers if config.num_workers is not None else min(4, cores)
     return DataLoader(
         dataset,
         sampler=plan,
@@ -101,7 +101,7 @@ def _outlive_signals(worker: int) -> None:
             signal.signal(getattr(signal, name), lambda number, frame: signal.alarm(_OUTLIVE_SECONDS))
 
 
-def _cores() -> int:
+def own_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -82,6 +82,8 @@ def run(config: RunConfig) -> RunResult:
         If the inputs cannot be used; the run directory is then left as it was.
     """
     assert not config.several_runs, "several runs are asked for: call aam.folds.run_folds"
+    if config.train.parallel > 1:
+        raise DataError(f"--parallel {config.train.parallel}: there is one run; it is for --folds and --seeds")
     try:
         require_readable(config.task.base_target, config.model.distance_head)
     except ValueError as error:
@@ -352,7 +354,7 @@ def require_same_config(config: RunConfig, stored: Mapping[str, Any], directory:
     ------
     DataError
     """
-    machine = {"output_dir", "device", "threads", "num_workers", "save_every_minutes"}
+    machine = {"output_dir", "device", "threads", "num_workers", "parallel", "save_every_minutes"}
     machine |= {"tf32", "attn_implementation", "compile_model", "gradient_checkpointing", "asv_chunk_size"}
     machine |= {"strategy", "reshard_after_forward", "sharded_checkpoints"}
     watched = {"baseline", "plots", "log_histograms", "profile", "track"}

@@ -136,6 +136,7 @@ def benchmark_quality(
     columns: Sequence[str] = (),
     settings: Mapping[str, Mapping[str, Mapping[str, Any]]],
     seeds: int = 3,
+    parallel: int = 1,
     threads: int | None = None,
     device: str = "auto",
 ) -> Iterator[QualityRow]:
@@ -153,6 +154,8 @@ def benchmark_quality(
     settings : mapping
         By name, options in sections as in ``config.json``.
     seeds : int
+    parallel : int
+        Networks that are trained at a time.
     threads : int, optional
     device : str
 
@@ -175,7 +178,7 @@ def benchmark_quality(
                 continue
             for name, options in settings.items():
                 run = _Run(study, target, name, options, data / study.folder, matrix, output_dir, seeds)
-                yield _row(run, threads, device)
+                yield _row(run, parallel, threads, device)
 
 
 class _Run(NamedTuple):
@@ -220,12 +223,13 @@ def _matrix(study: QualityStudy, folder: Path, output_dir: Path) -> Path:
     return path
 
 
-def _row(run: _Run, threads: int | None, device: str) -> QualityRow:
+def _row(run: _Run, parallel: int, threads: int | None, device: str) -> QualityRow:
     classical = _classical(run, threads)
     directory = run.directory / run.settings
     began = time.monotonic()
     finished = (directory / "metrics.json").is_file()
     train = {"output_dir": directory, "seeds": run.seeds, "plots": False, "device": device}
+    train |= {"parallel": parallel}
     train |= {"threads": threads, **run.options.get("train", {})}
     sections = {name: dict(part) for name, part in run.options.items()}
     sections["data"] = run.data | sections.get("data", {})

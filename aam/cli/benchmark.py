@@ -324,6 +324,9 @@ def gpu(ctx: click.Context, variants: tuple[str, ...], seconds: float, kernels: 
     "--option", "options", multiple=True, metavar="NAME=VALUE", help="Run with this option, in place of --settings."
 )
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Networks for each fold.")
+@click.option(
+    "--parallel", type=click.IntRange(min=1), default=1, show_default=True, help="Networks trained at the same time."
+)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True, help="Where."
@@ -337,6 +340,7 @@ def quality(
     settings: str,
     options: tuple[str, ...],
     seeds: int,
+    parallel: int,
     threads: int | None,
     device: str,
     as_json: bool,
@@ -369,6 +373,7 @@ def quality(
         columns=columns,
         settings=chosen,
         seeds=seeds,
+        parallel=parallel,
         threads=threads,
         device=device,
     ):
