@@ -451,11 +451,17 @@ class OptimConfig(Section):
         5, "Epochs without improvement that are a plateau: it is logged, and plateau goes by it.", ge=1
     )
     restart_on_plateau: bool = option(False, "Begin the schedule anew at a plateau, over what is left of the run.")
-    average: Literal["none", "ema", "swa"] = option(
-        "none", "Validate and save averaged weights: exponentially, or evenly over the end of the run."
+    average: Literal["none", "ema", "swa"] | None = option(
+        None,
+        "Validate and save averaged weights: exponentially, or evenly over the end of the run; by default ema in "
+        "`aam train`, else none.",
     )
     ema_decay: float | None = option(
-        None, "Share of the old average that an optimizer step leaves with --average ema; by default 0.999.", gt=0, lt=1
+        None,
+        "Share of the old average that an optimizer step leaves with --average ema; by default 0.999, or 0.99 where "
+        "nobody asks for an average.",
+        gt=0,
+        lt=1,
     )
     swa_start: float | None = option(
         None, "Share of the run after which --average swa begins; by default 0.75.", ge=0, lt=1
@@ -500,7 +506,7 @@ class OptimConfig(Section):
     def _options_are_of_the_average(self) -> Self:
         for name, average in (("ema_decay", "ema"), ("swa_start", "swa")):
             if getattr(self, name) is not None and self.average != average:
-                raise ValueError(f"{self._given(name)} is for --average {average}, not {self.average}")
+                raise ValueError(f"{self._given(name)} is for --average {average}, not {self.average or 'the usual'}")
         return self
 
     @model_validator(mode="after")
@@ -517,6 +523,9 @@ class OptimConfig(Section):
         return f"--{name.replace('_', '-')} {value:g}"
 
 
+LEAST_EPOCHS = 12
+
+
 class UsualEpochs(NamedTuple):
     """How long a network learns where nobody says so."""
 
@@ -527,7 +536,12 @@ class UsualEpochs(NamedTuple):
     def of(cls, train_samples: int, samples_of_a_step: int) -> Self:
         """It is steps that a network learns by: small studies need more epochs for as many. See docs/quality.md."""
         steps = math.ceil(train_samples / samples_of_a_step)
-        return cls(max(12, math.ceil(800 / steps)), max(5, math.ceil(240 / steps)))
+        return cls(max(LEAST_EPOCHS, math.ceil(800 / steps)), max(5, math.ceil(360 / steps)))
+
+    @property
+    def large(self) -> bool:
+        """Whether the study has so many samples that a network sees each of them a few times at most."""
+        return self.epochs == LEAST_EPOCHS
 
 
 class TrainConfig(Section):
@@ -535,7 +549,20 @@ class TrainConfig(Section):
 
     output_dir: Path = option(..., "The run directory to write.")
     epochs: int | None = option(
-        None, "Passes over the training samples; by default as many as make 800 steps, and at least 12.", ge=1
+        None,
+        "Passes over the training samples; by default as many as make 800 steps, and at least 12, or in `aam train` "
+        "fewer: see --choose-epochs.",
+        ge=1,
+    )
+    choose_epochs: bool | None = option(
+        None,
+        "Find out first after how many epochs the column is predicted best, learning from four fifths of the training "
+        "samples, and then learn from all of them for so long. By default where neither --epochs nor --patience is "
+        "given and epochs are many.",
+        only="train",
+    )
+    stop_after: int | None = option(
+        None, "Stop after so many epochs, without a search; the learning rate is as in a run of --epochs.", ge=1
     )
     batch_size: BatchSize = option(
         32, "Samples of a batch, of all processes together; auto for as many as memory allows."
@@ -603,7 +630,7 @@ class TrainConfig(Section):
     freeze_asvs_after: int | None = option(
         None,
         "Train the encoder of ASVs for so many epochs and keep it as it is from then on, where an epoch takes a "
-        "fraction of the time; by default as many as make 240 steps, and at least 5. 0 trains it to the end, as with "
+        "fraction of the time; by default as many as make 360 steps, and at least 5. 0 trains it to the end, as with "
         "--strategy fsdp.",
         ge=0,
     )
@@ -631,6 +658,10 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _options_fit(self) -> Self:
+        if self.choose_epochs and self.patience is not None:
+            raise ValueError(
+                f"--choose-epochs and --patience {self.patience} each say when training ends; give one of them"
+            )
         if self.resume and self.overwrite:
             raise ValueError("--resume continues a run and --overwrite replaces it; give one of them")
         encoder = self.pretrained_encoder
@@ -710,6 +741,11 @@ class TrainConfig(Section):
         if self.epochs is None:
             raise DataError("--epochs is settled by the training samples; give a number here")
         return self.epochs
+
+    @property
+    def last_epoch(self) -> int:
+        """The one that training ends after, unless it stops early."""
+        return min(self.number_of_epochs, self.stop_after or self.number_of_epochs)
 
     @property
     def keeps_last(self) -> bool:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -294,14 +295,19 @@ def _side_by_side(config: RunConfig, plan: _Plan, above: RunDirectory, processes
     logger.info("%d runs, %d at a time (--threads %d of each)", len(plan.members), number, own["threads"])
     done: list[str] = []
 
-    def ended(place: int, metrics: Mapping[str, Any]) -> None:
-        done.append(plan.members[place].name)
+    def ended(members: Sequence[MemberRun], place: int, metrics: Mapping[str, Any]) -> None:
+        done.append(members[place].name)
         told = metrics.get("test") or metrics.get("val") or {}
         shown = ", ".join(f"{name} {value:.3g}" for name, value in list(told.items())[:3])
         logger.info("%s is done (%d of %d): %s", done[-1], len(done), len(plan.members), shown)
 
-    jobs = [(config, plan, above, member) for member in plan.members]
-    return side_by_side(_run_member, jobs, number, ended)
+    results: dict[MemberRun, dict[str, Any]] = {}
+    for first in (True, False):  # other seeds learn for as long as the first has found to be best
+        members = [member for member in plan.members if (member.seed == config.train.seed) is first]
+        jobs = [(config, plan, above, member) for member in members]
+        found = side_by_side(_run_member, jobs, number, partial(ended, members))
+        results |= dict(zip(members, found, strict=True))
+    return [results[member] for member in plan.members]
 
 
 def _run_member(
@@ -343,6 +349,12 @@ def _member_config(config: RunConfig, plan: _Plan, above: RunDirectory, member: 
     elif member != plan.members[0]:
         data = {"splits": above / plan.members[0].name / "splits.tsv", "split_column": None, "leave_out": ()}
         data |= {"test_size": 0.0, "cal_size": 0.0}
+    if member.seed != config.train.seed:  # the first seed has found out how long is best
+        first = next(other for other in plan.members if other.fold == member.fold and other.seed == config.train.seed)
+        train |= {
+            "choose_epochs": False,
+            "stop_after": _stored_config(RunDirectory(above / first.name))["train"].get("stop_after"),
+        }
     if plan.encoders:
         train["pretrained_encoder"] = plan.encoders[member.fold]
     return config.model_copy(

@@ -28,13 +28,22 @@ from aam.data.splits import read_splits, watched_part, write_splits
 from aam.data.study import Study, unknown_samples
 from aam.data.study_splits import as_before, split_study
 from aam.data.targets import require_repeated_classes
+from aam.epochs import with_chosen_epochs
 from aam.errors import DataError, in_file, named
 from aam.inputs import load_inputs
 from aam.loaders import choose_device
 from aam.models.base_targets import require_readable
 from aam.outcome import judge_best
 from aam.run_directory import RunDirectory, write_json
-from aam.searches import as_found, require_alone, search_learning_rate, with_batch_size, with_epochs, with_learning_rate
+from aam.searches import (
+    as_found,
+    require_alone,
+    search_learning_rate,
+    with_average,
+    with_batch_size,
+    with_epochs,
+    with_learning_rate,
+)
 from aam.trainer_setup import build_callbacks, build_trainer, require_sharding
 from aam.training.checkpoint import (
     ModelFile,
@@ -107,13 +116,14 @@ def run(config: RunConfig) -> RunResult:
             require_repeated_classes(config.data.metadata_column, study.target)
     if config.augmentation.draws_reads:
         require_whole_counts(study.counts, config.data.table)
-    config = config.model_copy(update={"augmentation": with_defaults(config, study.counts)})
+    config = with_average(config.model_copy(update={"augmentation": with_defaults(config, study.counts)}))
     split, leaked, notes = _split(config, study, takes_over)
     _require_pairs(config, study, split)
     task = build_task(config, study, split, pretrained).to(device)
 
     inputs = _fingerprint(study, split)
-    resumed = _load_resumed(config, directory, inputs) if config.train.resume else None
+    resumes = processes.broadcast(config.train.resume and (directory / "last.ckpt").is_file())
+    resumed = _load_resumed(config, directory, inputs) if resumes else None
     searches_alone = config.optim.lr_find == "print"
     if resumed is not None:
         config = as_found(config, resumed["config"])
@@ -133,6 +143,9 @@ def run(config: RunConfig) -> RunResult:
         header = _provenance(study, task)
         config = with_batch_size(config, study, split, task, device)
         config = with_epochs(config, len(study.rows_of(split, "train")))
+        searches = config.train.choose_epochs and config.train.stop_after is None
+        if resumed is None and searches and not searches_alone:
+            config = with_chosen_epochs(config, study, split, pretrained, device, processes, directory)
         trainer = build_trainer(config, study, split, task, device, processes)
         if searches_alone:
             search_learning_rate(trainer, directory)
@@ -358,7 +371,7 @@ def require_same_config(config: RunConfig, stored: Mapping[str, Any], directory:
     machine |= {"tf32", "attn_implementation", "compile_model", "gradient_checkpointing", "asv_chunk_size"}
     machine |= {"strategy", "reshard_after_forward", "sharded_checkpoints"}
     watched = {"baseline", "plots", "log_histograms", "profile", "track"}
-    free = machine | watched | {"epochs", "patience", "resume", "overwrite"}
+    free = machine | watched | {"epochs", "choose_epochs", "stop_after", "patience", "resume", "overwrite"}
     now = config.model_dump(mode="json")
     moved = {str(Path(part["train"]["output_dir"]) / "splits.tsv") for part in (now, stored) if "train" in part}
     for section in now.keys() - {"command"}:

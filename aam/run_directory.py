@@ -26,6 +26,7 @@ class RunDirectory:
     FILES = (
         "config.json",
         "splits.tsv",
+        "epochs.tsv",
         "history.csv",
         "speed.csv",
         "metrics.json",
@@ -38,8 +39,9 @@ class RunDirectory:
         "tracking.json",
         "aam.log",
     )
-    # All that a run leaves that ended before its first checkpoint: it may be begun again as if it had not been.
-    BEGINNING = frozenset({"aam.log", "config.json", "splits.tsv", "tracking.json"})
+    # All that a run leaves that ended before its first checkpoint, while it searched for the number of epochs, say: it
+    # may be begun again as if it had not been.
+    BEGINNING = frozenset({"aam.log", "config.json", "epochs.tsv", "splits.tsv", "tracking.json"})
     # Removed with a run, but no sign of one: `--lr-find print` writes lr_find alone.
     IN_FOLDERS = (
         *("tensorboard/*/events.out.tfevents.*", "plots/history.png", "plots/val_*.png", "plots/test_*.png"),
@@ -69,7 +71,7 @@ class RunDirectory:
         found = {name for name in self.FILES if (self.path / name).exists()}
         nothing_learnt = "aam.log" in found and found <= self.BEGINNING and not self.runs()
         holds_run = bool(found) and not nothing_learnt
-        if resume and not (self.path / "last.ckpt").is_file():
+        if resume and not nothing_learnt and not (self.path / "last.ckpt").is_file():
             raise DataError(f"{self.path}: holds no last.ckpt to resume from; begin with --overwrite instead")
         if holds_run and not (resume or overwrite):
             raise DataError(

@@ -30,7 +30,15 @@ from aam.training.schedules import build_schedule
 from aam.training.tasks import Task
 from aam.training.trainer import Trainer
 
-__all__ = ["as_found", "require_alone", "search_learning_rate", "with_batch_size", "with_epochs", "with_learning_rate"]
+__all__ = [
+    "as_found",
+    "require_alone",
+    "search_learning_rate",
+    "with_average",
+    "with_batch_size",
+    "with_epochs",
+    "with_learning_rate",
+]
 
 logger = logging.getLogger("aam")
 
@@ -48,13 +56,22 @@ def as_found(config: RunConfig, stored: Mapping[str, Any]) -> RunConfig:
     train, optim = stored.get("train", {}), stored.get("optim", {})
     if config.train.batch_size == "auto" and isinstance(train.get("batch_size"), int):
         config = _updated(config, "train", batch_size=train["batch_size"], max_memory_fraction=None)
-    settled = ("epochs", "freeze_asvs_after")
+    settled = ("freeze_asvs_after", *(("epochs", "stop_after") if config.train.epochs is None else ()))
     update = {name: train[name] for name in settled if getattr(config.train, name) is None and name in train}
     config = _updated(config, "train", **update)
     if config.optim.lr_find == "apply" and "lr" in optim:
         names = ("lr", "head_lr", "min_lr", "lr_find")
         config = _updated(config, "optim", **{name: optim[name] for name in names if name in optim})
     return config
+
+
+def with_average(config: RunConfig) -> RunConfig:
+    """A configuration that says whether weights are averaged: by default where a column is learnt."""
+    if config.optim.average is not None:
+        return config
+    if config.command == "pretrain":
+        return _updated(config, "optim", average="none")
+    return _updated(config, "optim", average="ema", ema_decay=0.99)
 
 
 def with_epochs(config: RunConfig, train_samples: int) -> RunConfig:
@@ -67,7 +84,9 @@ def with_epochs(config: RunConfig, train_samples: int) -> RunConfig:
     train_samples : int
     """
     usual = UsualEpochs.of(train_samples, config.train.samples_per_batch * config.accumulation_steps)
-    found = {"epochs": usual.epochs, "freeze_asvs_after": usual.of_asvs}
+    found: dict[str, Any] = {"epochs": usual.epochs, "freeze_asvs_after": usual.of_asvs}
+    given = config.train.epochs is not None or config.train.patience is not None or config.train.stop_after is not None
+    found["choose_epochs"] = config.command == "train" and not given and not usual.large
     if config.train.frozen_part is not None or config.train.strategy == "fsdp":
         found["freeze_asvs_after"] = 0
     return _updated(
@@ -117,7 +136,7 @@ def with_batch_size(
             mixed_precision=config.train.mixed_precision,
             fraction=config.train.max_memory_fraction,
             # The optimizer's moments; where batches are joined, the gradients of those before.
-            copies=2 + config.optim.lookahead + (config.optim.average != "none") + accumulates,
+            copies=2 + config.optim.lookahead + (config.optim.average not in (None, "none")) + accumulates,
             most=target,
         )
         size = found.samples

@@ -43,7 +43,7 @@ class EarlyStopping(Callback):
         trainer.state.stop = self._enough(trainer)  # a resumed run may have been given more patience
 
     def on_epoch(self, trainer: Trainer, evaluation: Evaluation) -> None:
-        if self._enough(trainer) and trainer.state.epoch < trainer.config.number_of_epochs:
+        if self._enough(trainer) and trainer.state.epoch < trainer.config.last_epoch:
             logger.info("no better epoch in %d: stopping early", self.patience)
             trainer.state.stop = True
 
@@ -70,7 +70,7 @@ class Plateau(Callback):
         if state.epoch - max(trainer.lowest_epoch, state.plateau_epoch) < self.patience:
             return
         state.plateau_epoch = state.epoch
-        again = self.restart and state.epoch < trainer.config.number_of_epochs
+        again = self.restart and state.epoch < trainer.config.last_epoch
         if again:
             trainer.schedule.restart()
         logger.info("no better epoch in %d: a plateau%s", self.patience, "; the schedule begins anew" if again else "")

@@ -150,7 +150,7 @@ class Console(Callback):
         from rich.live import Live
 
         self.close()
-        self.progress = Progress(trainer.config.number_of_epochs, trainer.steps_per_epoch)
+        self.progress = Progress(trainer.config.last_epoch, trainer.steps_per_epoch)
         self.live = Live(_Line(self.progress), console=RichConsole(stderr=True), transient=True)
         self.live.start()
 
@@ -193,7 +193,7 @@ class Console(Callback):
         told += [f"{name} {evaluation.metrics[name]:.4f}" for name in self.shown if name in evaluation.metrics]
         told += [_rate(measured["samples_per_second"]), f"{measured['seconds']:.1f} s"]
         best = "  *" if trainer.state.improved and not trainer.config.keeps_last else ""
-        logger.info("epoch %d/%d  %s%s", trainer.state.epoch, trainer.config.number_of_epochs, "  ".join(told), best)
+        logger.info("epoch %d/%d  %s%s", trainer.state.epoch, trainer.config.last_epoch, "  ".join(told), best)
 
     def on_end(self, trainer: Trainer) -> None:
         self.close()

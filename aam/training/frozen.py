@@ -197,7 +197,7 @@ class Frozen(Callback):
 
     def on_epoch(self, trainer: Trainer, evaluation: Evaluation) -> None:
         epoch = trainer.state.epoch
-        if self.before is None and self.since and self._frozen_after(epoch) and epoch < trainer.config.number_of_epochs:
+        if self.before is None and self.since and self._frozen_after(epoch) and epoch < trainer.config.last_epoch:
             for loader in (trainer.train_loader, trainer.val_loader):
                 end_workers(loader)
             self._freeze(trainer)

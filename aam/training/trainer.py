@@ -236,7 +236,7 @@ class Trainer:
         """
         try:
             self._tell("on_start")
-            while self.state.epoch < self.config.number_of_epochs and not self.state.stop:
+            while self.state.epoch < self.config.last_epoch and not self.state.stop:
                 self._tell("on_epoch_start")
                 losses = self.train_epoch()
                 self._tell("on_validation")
