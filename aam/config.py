@@ -556,9 +556,9 @@ class TrainConfig(Section):
     )
     choose_epochs: bool | None = option(
         None,
-        "Find out first after how many epochs the column is predicted best, learning from four fifths of the training "
-        "samples, and then learn from all of them for so long. By default where neither --epochs nor --patience is "
-        "given and epochs are many.",
+        "Find out first, on a part of the training samples, whether learning for long is worse than a guess, and stop "
+        "after the epoch that was best if so. By default where neither --epochs nor --patience is given and epochs are "
+        "many.",
         only="train",
     )
     stop_after: int | None = option(

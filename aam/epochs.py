@@ -1,7 +1,8 @@
 """How long to learn a column: found on a part of the training samples, before all of them are learnt from.
 
-Subjects are few and a network knows each of them by heart in the end: a weak signal is predicted best after a
-fraction of the steps that a strong one needs. See ``docs/quality.md``.
+Subjects are few and a network knows each of them by heart in the end. Where the signal is strong that does no harm, and
+all epochs are run. Where it is weak, a network that has learnt for long is worse than a guess, and the best one comes
+after a fraction of the steps. See ``docs/quality.md``.
 
 Shapes: ``N`` samples, ``E`` epochs.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -28,16 +30,16 @@ from aam.training.checkpoint import ModelFile
 from aam.training.console import Console
 from aam.training.distributed import Processes, random_state, set_random_state
 from aam.training.meter import Meter
-from aam.training.tasks import Evaluation
+from aam.training.tasks import Evaluation, TrainTask
 from aam.training.trainer import Callback, Trainer
 
-__all__ = ["best_epoch", "inner_split", "with_chosen_epochs"]
+__all__ = ["Verdict", "inner_split", "smoothed", "verdict", "with_chosen_epochs"]
 
 logger = logging.getLogger("aam")
 
 SHARE = 0.2  # of the training samples, or groups, that judge
-TOLERANCE = 1.05  # times the least loss is as good: few subjects judge, and later is better where more are learnt from
-HOPELESS = 1.5  # times the least loss, after which the search ends
+FIRST = 0.25  # share of the epochs before any verdict
+STRONG = 0.6  # times the loss of a guess: below it, all epochs are run
 
 
 def with_chosen_epochs(
@@ -49,10 +51,10 @@ def with_chosen_epochs(
     processes: Processes,
     directory: RunDirectory,
 ) -> RunConfig:
-    """A configuration that stops after as many epochs as were best where a part of the training samples judged.
+    """A configuration that stops early if part of the training samples says that later is worse than a guess.
 
-    Its schedule stays that of all epochs. ``RUN/epochs.tsv`` holds what the search saw. Where there are too few
-    samples or groups to search, nothing is changed.
+    It then stops after the epoch that was best; the schedule stays that of all epochs. ``RUN/epochs.tsv`` holds what
+    the search saw. Where there are too few samples or groups to search, all epochs are run.
 
     Parameters
     ----------
@@ -80,7 +82,9 @@ def with_chosen_epochs(
     learnt, judging = (len(study.rows_of(parts, part)) for part in ("train", "val"))
     logger.info("how many epochs? %d training samples learn, and %d judge", learnt, judging)
     trainer = build_trainer(config, study, parts, task, device, processes)
-    meter, search = Meter(), _Search()
+    assert isinstance(task, TrainTask)
+    guess = task.guess_loss(study.rows_of(parts, "train"), study.rows_of(parts, "val"))
+    meter, search = Meter(), _Search(guess)
     beside = [
         FiniteLosses(study.sample_ids, directory / "last.ckpt"),
         meter,
@@ -92,17 +96,17 @@ def with_chosen_epochs(
     finally:
         trainer.close()
         set_random_state(random, device)
-    found = best_epoch(search.losses)
-    logger.info(
-        "the column is predicted best after %d of %d epochs (loss %.3g; after %d it was %.3g): learning from all",
-        *(found, config.train.number_of_epochs, smoothed(search.losses)[found - 1]),
-        *(len(search.losses), search.losses[-1]),
-    )
+    found = verdict(search.losses, guess, config.train.number_of_epochs)
+    compared = f"after {len(search.losses)} epochs their loss is {search.losses[-1]:.3g}, a guess's {guess:.3g}"
+    if found.stop_after is None:
+        logger.info("%s: learning from all training samples for all %d", compared, config.train.number_of_epochs)
+    else:
+        logger.info("%s: learning from all training samples for %d, which were best", compared, found.stop_after)
     if processes.first:
         epochs = np.arange(1, len(search.losses) + 1)
-        table = {"epoch": epochs, "loss": search.losses, "smoothed_loss": smoothed(search.losses)}
+        table = {"epoch": epochs, "loss": search.losses, "smoothed_loss": smoothed(search.losses), "guess": guess}
         write_table(directory / "epochs.tsv", pd.DataFrame(table))
-    settled = {"choose_epochs": False, "stop_after": found}
+    settled = {"choose_epochs": False, "stop_after": found.stop_after}
     return config.model_copy(update={"train": config.train.model_copy(update=settled)})
 
 
@@ -138,20 +142,41 @@ def smoothed(losses: Sequence[float]) -> list[float]:
     return np.convolve(around, np.full(3, 1 / 3), "valid").tolist()
 
 
-def best_epoch(losses: Sequence[float]) -> int:
-    """The last epoch, from 1 on, whose smoothed loss is the least or about as good."""
-    values = np.array(smoothed(losses))
-    return 1 + int(np.flatnonzero(values <= TOLERANCE * values.min())[-1])
+class Verdict(NamedTuple):
+    """What losses so far say."""
+
+    known: bool  # whether the search can end
+    stop_after: int | None = None  # the best epoch, from 1 on, of a weak signal; None for all
+
+
+def verdict(losses: Sequence[float], guess: float, epochs: int) -> Verdict:
+    """Whether a signal is strong enough to learn it for all epochs.
+
+    Parameters
+    ----------
+    losses : sequence of float
+        Of judging samples, after each epoch so far.
+    guess : float
+        What the best constant answer loses.
+    epochs : int
+        ``E``, of a whole run.
+    """
+    values = smoothed(losses)
+    if len(values) >= FIRST * epochs:
+        if values[-1] < STRONG * guess:
+            return Verdict(True)
+        if values[-1] > guess:
+            return Verdict(True, 1 + int(np.argmin(values)))
+    return Verdict(len(values) == epochs)
 
 
 class _Search(Callback):
-    """Collects the loss of the column, and ends the search when that is far above what it was."""
+    """Collects the loss of the column, and ends the search when there is a verdict."""
 
-    def __init__(self) -> None:
+    def __init__(self, guess: float) -> None:
+        self.guess = guess
         self.losses: list[float] = []
 
     def on_epoch(self, trainer: Trainer, evaluation: Evaluation) -> None:
         self.losses.append(float(evaluation.losses[trainer.task.monitor]))
-        values = smoothed(self.losses)
-        if values[-1] > HOPELESS * min(values):
-            trainer.state.stop = True
+        trainer.state.stop = verdict(self.losses, self.guess, trainer.config.number_of_epochs).known

@@ -606,6 +606,34 @@ class TrainTask(Task):
             return asymmetric_loss(predicted, actual, self.config.overestimate_cost)
         return REGRESSION_LOSSES[self.config.loss](predicted, actual)
 
+    def guess_loss(self, learnt: NDArray[np.int64], held_out: NDArray[np.int64]) -> float:
+        """What the best constant answer would lose.
+
+        Parameters
+        ----------
+        learnt : ndarray of int
+            Rows of the study whose best constant it is.
+        held_out : ndarray (n,) of int
+            Rows that it is judged on.
+        """
+        known = self.target.encode(self.actual[learnt])
+        if isinstance(self.target, ClassTarget):
+            weights = None if self.class_weights is None else self.class_weights.cpu().numpy()[known]
+            shares = np.bincount(known, weights, minlength=self.target.outputs)
+            constant = np.log(np.maximum(shares / shares.sum(), 1e-6))
+        elif self.target.quantiles:
+            constant = np.quantile(known, self.target.quantiles)
+        elif self.config.loss == "mse":
+            constant = known.mean(keepdims=True)
+        else:  # an overestimate that costs so much more is avoided as much more often
+            costs = self.config.overestimate_cost if self.config.loss == "asymmetric" else 1.0
+            constant = np.quantile(known, [1 / (1 + costs)])
+        output = torch.from_numpy(np.tile(constant, (len(held_out), 1))).float()
+        actual = torch.from_numpy(self.target.encode(self.actual[held_out]))
+        weights_there = self.class_weights
+        device = None if weights_there is None else weights_there.device
+        return float(self._target_loss(output.to(device), actual.to(device)).mean)
+
     def _target_metrics(self, sample_index: NDArray[np.int64], output: NDArray[np.float32] | None) -> dict[str, float]:
         assert output is not None
         actual = self.actual[sample_index]

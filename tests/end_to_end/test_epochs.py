@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from aam.assembly import build_task
 from aam.config import RunConfig
 from aam.data.splits import read_splits
-from aam.epochs import best_epoch, inner_split, smoothed
+from aam.epochs import Verdict, inner_split, smoothed, verdict
 from aam.errors import DataError
 from aam.inputs import load_inputs
+from aam.training.tasks import TrainTask
 from tests.end_to_end.program import StudyFiles, aam, assert_one_line_error, succeed
 
 EPOCHS = 8
@@ -40,23 +43,66 @@ def searched(study: StudyFiles, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return run
 
 
-def chosen(run: Path) -> int:
-    epochs: int = json.loads((run / "config.json").read_text())["train"]["stop_after"]
+def chosen(run: Path) -> int | None:
+    epochs: int | None = json.loads((run / "config.json").read_text())["train"]["stop_after"]
     return epochs
 
 
-class TestBest:
+class TestVerdict:
     def test_means_of_three(self) -> None:
         assert smoothed([3, 0, 6, 9]) == pytest.approx([2, 3, 5, 8])
 
-    def test_a_lucky_epoch_is_not_the_best(self) -> None:
-        assert best_epoch([9, 1, 9, 4, 4, 4, 5, 6, 7]) == 5
+    def test_nothing_is_said_of_the_first_epochs(self) -> None:
+        assert verdict([9, 9], 1, 12) == Verdict(False)
 
-    def test_the_last_that_is_about_as_good(self) -> None:
-        assert best_epoch([3, 1, 1, 1, 1.04, 1.04, 1.04, 1.04, 1.1, 1.2]) == 7
+    def test_a_strong_signal_is_learnt_to_the_end(self) -> None:
+        assert verdict([0.9, 0.5, 0.4], 1, 12) == Verdict(True)
 
-    def test_one(self) -> None:
-        assert best_epoch([2.0]) == 1
+    def test_a_weak_one_until_its_best_epoch(self) -> None:
+        """A lucky one is not the best."""
+        assert verdict([1, 0.6, 1, 0.8, 0.8, 0.8, 0.9, 1.2, 1.3], 1, 12) == Verdict(True, 5)
+
+    def test_between_them_it_takes_all_epochs_to_know(self) -> None:
+        losses = [1, 0.9, 0.8, 0.8, 0.8, 0.8, 0.9, 0.9]
+        assert [verdict(losses[:n], 1, 8).known for n in range(1, 9)] == [False] * 7 + [True]
+        assert verdict(losses, 1, 8).stop_after is None
+
+
+class TestGuess:
+    """The loss of the best constant, which nothing constant is below."""
+
+    @pytest.mark.parametrize("loss", ["huber", "mse", "mae", "quantile", "asymmetric"])
+    def test_numbers(self, loss: str, study: StudyFiles) -> None:
+        task = self.task(study, {"loss": loss}, "age")
+        rows = np.arange(24)
+        others = [self.of_constant(task, rows, np.full(task.target.outputs, c)) for c in np.linspace(-2, 2, 81)]
+        found = task.guess_loss(rows, rows)
+        # A Huber loss has its minimum between median and mean, which a median is near enough to.
+        assert found <= min(others) * (1.05 if loss == "huber" else 1) + 1e-6
+        if loss != "quantile":
+            assert found >= min(others) * 0.95
+
+    @pytest.mark.parametrize("weights", ["none", "balanced"])
+    def test_classes(self, weights: str, study: StudyFiles) -> None:
+        task = self.task(study, {"classifier": True, "class_weights": weights}, "group")
+        rows = np.arange(24)
+        names, sizes = np.unique(task.actual, return_counts=True)
+        shares = sizes / 24
+        expected = np.log(len(names)) if weights == "balanced" else -(shares * np.log(shares)).sum()
+        assert task.guess_loss(rows, rows) == pytest.approx(expected, abs=1e-5)
+
+    def task(self, study: StudyFiles, task: dict[str, object], column: str) -> TrainTask:
+        files = {"table": study.table, "metadata": study.metadata, "metadata_column": column}
+        model = {"embedding_dim": 8, "attention_heads": 2, "attention_layers": 1, "clades": 4}
+        config = {"command": "train", "data": files, "task": task, "model": model, "train": {"output_dir": "unused"}}
+        loaded = RunConfig.model_validate(config)
+        built = build_task(loaded, load_inputs(loaded), np.full(24, "train", dtype="<U5"), None)
+        assert isinstance(built, TrainTask)
+        return built
+
+    def of_constant(self, task: TrainTask, rows: np.ndarray, constant: np.ndarray) -> float:
+        output = torch.from_numpy(np.tile(constant, (len(rows), 1))).float()
+        return float(task._target_loss(output, torch.from_numpy(task.target.encode(task.actual[rows]))).mean)
 
 
 class TestInnerSplit:
@@ -84,16 +130,19 @@ class TestInnerSplit:
 
 def test_what_was_seen(searched: Path) -> None:
     seen = pd.read_csv(searched / "epochs.tsv", sep="\t")
-    assert seen["epoch"].tolist() == list(range(1, EPOCHS + 1))
-    assert chosen(searched) == best_epoch(seen["loss"].tolist())
+    assert seen["epoch"].tolist() == list(range(1, len(seen) + 1))
+    found = verdict(seen["loss"].tolist(), seen["guess"][0], EPOCHS)
+    assert found.known and chosen(searched) == found.stop_after
     history = pd.read_csv(searched / "history.csv")
-    assert len(history) == chosen(searched)
-    assert json.loads((searched / "metrics.json").read_text())["best_epoch"] == chosen(searched)
+    assert len(history) == (found.stop_after or EPOCHS)
+    assert json.loads((searched / "metrics.json").read_text())["best_epoch"] == len(history)
 
 
 def test_all_samples_are_learnt_from_as_without_a_search(study: StudyFiles, searched: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    succeed(*learn(study), "--stop-after", chosen(searched), "--output-dir", run)
+    succeed(
+        *learn(study), *([] if chosen(searched) is None else ["--stop-after", chosen(searched)]), "--output-dir", run
+    )
     for name in ("history.csv", "test_predictions.tsv", "splits.tsv"):
         assert (run / name).read_bytes() == (searched / name).read_bytes(), name
 
