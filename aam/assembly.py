@@ -18,7 +18,7 @@ from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
 from aam.data.draws import generator
 from aam.data.labels import CompositionLabels, Labels, Pairs, taxon_labels
 from aam.data.study import Study
-from aam.data.targets import ClassTarget, NumericTarget, require_bounds, require_logarithms
+from aam.data.targets import NumericTarget, Part, fit_targets, parts_of
 from aam.data.taxonomy import load_taxonomy, taxa_at
 from aam.errors import DataError, in_file
 from aam.models.asv_encoder import REFERENCE_ASVS
@@ -57,8 +57,14 @@ def build_task(config: RunConfig, study: Study, split: NDArray[Any], pretrained:
         )
 
     with in_file(config.data.metadata):
-        target = _fit_target(config, study, train)
+        assert study.target is not None
+        target = fit_targets(config.data.columns, study.target, train, config.task)
         covariates = _fit_covariates(config, study, train)
+    for column in config.data.columns:
+        if len(config.data.columns) > 1 and column in encoder.targets:
+            raise DataError(
+                f"column {column!r} has the name of a base target, as which its figures would go; rename it"
+            )
     predictor = build_predictor(encoder, config.model, target.outputs, covariates)
     assert study.target is not None
     return TrainTask(
@@ -66,7 +72,7 @@ def build_task(config: RunConfig, study: Study, split: NDArray[Any], pretrained:
         config.task,
         target,
         study.target,
-        _class_weights(config, target, study.target[train]),
+        [_class_weights(config, part, study.target[train]) for part in parts_of(target)],
         labelled,
         config.train.seed,
         studies=study.studies,
@@ -205,40 +211,18 @@ def _level(known: LabelledTarget, rows: NDArray[np.int64]) -> Level:
     return Level(torch.as_tensor(known.mean, dtype=torch.float32), math.sqrt(known.scale))
 
 
-def _fit_target(config: RunConfig, study: Study, train: NDArray[np.int64]) -> NumericTarget | ClassTarget:
-    column = config.data.metadata_column
-    assert column is not None
-    assert study.target is not None
-    if not config.task.classifier:
-        if config.task.target_transform.startswith("log"):
-            require_logarithms(column, config.task.target_transform, study.target)
-        require_bounds(column, study.target, config.task.target_min, config.task.target_max)
-        half = config.task.quantile_range / 2
-        return NumericTarget.fit(
-            column,
-            config.task.target_transform,
-            study.target[train],
-            quantiles=(0.5 - half, 0.5, 0.5 + half) if config.task.loss == "quantile" else (),
-            lower=config.task.target_min,
-            upper=config.task.target_max,
-        )
-    labels = ClassTarget.fit(column, study.target[train])
-    labels.encode(study.target)  # a class that is held out whole is refused here, before anything is written
-    return labels
-
-
 def _fit_covariates(config: RunConfig, study: Study, train: NDArray[np.int64]) -> Covariates | None:
     if study.covariates is None:
         return None
     return Covariates.fit(study.covariates.iloc[train], config.data.categorical_columns, config.data.numeric_columns)
 
 
-def _class_weights(
-    config: RunConfig, target: NumericTarget | ClassTarget, labels: NDArray[Any]
-) -> NDArray[np.float32] | None:
+def _class_weights(config: RunConfig, part: Part, values: NDArray[Any]) -> NDArray[np.float32] | None:
     """Inverse frequencies with a mean of 1 over the training samples."""
+    target = part.target
     if isinstance(target, NumericTarget) or config.task.class_weights == "none":
         return None
+    _, labels = part.known(values)
     sizes = np.bincount(target.encode(labels), minlength=target.outputs)
     return (len(labels) / (target.outputs * sizes)).astype(np.float32)
 

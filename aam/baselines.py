@@ -100,8 +100,11 @@ def run_baselines(
     DataError
         If the inputs cannot be used.
     """
-    column = data.metadata_column
-    assert column is not None
+    if len(data.columns) != 1:
+        raise DataError(
+            f"classical models predict one column, and {' and '.join(data.columns)} are given; leave all but one out"
+        )
+    (column,) = data.columns
     directory = None if output_dir is None else RunDirectory(output_dir)
     if directory is not None:
         directory.require_free(resume=False, overwrite=overwrite)
@@ -109,7 +112,7 @@ def run_baselines(
     assert study.target is not None
     if classifier:
         with in_file(data.metadata):
-            require_repeated_classes(column, study.target)
+            require_repeated_classes((column,), study.target)
     names = baseline_names(study, models)
     known = _known(study, data, classifier, seed)
     for text in study.warnings:

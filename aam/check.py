@@ -32,7 +32,7 @@ from aam.data.metadata import numeric_target, require_column
 from aam.data.splits import read_folds, read_splits, watched_part
 from aam.data.study import STUDY, LabelFile, Study, StudyFiles, align, read_files, study_names, unknown_samples
 from aam.data.study_splits import fold_study, split_study
-from aam.data.targets import ClassTarget, NumericTarget, require_bounds, require_logarithms, require_repeated_classes
+from aam.data.targets import ClassTarget, fit_targets, parts_of, require_repeated_classes
 from aam.data.taxonomy import load_taxonomy
 from aam.data.unifrac_loader import MEMORY_LIMIT, SampleValues, StripeMatrix
 from aam.errors import DataError, in_file, named
@@ -93,13 +93,13 @@ def check(
         _attempt(problems, load_taxonomy, data.taxonomy)
     target, covariates, split, leaks = None, None, None, []
     if study is not None:
-        if study.target is not None and task.classifier and data.metadata_column is not None:
+        if study.target is not None and task.classifier:
             _attempt(problems, _repeated_classes, study.target, data)
         split = _attempt(problems, _split, study, data, task.classifier, seed)
         leaks = [] if split is None else _leaks(study, data, split.parts)
         train = np.arange(len(study)) if split is None else study.rows_of(split.parts, "train")
         _attempt(problems, _require_references, study, train, data)
-        if study.target is not None and data.metadata_column is not None:
+        if study.target is not None:
             target = _attempt(problems, _target, study.target, train, data, task)
         if study.covariates is not None and list(study.covariates) == list(data.covariates):
             covariates = _attempt(problems, _covariates, study.covariates, train, data)
@@ -138,12 +138,12 @@ def _what_needs_no_table(
         return
     source = Path(named(data.metadata or data.table))
     of_tables = len(data.table) > 1 and data.group_column == STUDY
-    for column in (data.metadata_column, None if of_tables else data.group_column, data.split_column):
+    for column in (*data.columns, None if of_tables else data.group_column, data.split_column):
         if column is not None:
             _attempt(problems, require_column, files.metadata, column, source)
-    if data.metadata_column in files.metadata.columns and not task.classifier:
-        column = str(data.metadata_column)
-        _attempt(problems, numeric_target, files.metadata[column], column, source)
+    for column in data.columns if not task.classifier else ():
+        if column in files.metadata.columns:
+            _attempt(problems, numeric_target, files.metadata[column], column, source)
     for name in data.categorical_columns:
         _attempt(problems, read_covariates, files.metadata, (name,), (), source)
     for name in data.numeric_columns:
@@ -165,9 +165,10 @@ def _align(files: StudyFiles, data: DataConfig, step: Callable[..., Study], prob
     study = _attempt([], step, files, data)
     if study is not None:
         return study
-    without: dict[str, Any] = {"metadata_column": None, "group_column": None, "split_column": None}
+    without: dict[str, Any] = {"metadata_column": (), "group_column": None, "split_column": None}
     without |= {"categorical_columns": (), "numeric_columns": ()}
-    given: list[tuple[str, Any]] = [(name, getattr(data, name)) for name, nothing in without.items() if nothing is None]
+    given: list[tuple[str, Any]] = [("metadata_column", (column,)) for column in data.columns]
+    given += [(name, getattr(data, name)) for name in ("group_column", "split_column")]
     given += [("categorical_columns", (column,)) for column in data.categorical_columns]
     given += [("numeric_columns", (column,)) for column in data.numeric_columns]
     usable = data
@@ -180,9 +181,8 @@ def _align(files: StudyFiles, data: DataConfig, step: Callable[..., Study], prob
 
 
 def _repeated_classes(values: NDArray[Any], data: DataConfig) -> None:
-    assert data.metadata_column is not None
     with in_file(data.metadata):
-        require_repeated_classes(data.metadata_column, values)
+        require_repeated_classes(data.columns, values)
 
 
 def _require_references(study: Study, train: NDArray[np.int64], data: DataConfig) -> None:
@@ -233,7 +233,7 @@ def _leaks(study: Study, data: DataConfig, split: NDArray[Any]) -> list[str]:
         groups=study.groups,
         group_column=data.group_column,
         metadata=study.metadata,
-        target=data.metadata_column,
+        targets=data.columns,
     )
 
 
@@ -331,7 +331,7 @@ def _estimate(
         epochs=usual.epochs if epochs is None else epochs,
         whole_epochs=usual.of_asvs,
         restored_share=task.nuc_asv_fraction if task.nuc_weight > 0 else 0.0,
-        with_target=data.metadata_column is not None,
+        with_target=bool(data.columns),
         data_bytes=_data_bytes(study),
         runs=1 if split.folds is None else len(split.folds),
     )
@@ -397,17 +397,20 @@ def _covariates(frame: pd.DataFrame, train: NDArray[np.int64], data: DataConfig)
     return {"columns": found, "unknown": known.unknown(frame)}
 
 
-def _target(values: NDArray[Any], train: NDArray[np.int64], data: DataConfig, task: TaskConfig) -> dict[str, Any]:
-    """What the target holds, if what is fitted on the training samples serves for all."""
-    column = data.metadata_column
-    assert column is not None
+def _target(
+    values: NDArray[Any], train: NDArray[np.int64], data: DataConfig, task: TaskConfig
+) -> dict[str, Any] | list[dict[str, Any]]:
+    """What the target, or each of several, holds, if what is fitted on the training samples serves for all."""
     with in_file(data.metadata):
-        if task.classifier:
-            ClassTarget.fit(column, values[train]).encode(values)
-            labels, sizes = np.unique(values.astype(str), return_counts=True)
-            return {"column": column, "classes": dict(zip(labels.tolist(), sizes.tolist(), strict=True))}
-        if task.target_transform.startswith("log"):
-            require_logarithms(column, task.target_transform, values)
-        require_bounds(column, values, task.target_min, task.target_max)
-        NumericTarget.fit(column, task.target_transform, values[train])
-        return {"column": column, **quantiles(values)}
+        parts = parts_of(fit_targets(data.columns, values, train, task))
+    found: list[dict[str, Any]] = []
+    for part in parts:
+        column, (known, own) = part.target.column, part.known(values)
+        unknown = {} if part.place is None else {"unknown": int((~known).sum())}
+        if isinstance(part.target, ClassTarget):
+            labels, sizes = np.unique(own.astype(str), return_counts=True)
+            classes = dict(zip(labels.tolist(), sizes.tolist(), strict=True))
+            found.append({"column": column, "classes": classes, **unknown})
+        else:
+            found.append({"column": column, **quantiles(own), **unknown})
+    return found[0] if len(found) == 1 else found

@@ -10,7 +10,15 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from aam.errors import DataError
 
@@ -103,7 +111,12 @@ class DataConfig(Section):
     )
     taxonomy: Path | None = option(None, "Taxon of every feature, TSV or QIIME 2 artifact, for --base-target taxonomy.")
     metadata: Paths = option((), "Sample metadata, tab-separated, first column the sample IDs. Several are merged.")
-    metadata_column: str | None = option(None, "Column of the metadata to predict.", only="train")
+    metadata_column: Names = option(
+        (),
+        "Column of the metadata to predict. Several, all of numbers or all of classes, are learnt together, and a "
+        "sample may lack some of them.",
+        only="train",
+    )
     categorical_columns: Names = option(
         (), "Column of the metadata, of categories, that the prediction is given beside the sample.", only="train"
     )
@@ -197,20 +210,15 @@ class DataConfig(Section):
             if name in ("--leave-out", "--leave-one-group-out") and self.group_column is None:
                 raise ValueError(f"{value} needs --group-column, whose groups are held out")
         if self.split_column is not None:
-            for option_name in ("metadata_column", "group_column"):
-                if getattr(self, option_name) == self.split_column:
-                    raise ValueError(
-                        f"--split-column and --{option_name.replace('_', '-')} are both {self.split_column!r}"
-                    )
+            for option_name, columns in (("metadata-column", self.columns), ("group-column", (self.group_column,))):
+                if self.split_column in columns:
+                    raise ValueError(f"--split-column and --{option_name} are both {self.split_column!r}")
         return self
 
     @model_validator(mode="after")
     def _covariates_are_other_columns(self) -> Self:
-        taken = {
-            "--metadata-column": self.metadata_column,
-            "--group-column": self.group_column,
-            "--split-column": self.split_column,
-        }
+        taken: list[tuple[str, str | None]] = [("--metadata-column", column) for column in self.columns]
+        taken += [("--group-column", self.group_column), ("--split-column", self.split_column)]
         seen: dict[str, str] = {}
         for option_name in ("categorical_columns", "numeric_columns"):
             given = f"--{option_name.replace('_', '-')}"
@@ -219,12 +227,30 @@ class DataConfig(Section):
                     also = "twice" if seen[column] == given else f"and of {seen[column]}, too"
                     raise ValueError(f"{column!r} is a column of {given} {also}; give it once")
                 seen[column] = given
-                other = next((name for name, value in taken.items() if value == column), None)
+                other = next((name for name, value in taken if value == column), None)
                 if other is not None:
                     raise ValueError(
                         f"{given} and {other} are both {column!r}: what the prediction is given must be another column"
                     )
         return self
+
+    @model_validator(mode="after")
+    def _columns_are_several(self) -> Self:
+        repeated = [column for column in self.columns if self.columns.count(column) > 1]
+        if repeated:
+            raise ValueError(f"--metadata-column {repeated[0]} is given twice")
+        if len(self.columns) > 1 and self.stratify:
+            raise ValueError(f"--stratify is for one --metadata-column, and {' and '.join(self.columns)} are given")
+        return self
+
+    @field_serializer("metadata_column")
+    def _one_column_by_its_name(self, columns: tuple[str, ...]) -> Any:
+        return columns if len(columns) > 1 else next(iter(columns), None)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that are predicted."""
+        return self.metadata_column
 
     @property
     def covariates(self) -> tuple[str, ...]:
@@ -848,12 +874,16 @@ class RunConfig(Section):
                 raise ValueError(f"--unifrac-weight {self.task.unifrac_weight} needs --unifrac-matrix")
             if not self.task.classifier and self.task.class_weights != TaskConfig().class_weights:
                 raise ValueError(f"--class-weights {self.task.class_weights} is for classes; add --classifier")
-            if self.data.metadata_column is None:
+            if not self.data.columns:
                 raise ValueError("`aam train` predicts a column of the metadata: --metadata-column is missing")
-        if self.data.group_column is not None and self.data.group_column == self.data.metadata_column:
+        if self.data.group_column in self.data.columns:
             raise ValueError(
                 f"--group-column and --metadata-column are both {self.data.group_column!r}: "
                 "a column that is predicted cannot also keep samples together"
+            )
+        if len(self.data.columns) > 1 and self.train.baseline:
+            raise ValueError(
+                f"--baseline compares models of one --metadata-column, and {' and '.join(self.data.columns)} are given"
             )
         if self.model.fusion != ModelConfig().fusion and not self.data.covariates:
             raise ValueError(

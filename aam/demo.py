@@ -83,7 +83,7 @@ def demo(directory: Path, *, seed: int = 0, overwrite: bool = False, threads: in
         RunConfig(
             command="train",
             data=DataConfig(
-                table=data.table, unifrac_matrix=data.unifrac_matrix, metadata=data.metadata, metadata_column=COLUMN
+                table=data.table, unifrac_matrix=data.unifrac_matrix, metadata=data.metadata, metadata_column=(COLUMN,)
             ),
             optim=optim,
             train=train.model_copy(

@@ -129,7 +129,7 @@ def inner_split(config: RunConfig, study: Study, split: NDArray[np.str_]) -> NDA
         study.sample_ids,
         learnt,
         groups=study.groups,
-        labels=study.target if config.task.classifier else None,
+        labels=study.target if config.task.classifier and len(config.data.columns) == 1 else None,
         val_size=SHARE,
         seed=config.train.seed,
         group_name=config.data.group_column or "group",

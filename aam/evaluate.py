@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -250,12 +251,13 @@ def _read(
         source = _of_run(path, part)
         stored = _stored_data(path)
         metadata = metadata or [Path(file) for file in stored.get("metadata") or () if Path(file).is_file()]
-        column = column or stored.get("metadata_column")
+        trained_on = stored.get("metadata_column")
+        column = column or (trained_on if isinstance(trained_on, str) else None)
         group_column = group_column or stored.get("group_column")
         if sizes is None:
             tables = [Path(file) for file in stored.get("table") or ()]
             sizes = _sizes(tables) if tables and all(file.is_file() for file in tables) else None
-    table = _read_predictions(source)
+    table = _read_predictions(source, column)
     read = load_metadata(tuple(metadata)).reindex(table["sample_id"]) if metadata else None
     if "actual" not in table:
         if read is None or column is None:
@@ -307,13 +309,21 @@ def _stored_data(run: Path) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _read_predictions(path: Path) -> pd.DataFrame:
+def _read_predictions(path: Path, column: str | None) -> pd.DataFrame:
+    """Of the one column, or of that of several which is asked for."""
     try:
         table = pd.read_csv(path, sep="\t", dtype={"sample_id": str}, keep_default_na=True)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; give a file that `aam predict` wrote, or a run") from None
     except (ValueError, pd.errors.ParserError, UnicodeDecodeError):
         raise DataError(f"{path}: is no tab-separated table; give a file that `aam predict` wrote") from None
+    several = [str(name).removesuffix("_predicted") for name in table.columns if str(name).endswith("_predicted")]
+    if "predicted" not in table and several:
+        if column not in several:
+            raise DataError(f"{path}: holds predictions of {', '.join(several)}; give one of them by --metadata-column")
+        own = re.compile(rf"{re.escape(column)}_(actual|predicted|(prob|quantile)_.*)")
+        found = {name: match[1] for name in table.columns if (match := own.fullmatch(str(name)))}
+        table = table[["sample_id", *found]].rename(columns=found)
     for name in ("sample_id", "predicted"):
         if name not in table:
             raise DataError(f"{path}: has no column {name}; give a file that `aam predict` wrote, or a run")

@@ -25,11 +25,31 @@ from aam.config import DataConfig, RunConfig
 from aam.data.splits import has_folds, read_folds, read_splits, write_splits
 from aam.data.study import Study
 from aam.data.study_splits import StudyFolds, as_before, fold_study
-from aam.data.targets import ClassTarget, NumericTarget, require_repeated_classes
+from aam.data.targets import (
+    ClassTarget,
+    NumericTarget,
+    Part,
+    SeveralTargets,
+    Target,
+    known_values,
+    parts_of,
+    require_repeated_classes,
+)
 from aam.errors import DataError, in_file
 from aam.inputs import load_inputs
 from aam.loaders import choose_device, own_cores
-from aam.outcome import LEVEL, Answers, against_guess, answer_metrics, calibrated_by, calibration_summary
+from aam.outcome import (
+    LEVEL,
+    AllAnswers,
+    Answers,
+    against_guess,
+    answer_metrics,
+    best_constant,
+    by_column,
+    calibrated_by,
+    calibration_summary,
+    file_name,
+)
 from aam.run import pretrained_split_options, require_same_config, require_trackers, run
 from aam.run_directory import RunDirectory, write_json, write_table
 from aam.side_by_side import side_by_side
@@ -37,7 +57,7 @@ from aam.training.checkpoint import MODEL_NAME, load_model_file, model_path, rea
 from aam.training.distributed import Processes, start
 from aam.training.ensemble import Member, save_ensemble
 from aam.training.metrics import classification_metrics, regression_metrics
-from aam.training.tasks import answer_table, answers_in
+from aam.training.tasks import answer_columns, answer_table, answers_in
 
 __all__ = ["FoldsResult", "asks_for_folds", "finished_folds", "fold_summary", "run_folds"]
 
@@ -72,8 +92,14 @@ class _Plan:
     encoders: list[Path]  # of each fold, where the run goes on from one with folds
     members: list[MemberRun]
     groups: NDArray[Any] | None  # (N,)
-    actual: NDArray[Any] | None  # (N,)
-    guess: NDArray[Any] | None  # (N,) or (N, C), with folds: the best constant of what a sample is held out from
+    actual: NDArray[Any] | None  # (N,), of several columns (N, T)
+    guesses: list[_Guess]  # of each column, with folds
+
+
+class _Guess(NamedTuple):
+    """The best constant of what each sample is held out from."""
+
+    values: NDArray[Any]  # (N,), or of classes (N, C)
     classes: tuple[str, ...]  # none for a number
 
 
@@ -166,9 +192,9 @@ def _encoder_folds(config: RunConfig) -> list[Path]:
 
 def _plan(config: RunConfig, encoders: list[Path]) -> _Plan:
     study = load_inputs(config, checksums=False)
-    if config.task.classifier and study.target is not None and config.data.metadata_column is not None:
+    if config.task.classifier and study.target is not None:
         with in_file(config.data.metadata):
-            require_repeated_classes(config.data.metadata_column, study.target)
+            require_repeated_classes(config.data.columns, study.target)
     folds: StudyFolds | None = None
     if encoders:
         folds = _folds_of_encoder(config, study, encoders)
@@ -183,10 +209,12 @@ def _plan(config: RunConfig, encoders: list[Path]) -> _Plan:
         _refuse_leaks(config, study)
     members = _members(config, None if folds is None else len(folds.splits))
     if study.target is None:
-        return _Plan(study.sample_ids, folds, encoders, members, study.groups, None, None, ())
-    classes = tuple(sorted(set(study.target.tolist()))) if config.task.classifier else ()
-    guess = None if folds is None else _guess(study.target, folds, classes)
-    return _Plan(study.sample_ids, folds, encoders, members, study.groups, study.target, guess, classes)
+        return _Plan(study.sample_ids, folds, encoders, members, study.groups, None, [])
+    guesses = []
+    if folds is not None:
+        columns = study.target.reshape(len(study), -1).T
+        guesses = [_guess(column, folds, config.task.classifier) for column in columns]
+    return _Plan(study.sample_ids, folds, encoders, members, study.groups, study.target, guesses)
 
 
 def _members(config: RunConfig, folds: int | None) -> list[MemberRun]:
@@ -264,14 +292,16 @@ def _refuse_leaks(config: RunConfig, study: Study) -> None:
         )
 
 
-def _guess(actual: NDArray[Any], folds: StudyFolds, classes: tuple[str, ...]) -> NDArray[Any]:
-    """Median (N,), or frequencies of the classes (N, C), among the samples that each fold learns from."""
-    if not classes:
-        medians = [np.median(actual[parts == "train"]) for parts in folds.splits]
-        return np.array(medians)[folds.of_sample]
-    learnt = [actual[parts == "train"] for parts in folds.splits]
+def _guess(actual: NDArray[Any], folds: StudyFolds, classifier: bool) -> _Guess:
+    """Median, or frequencies of the classes, among the samples (N,) that each fold learns from and knows."""
+    known = known_values(actual)
+    learnt = [actual[known & (parts == "train")] for parts in folds.splits]
+    if not classifier:
+        medians = [np.median(values.astype(np.float64)) if len(values) else np.nan for values in learnt]
+        return _Guess(np.array(medians)[folds.of_sample], ())
+    classes = tuple(sorted(set(actual[known].tolist())))
     shares = np.array([[np.mean(labels == name) for name in classes] for labels in learnt])  # (K, C)
-    return shares[folds.of_sample]
+    return _Guess(shares[folds.of_sample], classes)
 
 
 # ---------------------------------------------------------------------------------------------------------- one fold
@@ -429,25 +459,26 @@ def _finish(
 
 
 def _judge_folds(
-    config: RunConfig, plan: _Plan, directory: RunDirectory, target: NumericTarget | ClassTarget
-) -> tuple[dict[str, Any], Calibrator]:
+    config: RunConfig, plan: _Plan, directory: RunDirectory, target: Target | SeveralTargets
+) -> tuple[dict[str, Any], Calibrator | None]:
     """Metrics of the samples that folds hold out, and what these say of how far predictions are off."""
     table = _pooled_predictions(directory, plan, target)
     place = {name: i for i, name in enumerate(plan.sample_ids)}
     rows = np.array([place[name] for name in table["sample_id"]])
     assert plan.actual is not None
-    assert plan.guess is not None
-    answers = Answers(target, rows, answers_in(table, target), plan.actual[rows])
-    groups = None if plan.groups is None else plan.groups[rows]
-    calibrator = calibrated_by(answers, groups, table["fold"].to_numpy(dtype=np.int64), "oof")
-    guess = plan.guess[rows]
-    if isinstance(target, ClassTarget):
-        guessed = _class_metrics(answers.actual, guess, plan.classes)
-        compared = against_guess(answers, np.array(plan.classes, dtype=object)[guess.argmax(axis=1)], groups)
-    else:
-        guessed = regression_metrics(answers.actual, guess)
-        compared = against_guess(answers, guess, groups)
-        table = _with_own_intervals(table, calibrator, answers.values)
+    answers = AllAnswers(target, rows, answers_in(table, target), plan.actual[rows])
+    guessed: dict[str, float] = {}
+    for part, guess in zip(parts_of(target), plan.guesses, strict=True):
+        guessed |= {f"{part.prefix}{name}": value for name, value in _guess_metrics(answers.of(part), guess).items()}
+    compared = by_column(target, lambda part: _against_guess(plan, answers.of(part), plan.guesses[part.place or 0]))
+    metrics: dict[str, Any] = {"oof": answer_metrics(answers)}
+    calibrator = None
+    if answers.alone is not None:
+        groups = None if plan.groups is None else plan.groups[rows]
+        calibrator = calibrated_by(answers.alone, groups, table["fold"].to_numpy(dtype=np.int64), "oof")
+        metrics["calibration"] = calibration_summary(calibrator, answers.values)
+        if isinstance(target, NumericTarget):
+            table = _with_own_intervals(table, calibrator, answers.values)
     write_table(directory / PREDICTIONS, table)
     baseline = {"guess": {"oof": guessed}}
     if config.train.baseline:
@@ -465,10 +496,8 @@ def _judge_folds(
         )
         baseline = found | baseline
     if config.train.plots:
-        _plot(target, plan.classes, directory / "plots" / "oof_predictions.png", table, "out of fold")
-    calibration = calibration_summary(calibrator, answers.values)
-    metrics = {"oof": answer_metrics(answers), "baseline": baseline, "calibration": calibration}
-    return {**metrics, "against_guess": compared}, calibrator
+        _plot(answers, directory / "plots", "oof", "out of fold")
+    return {**metrics, "baseline": baseline, "against_guess": compared}, calibrator
 
 
 def _with_own_intervals(table: pd.DataFrame, calibrator: Calibrator, values: NDArray[np.float64]) -> pd.DataFrame:
@@ -479,11 +508,29 @@ def _with_own_intervals(table: pd.DataFrame, calibrator: Calibrator, values: NDA
     return table.assign(lower=values[:, 0] - thresholds, upper=values[:, -1] + thresholds)
 
 
+def _guess_metrics(answers: Answers, guess: _Guess) -> dict[str, float]:
+    if not len(answers.rows):
+        return {}
+    values = guess.values[answers.rows]
+    return (
+        _class_metrics(answers.actual, values, guess.classes)
+        if guess.classes
+        else regression_metrics(answers.actual, values)
+    )
+
+
+def _against_guess(plan: _Plan, answers: Answers, guess: _Guess) -> dict[str, Any] | None:
+    values = guess.values[answers.rows]
+    if guess.classes:
+        values = np.array(guess.classes, dtype=object)[values.argmax(axis=1)]
+    return against_guess(answers, values, None if plan.groups is None else plan.groups[answers.rows])
+
+
 def _judge_seeds(
     config: RunConfig,
     plan: _Plan,
     directory: RunDirectory,
-    target: NumericTarget | ClassTarget,
+    target: Target | SeveralTargets,
     results: Sequence[Mapping[str, Any]],
 ) -> tuple[dict[str, Any], Calibrator | None]:
     """Metrics of the mean of several seeds' predictions, and what held-out samples say of how far these are off."""
@@ -493,32 +540,32 @@ def _judge_seeds(
     metrics: dict[str, Any] = {}
     calibrator = None
     unseen = "cal" if (runs[0] / "cal_predictions.tsv").is_file() else "val"
+    split = read_splits(runs[0] / "splits.tsv")
+    assert plan.actual is not None
+    learnt = plan.actual[[split.get(name) == "train" for name in plan.sample_ids]]
     for part in ("val", "test", "cal"):
         if not (runs[0] / f"{part}_predictions.tsv").is_file():
             continue
         table = _mean_table(runs, part, target, None)
         rows = np.array([place[name] for name in table["sample_id"]])
         assert plan.actual is not None
-        answers = Answers(target, rows, answers_in(table, target), plan.actual[rows])
+        answers = AllAnswers(target, rows, answers_in(table, target), plan.actual[rows])
         write_table(directory / f"{part}_predictions.tsv", table)
         if part != "cal":
             metrics[part] = answer_metrics(answers)
             if config.train.plots:
-                _plot(target, plan.classes, directory / "plots" / f"{part}_predictions.png", table, part)
-        if part == unseen and (part == "cal" or not config.chooses_by_validation):
+                _plot(answers, directory / "plots", part, part)
+        if part == unseen and answers.alone is not None and (part == "cal" or not config.chooses_by_validation):
             groups = None if plan.groups is None else plan.groups[rows]
-            calibrator = calibrated_by(answers, groups, np.zeros(len(rows), dtype=np.int64), part)
+            calibrator = calibrated_by(answers.alone, groups, np.zeros(len(rows), dtype=np.int64), part)
             metrics["calibration"] = calibration_summary(calibrator, answers.values)
         if part != "cal":
-            guess = _guess_of(plan, read_splits(runs[0] / "splits.tsv"), len(rows))
-            groups = None if plan.groups is None else plan.groups[rows]
-            metrics["against_guess"] = against_guess(answers, guess, groups)
+            metrics["against_guess"] = by_column(target, partial(_against_training, plan, answers, learnt))
     metrics["baseline"] = results[0].get("baseline", {})
     if config.train.baseline:
         from aam.baselines import baselines_of_split
 
         logger.info("fitting the classical models")
-        split = read_splits(runs[0] / "splits.tsv")
         found = baselines_of_split(
             load_inputs(config, checksums=False),
             np.array([split[name] for name in plan.sample_ids], dtype="<U5"),
@@ -531,14 +578,11 @@ def _judge_seeds(
     return metrics, calibrator
 
 
-def _guess_of(plan: _Plan, split: Mapping[str, str], number: int) -> NDArray[Any]:
-    """The best constant answer of the training samples of one split, (number,)."""
-    assert plan.actual is not None
-    train = plan.actual[[split.get(name) == "train" for name in plan.sample_ids]]
-    if not plan.classes:
-        return np.full(number, np.median(train))
-    names, sizes = np.unique(train.astype(str), return_counts=True)
-    return np.full(number, names[sizes.argmax()], dtype=object)
+def _against_training(plan: _Plan, answers: AllAnswers, learnt: NDArray[Any], part: Part) -> dict[str, Any] | None:
+    """How predictions compare with the best constant answer of the training samples."""
+    of_part = answers.of(part)
+    guess = np.full(len(of_part.rows), best_constant(part, learnt), dtype=object)
+    return against_guess(of_part, guess, None if plan.groups is None else plan.groups[of_part.rows])
 
 
 def _write_ensemble(
@@ -576,7 +620,7 @@ def fold_summary(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _pooled_predictions(directory: RunDirectory, plan: _Plan, target: NumericTarget | ClassTarget) -> pd.DataFrame:
+def _pooled_predictions(directory: RunDirectory, plan: _Plan, target: Target | SeveralTargets) -> pd.DataFrame:
     """The predictions of all folds, in the order of the sample IDs."""
     assert plan.folds is not None
     tables = []
@@ -590,23 +634,27 @@ def _pooled_predictions(directory: RunDirectory, plan: _Plan, target: NumericTar
 
 
 def _mean_table(
-    runs: Sequence[Path], part: str, target: NumericTarget | ClassTarget, expected: Sequence[str] | None
+    runs: Sequence[Path], part: str, target: Target | SeveralTargets, expected: Sequence[str] | None
 ) -> pd.DataFrame:
     """The mean of what runs with several seeds say of a part; with one, what it says."""
     tables: list[pd.DataFrame] = []
-    classes = isinstance(target, ClassTarget)
-    numbers = [f"prob_{name}" for name in target.classes] if isinstance(target, ClassTarget) else ["predicted"]
-    texts = {"sample_id", *(("actual", "predicted") if classes else ())}
+    numbers, texts = answer_columns(target), ["sample_id"]
+    for of_column in parts_of(target):
+        if isinstance(of_column.target, ClassTarget):
+            texts += [f"{of_column.prefix}actual", f"{of_column.prefix}predicted"]
+        elif of_column.place is None:  # of several columns, some of a sample may be unknown
+            numbers = [*numbers, "actual"]
     for directory in runs:
         path = directory / f"{part}_predictions.tsv"
         try:
             # As text, for Python reads each number as it was written to the last bit.
             table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
-            table = table.astype({name: float for name in table.columns if name not in texts})
+            numeric = [name for name in table.columns if name not in texts]
+            table[numeric] = table[numeric].replace("", "nan").astype(float)
             ids = table["sample_id"].tolist()
             if sorted(ids) != (sorted(ids) if expected is None else list(expected)):
                 raise ValueError
-            if not np.isfinite(table[numbers if classes else [*numbers, "actual"]].astype(float)).all(axis=None):
+            if not np.isfinite(table[numbers]).all(axis=None):
                 raise ValueError
             if tables and ids != tables[0]["sample_id"].tolist():
                 raise ValueError
@@ -616,7 +664,10 @@ def _mean_table(
     if len(tables) == 1:
         return tables[0]
     mean = np.mean([answers_in(table, target) for table in tables], axis=0)
-    return answer_table(target, tables[0]["sample_id"].tolist(), mean, tables[0]["actual"].to_numpy())
+    actual = np.stack([tables[0][f"{of_column.prefix}actual"].to_numpy() for of_column in parts_of(target)], axis=1)
+    return answer_table(
+        target, tables[0]["sample_id"].tolist(), mean, actual if isinstance(target, SeveralTargets) else actual[:, 0]
+    )
 
 
 def _class_metrics(
@@ -626,15 +677,20 @@ def _class_metrics(
     return classification_metrics(places, probabilities.argmax(axis=1), probabilities, classes)
 
 
-def _plot(
-    target: NumericTarget | ClassTarget, classes: tuple[str, ...], path: Path, table: pd.DataFrame, which: str
-) -> None:
+def _plot(answers: AllAnswers, folder: Path, name: str, which: str) -> None:
     from aam.evaluation.plots import confusion_plot, regression_plot, save_figure
 
-    title = f"{target.column}, {which}"
-    actual, predicted = table["actual"].to_numpy(), table["predicted"].to_numpy()
-    if classes:
-        figure = confusion_plot(actual, predicted, classes, title=title)
-    else:
-        figure = regression_plot(actual, predicted, title=title, units_label=target.column)
-    save_figure(figure, path)
+    for part in parts_of(answers.target):
+        of_part = answers.of(part)
+        if not len(of_part.rows):
+            continue
+        target, values = of_part.target, of_part.values
+        title = f"{target.column}, {which}"
+        if isinstance(target, ClassTarget):
+            predicted = target.decode(values.argmax(axis=1))
+            figure = confusion_plot(of_part.actual, predicted, target.classes, title=title)
+        else:
+            predicted = values[:, target.outputs // 2]
+            figure = regression_plot(of_part.actual, predicted, title=title, units_label=target.column)
+        own = "" if part.place is None else f"_{file_name(target.column)}"
+        save_figure(figure, folder / f"{name}_predictions{own}.png")

@@ -7,6 +7,7 @@ import signal
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
@@ -16,7 +17,6 @@ from aam.data.augmentation import Augmentation
 from aam.data.batch import Batch
 from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
 from aam.data.study import Study
-from aam.data.targets import ClassTarget
 from aam.errors import DataError
 from aam.launch import Launch
 from aam.training.callbacks import Signals
@@ -133,8 +133,8 @@ def datasets_of(config: RunConfig, study: Study, split: NDArray[Any], task: Task
         assert study.covariates is not None
         covariates = task.covariates.encode(study.covariates)
     classes = None
-    if isinstance(task, TrainTask) and isinstance(task.target, ClassTarget):
-        classes = task.target.encode(task.actual)
+    if encoded is not None and encoded.dtype.kind == "i":  # of several columns, what is alike in all of them
+        classes = np.unique(encoded, axis=0, return_inverse=True)[1].reshape(-1)
     augmentation = Augmentation.of(config.augmentation, config.train.seed, train, classes)
     datasets = {
         "train": SampleDataset.of_study(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -17,14 +18,14 @@ from aam.config import RunConfig
 from aam.data.batch import Batch
 from aam.data.dataset import BatchPlan, SampleDataset
 from aam.data.study import Study
-from aam.data.targets import ClassTarget, NumericTarget
+from aam.data.targets import ClassTarget, NumericTarget, Part, SeveralTargets, Target, parts_of
 from aam.familiarity import keep_profile
 from aam.loaders import datasets_of, loader
 from aam.run_directory import RunDirectory, write_json, write_table
 from aam.training.checkpoint import MODEL_NAME, load_model_file, save_model_file
 from aam.training.distributed import load_weights_into
 from aam.training.metrics import classification_metrics, regression_metrics
-from aam.training.tasks import Evaluation, Reading, Task, TrainTask, answer_table, answers_of, prediction_table
+from aam.training.tasks import Evaluation, Reading, Task, TrainTask, answer_table, answers_of
 from aam.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -32,12 +33,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LEVEL",
+    "AllAnswers",
     "Answers",
     "against_guess",
     "answer_metrics",
+    "best_constant",
+    "by_column",
     "calibrated_by",
     "calibration_summary",
     "figures",
+    "file_name",
     "judge_best",
 ]
 
@@ -71,7 +76,7 @@ def judge_best(
     datasets = datasets_of(config, study, split, task)
     held_out = trainer.val_loader.dataset
     assert isinstance(held_out, SampleDataset)
-    known: dict[str, Answers] = {}
+    known: dict[str, AllAnswers] = {}
     for part in ("val", "test", "cal"):
         if part not in datasets or (part == "cal" and not isinstance(task, TrainTask)):
             continue
@@ -106,9 +111,14 @@ def judge_best(
         if processes.first:
             judged = known.get("test", known.get("val"))
             assert judged is not None
-            groups = None if study.groups is None else study.groups[judged.rows]
-            guess = _constant(task, split)
-            metrics["against_guess"] = against_guess(judged, np.full(len(judged.rows), guess, dtype=object), groups)
+            train = task.actual[split == "train"]
+
+            def compared(part: Part) -> dict[str, Any] | None:
+                of_part = judged.of(part)
+                guess = np.full(len(of_part.rows), best_constant(part, train), dtype=object)
+                return against_guess(of_part, guess, None if study.groups is None else study.groups[of_part.rows])
+
+            metrics["against_guess"] = by_column(task.target, compared)
         if config.train.baseline and processes.first:
             from aam.baselines import baselines_of_split
 
@@ -134,14 +144,49 @@ def judge_best(
 class Answers(NamedTuple):
     """What a model says of held-out samples whose truth is known."""
 
-    target: NumericTarget | ClassTarget
+    target: Target
     rows: NDArray[np.int64]  # (n,) of the study
     values: NDArray[np.float64]  # (n, C): see `aam.training.tasks.answers_of`
     actual: NDArray[Any]  # (n,)
 
 
-def answer_metrics(answers: Answers) -> dict[str, float]:
-    """The metrics of answers, in original units."""
+class AllAnswers(NamedTuple):
+    """Likewise of every column, which may be several: of these (n, T) are actual, and some unknown."""
+
+    target: Target | SeveralTargets
+    rows: NDArray[np.int64]
+    values: NDArray[np.float64]
+    actual: NDArray[Any]
+
+    @property
+    def alone(self) -> Answers | None:
+        """Of the one column; None where there are several."""
+        return None if isinstance(self.target, SeveralTargets) else Answers(self.target, *self[1:])
+
+    def of(self, part: Part) -> Answers:
+        """Of a column, where it is known."""
+        known, actual = part.known(self.actual)
+        return Answers(part.target, self.rows[known], self.values[known, part.outputs], actual)
+
+
+def answer_metrics(answers: AllAnswers) -> dict[str, float]:
+    """The metrics of answers, in original units; of several columns each after its name."""
+    metrics: dict[str, float] = {}
+    for part in parts_of(answers.target):
+        of_part = answers.of(part)
+        if len(of_part.rows):
+            metrics |= {f"{part.prefix}{name}": value for name, value in _column_metrics(of_part).items()}
+    return metrics
+
+
+def by_column(target: Target | SeveralTargets, found: Callable[[Part], Any]) -> Any:
+    """What is found of the one column, or of each of several by its name."""
+    if not isinstance(target, SeveralTargets):
+        return found(parts_of(target)[0])
+    return {part.target.column: found(part) for part in parts_of(target)}
+
+
+def _column_metrics(answers: Answers) -> dict[str, float]:
     target, values = answers.target, answers.values
     if isinstance(target, ClassTarget):
         places = target.encode(answers.actual)
@@ -149,7 +194,7 @@ def answer_metrics(answers: Answers) -> dict[str, float]:
     return regression_metrics(answers.actual, values[:, target.outputs // 2])
 
 
-def against_guess(answers: Answers, guess: NDArray[Any], groups: NDArray[Any] | None) -> dict[str, Any]:
+def against_guess(answers: Answers, guess: NDArray[Any], groups: NDArray[Any] | None) -> dict[str, Any] | None:
     """The mean error less that of a guess (n,): absolute, or 1 less balanced accuracy; and whether that is chance.
 
     Groups are resampled for the interval (95%), and for the p-value the two exchanged within groups.
@@ -157,6 +202,8 @@ def against_guess(answers: Answers, guess: NDArray[Any], groups: NDArray[Any] | 
     from aam.evaluation.intervals import errors_that_count, paired_difference
 
     target, actual = answers.target, answers.actual
+    if not len(actual):
+        return None
     classes = isinstance(target, ClassTarget)
     if isinstance(target, ClassTarget):
         predicted: NDArray[Any] = target.decode(answers.values.argmax(axis=1))
@@ -168,13 +215,13 @@ def against_guess(answers: Answers, guess: NDArray[Any], groups: NDArray[Any] | 
     return {"error": found.value, "low": low, "high": high, "p": found.p, "better": high < 0}
 
 
-def _constant(task: TrainTask, split: NDArray[Any]) -> Any:
-    """The best constant answer: the training split's median, or its most frequent class."""
-    train = task.actual[split == "train"]
-    if isinstance(task.target, NumericTarget):
-        return float(np.median(train))
-    frequencies = np.bincount(task.target.encode(train), minlength=task.target.outputs)
-    return task.target.classes[int(frequencies.argmax())]
+def best_constant(part: Part, train: NDArray[Any]) -> Any:
+    """The best constant answer by the training samples' values: their median, or the most frequent class."""
+    _, known = part.known(train)
+    if isinstance(part.target, NumericTarget):
+        return float(np.median(known))
+    frequencies = np.bincount(part.target.encode(known), minlength=part.target.outputs)
+    return part.target.classes[int(frequencies.argmax())]
 
 
 def _answers(
@@ -184,7 +231,7 @@ def _answers(
     batches: DataLoader[Batch],
     evaluation: Evaluation,
     passes: int,
-) -> Answers | None:
+) -> AllAnswers | None:
     """Of all passes together, the first of which is judged already; None on all processes but the first."""
     values = []
     for number in range(passes):
@@ -196,21 +243,23 @@ def _answers(
         return None
     assert isinstance(task, TrainTask)
     rows = evaluation.sample_index
-    return Answers(task.target, rows, np.mean(values, axis=0), task.actual[rows])
+    return AllAnswers(task.target, rows, np.mean(values, axis=0), task.actual[rows])
 
 
 def _calibrate(
     config: RunConfig,
     study: Study,
     directory: RunDirectory,
-    known: Mapping[str, Answers],
+    known: Mapping[str, AllAnswers],
     metrics: dict[str, Any],
 ) -> None:
     """Let the model file say how far off it is on samples that neither learning nor choosing has seen."""
     part = "cal" if "cal" in known else "val"
     if part not in known or (part == "val" and config.chooses_by_validation):
         return
-    answers = known[part]
+    answers = known[part].alone
+    if answers is None:
+        return
     groups = None if study.groups is None else study.groups[answers.rows]
     calibrator = calibrated_by(answers, groups, np.zeros(len(answers.rows), dtype=np.int64), part)
     metrics["calibration"] = calibration_summary(calibrator, answers.values)
@@ -238,22 +287,31 @@ def calibration_summary(calibrator: Calibrator, values: NDArray[np.float64]) -> 
 def _guess(task: TrainTask, split: NDArray[Any]) -> dict[str, dict[str, float]]:
     """What the best constant answer, the training split's median or most frequent class, comes to."""
     train = task.actual[split == "train"]
-    found = {}
+    found: dict[str, dict[str, float]] = {}
     for part in ("val", "test"):
         actual = task.actual[split == part]
         if not len(actual):
             continue
-        if isinstance(task.target, NumericTarget):
-            found[part] = regression_metrics(actual, np.full(len(actual), _constant(task, split)))
-        else:
-            frequencies = np.bincount(task.target.encode(train), minlength=task.target.outputs) / len(train)
-            found[part] = classification_metrics(
-                task.target.encode(actual),
-                np.full(len(actual), frequencies.argmax()),
-                np.tile(frequencies, (len(actual), 1)),
-                task.target.classes,
-            )
+        found[part] = {}
+        for column in task.parts:
+            of_column = _guess_metrics(column, train, column.known(actual)[1])
+            found[part] |= {f"{column.prefix}{name}": value for name, value in of_column.items()}
     return found
+
+
+def _guess_metrics(column: Part, train: NDArray[Any], actual: NDArray[Any]) -> dict[str, float]:
+    if not len(actual):
+        return {}
+    if isinstance(column.target, NumericTarget):
+        return regression_metrics(actual, np.full(len(actual), best_constant(column, train)))
+    learnt = column.target.encode(column.known(train)[1])
+    frequencies = np.bincount(learnt, minlength=column.target.outputs) / len(learnt)
+    return classification_metrics(
+        column.target.encode(actual),
+        np.full(len(actual), frequencies.argmax()),
+        np.tile(frequencies, (len(actual), 1)),
+        column.target.classes,
+    )
 
 
 def figures(task: Task, study: Study, evaluation: Evaluation) -> dict[str, Figure]:
@@ -262,21 +320,18 @@ def figures(task: Task, study: Study, evaluation: Evaluation) -> dict[str, Figur
 
     drawn: dict[str, Figure] = {}
     if isinstance(task, TrainTask) and evaluation.output is not None:
-        table = prediction_table(
-            task.target,
-            [study.sample_ids[i] for i in evaluation.sample_index],
-            evaluation.output,
-            task.actual[evaluation.sample_index],
-        )
-        column = task.target.column
-        if isinstance(task.target, ClassTarget):
-            drawn["predictions"] = confusion_plot(
-                table.actual.to_numpy(), table.predicted.to_numpy(), task.target.classes, title=column
-            )
-        else:
-            drawn["predictions"] = regression_plot(
-                table.actual.to_numpy(), table.predicted.to_numpy(), title=column, units_label=column
-            )
+        for part in task.parts:
+            known, actual = part.known(task.actual[evaluation.sample_index])
+            if not len(actual):
+                continue
+            answers = answers_of(part.target, evaluation.output[known, part.outputs])
+            table = answer_table(part.target, [""] * len(actual), answers, actual)
+            column, predicted = part.target.column, table.predicted.to_numpy()
+            if isinstance(part.target, ClassTarget):
+                figure = confusion_plot(actual, predicted, part.target.classes, title=column)
+            else:
+                figure = regression_plot(actual, predicted, title=column, units_label=column)
+            drawn["predictions" if part.place is None else f"predictions_{file_name(column)}"] = figure
     distances = [reading.target for reading in evaluation.readings.values() if reading.target.kind == "pairwise"]
     for reading in evaluation.readings.values():
         target, actual, predicted = reading.target, reading.actual, reading.predicted
@@ -300,6 +355,11 @@ def figures(task: Task, study: Study, evaluation: Evaluation) -> dict[str, Figur
     return drawn
 
 
+def file_name(column: str) -> str:
+    """A column's name as a part of a file's."""
+    return re.sub(r"[^\w.-]+", "_", column)
+
+
 def _ordination(task: Task, evaluation: Evaluation, reading: Reading, title: str) -> Figure | None:
     """Held-out samples by predicted and by actual distances, where these are known of all their pairs."""
     from aam.evaluation.ordination import square_of_pairs
@@ -312,8 +372,9 @@ def _ordination(task: Task, evaluation: Evaluation, reading: Reading, title: str
     if actual is None or predicted is None:
         return None
     some = np.unique(np.linspace(0, number - 1, min(number, _MOST_SAMPLES_ON_AXES)).round().astype(np.int64))
-    target = task.target.column if isinstance(task, TrainTask) else ""
-    colours = task.actual[evaluation.paired[some]] if isinstance(task, TrainTask) else None
+    target, colours = "", None
+    if isinstance(task, TrainTask) and task.parts[0].known(task.actual[evaluation.paired[some]])[0].all():
+        target, colours = task.parts[0].target.column, task.parts[0].of(task.actual[evaluation.paired[some]])
     return ordination_plot(
         actual[np.ix_(some, some)],
         predicted[np.ix_(some, some)],

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,7 @@ from aam.data.covariates import Covariates
 from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
 from aam.data.metadata import load_metadata
 from aam.data.study import Study, load_study
-from aam.data.targets import ClassTarget, NumericTarget
+from aam.data.targets import ClassTarget, NumericTarget, Part, SeveralTargets, Target, parts_of
 from aam.errors import DataError, named
 from aam.familiarity import Familiarity, familiarity, require_profile
 from aam.loaders import choose_device, loader
@@ -38,7 +39,7 @@ from aam.training.checkpoint import (
 )
 from aam.training.ensemble import Ensemble, load_ensemble
 from aam.training.metrics import classification_metrics, regression_metrics
-from aam.training.tasks import answer_table, answers_of
+from aam.training.tasks import answer_table, answers_of, table_columns
 from aam.training.trainer import precision
 
 __all__ = ["PredictionResult", "data_as_trained", "predict", "tracked"]
@@ -106,27 +107,33 @@ def predict(
     target, trained = targets[0], first.config
     if target is None:
         raise DataError(f"{model}: a pre-trained encoder, which predicts no column; give a run of `aam train`")
+    parts = parts_of(target)
+    if interval is not None and len(parts) > 1:
+        raise DataError(f"--interval {interval:g} is for models of one column, and this one predicts {target.column}")
     calibrator = None if interval is None else _calibrator(ensemble, path, interval)
     data = data_as_trained(trained, table, sequences=sequences, metadata=metadata, streaming=streaming)
     reads = {name: getattr(trained.data, name) for name in ("categorical_columns", "numeric_columns")}
     data = data.model_copy(update=reads)
     if data.metadata:
         columns = load_metadata(data.metadata).columns
-        if target.column in columns:
-            data = data.model_copy(update={"metadata_column": target.column})
-        else:
-            logger.warning(
-                "%s: has no column %r, so predictions stand without the truth", named(data.metadata), target.column
-            )
-            if not set(data.covariates) & set(columns):
-                data = data.model_copy(update={"metadata": ()})
-    classifier = isinstance(target, ClassTarget)
+        there = tuple(part.target.column for part in parts if part.target.column in columns)
+        data = data.model_copy(update={"metadata_column": there})
+        for part in parts:
+            if part.target.column not in there:
+                logger.warning(
+                    "%s: has no column %r, so predictions%s stand without the truth",
+                    *(named(data.metadata), part.target.column, f" of {part.target.column}" if there else ""),
+                )
+        if not there and not set(data.covariates) & set(columns):
+            data = data.model_copy(update={"metadata": ()})
+    classifier = isinstance(parts[0].target, ClassTarget)
     study = load_study(data, max_bp=trained.model.max_bp, classifier=classifier, keep_unlabelled=True, checksums=False)
-    if study.target is not None:
-        unknown = int(pd.isna(study.target).sum())
-        if unknown:
+    truth = None if study.target is None else _truth(parts, data.columns, study.target)
+    for part in parts:
+        unknown = 0 if truth is None else int((~part.known(truth)[0]).sum())
+        if unknown and part.target.column in data.columns:
             logger.warning(
-                "%s: has no %s of %d of %d samples", named(data.metadata), target.column, unknown, len(study)
+                "%s: has no %s of %d of %d samples", named(data.metadata), part.target.column, unknown, len(study)
             )
     if study.covariates is not None:
         told = [known.unknown(study.covariates) for known in covariates if known is not None]
@@ -136,7 +143,7 @@ def predict(
         logger.warning(warning)
     order = np.argsort(study.file_order)
     names = [study.sample_ids[i] for i in order]
-    known = None if study.target is None else study.target[order]
+    known = None if truth is None else truth[order]
     answers, familiar = [], None
     for member, fitted, beside in zip(ensemble.members, targets, covariates, strict=True):
         if fitted is None or fitted.outputs != target.outputs or (classifier and fitted != target):
@@ -153,6 +160,17 @@ def predict(
     if calibrator is not None and interval is not None:
         frame = _with_intervals(frame, target, by_fold, calibrator, interval)
     return PredictionResult(frame, study.left_out, _metrics(frame, target), familiar)
+
+
+def _truth(parts: Sequence[Part], columns: Sequence[str], values: NDArray[Any]) -> NDArray[Any]:
+    """Values of the columns that the metadata have, (N,) or (N, T'), among those that the model predicts."""
+    if len(parts) == 1:
+        return values
+    found = np.full((len(values), len(parts)), np.nan, dtype=values.dtype)
+    places = [place for place, part in enumerate(parts) if part.target.column in columns]
+    order = [columns.index(parts[place].target.column) for place in places]
+    found[:, places] = values.reshape(len(values), -1)[:, order]
+    return found
 
 
 def _calibrator(ensemble: Ensemble, path: Path, interval: float) -> Calibrator:
@@ -183,7 +201,7 @@ def _means(answers: Sequence[NDArray[np.float64]], folds: Sequence[int]) -> NDAr
 
 def _with_intervals(
     frame: pd.DataFrame,
-    target: NumericTarget | ClassTarget,
+    target: Target | SeveralTargets,
     by_fold: NDArray[np.float64],
     calibrator: Calibrator,
     level: float,
@@ -195,6 +213,7 @@ def _with_intervals(
         frame.insert(list(frame.columns).index("predicted") + 1, "set", names)
         return frame
     lower, upper = calibrator.calibration.intervals(by_fold[..., 0], by_fold[..., -1], level)
+    assert isinstance(target, NumericTarget)
     low, high = (-np.inf if target.lower is None else target.lower), (np.inf if target.upper is None else target.upper)
     place = list(frame.columns).index("predicted") + 1
     frame.insert(place, "upper", upper.clip(low, high))
@@ -225,7 +244,7 @@ def data_as_trained(
 def _answers(
     path: Path,
     file: ModelFile,
-    target: NumericTarget | ClassTarget,
+    target: Target | SeveralTargets,
     study: Study,
     options: DatasetOptions,
     settings: TrainConfig,
@@ -277,8 +296,15 @@ def tracked(batches: DataLoader[Batch], doing: str = "predicting") -> Iterable[B
     return track(batches, doing, console=Console(stderr=True), transient=True)
 
 
-def _metrics(frame: pd.DataFrame, target: NumericTarget | ClassTarget) -> dict[str, float]:
+def _metrics(frame: pd.DataFrame, target: Target | SeveralTargets) -> dict[str, float]:
     """Of the samples whose truth is known and, for classes, was seen in training."""
+    if isinstance(target, SeveralTargets):
+        found: dict[str, float] = {}
+        for part in parts_of(target):
+            names = [name for name in ("actual", *table_columns(part.target)) if f"{part.prefix}{name}" in frame]
+            own = _metrics(frame[[f"{part.prefix}{name}" for name in names]].set_axis(names, axis=1), part.target)
+            found |= {f"{part.prefix}{name}": value for name, value in own.items()}
+        return found
     if "actual" not in frame:
         return {}
     if isinstance(target, NumericTarget):

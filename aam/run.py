@@ -111,9 +111,9 @@ def run(config: RunConfig) -> RunResult:
         if takes_over:
             config = config.model_copy(update={"data": pretrained_split_options(config.data, pretrained.config.data)})
     study = load_inputs(config)
-    if config.task.classifier and study.target is not None and config.data.metadata_column is not None:
+    if config.task.classifier and study.target is not None:
         with in_file(config.data.metadata):
-            require_repeated_classes(config.data.metadata_column, study.target)
+            require_repeated_classes(config.data.columns, study.target)
     if config.augmentation.draws_reads:
         require_whole_counts(study.counts, config.data.table)
     config = with_average(config.model_copy(update={"augmentation": with_defaults(config, study.counts)}))
@@ -253,7 +253,7 @@ def pretrained_split_options(data: DataConfig, before: DataConfig) -> DataConfig
             f"{group!r} is the --group-column of the pre-trained encoder, whose split is taken over, and a column that "
             "the prediction is given, too; leave it out of the latter"
         )
-    if group is not None and group != data.metadata_column and data.metadata:
+    if group is not None and group not in data.columns and data.metadata:
         update["group_column"] = group if group in load_metadata(data.metadata).columns else None
     return data.model_copy(update=update)
 
@@ -317,7 +317,7 @@ def _leaks(config: RunConfig, study: Study, split: NDArray[Any]) -> list[str]:
         groups=study.groups,
         group_column=config.data.group_column,
         metadata=study.metadata,
-        target=config.data.metadata_column,
+        targets=config.data.columns,
     )
 
 

@@ -125,13 +125,23 @@ def _distances(report: dict[str, Any]) -> list[str]:
 
 
 def _target(report: dict[str, Any]) -> list[str]:
-    target = report["target"]
+    return [_column(target) for target in _targets(report)]
+
+
+def _targets(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """One, or several."""
+    found = report["target"]
+    return found if isinstance(found, list) else [] if found is None else [found]
+
+
+def _column(target: dict[str, Any]) -> str:
+    unknown = f"; {target['unknown']:,} unknown" if target.get("unknown") else ""
     if "classes" not in target:
-        return [f"{target['column']}, a number: median {target['median']:.4g}"]
+        return f"{target['column']}, a number: median {target['median']:.4g}{unknown}"
     sizes = sorted(target["classes"].items(), key=lambda entry: -entry[1])
     shown = ", ".join(f"{name} {number:,}" for name, number in sizes[:_MOST_CLASSES])
     more = f", and {len(sizes) - _MOST_CLASSES} classes more" if len(sizes) > _MOST_CLASSES else ""
-    return [f"{target['column']}, {len(sizes)} classes: {shown}{more}"]
+    return f"{target['column']}, {len(sizes)} classes: {shown}{more}{unknown}"
 
 
 def _covariates(report: dict[str, Any]) -> list[str]:
@@ -180,7 +190,6 @@ def _duration(seconds: float) -> str:
 
 def _quantiles(report: dict[str, Any]) -> list[str]:
     """A row for each of what samples and ASVs differ in."""
-    target = report["target"]
     rows = {
         "reads of a sample": report["depth"],
         "ASVs of a sample": report["asvs_per_sample"],
@@ -189,8 +198,9 @@ def _quantiles(report: dict[str, Any]) -> list[str]:
     known = {name: found for name, found in rows.items() if found is not None}
     columns = {"min": "least", "q5": "5%", "q25": "25%", "median": "median", "q75": "75%", "q95": "95%", "max": "most"}
     body = [(name, *(_number(round(found[key])) for key in columns)) for name, found in known.items()]
-    if target is not None and "min" in target:
-        body.append((_shortened(target["column"]), *(_number(target[key]) for key in columns)))
+    for target in _targets(report):
+        if "min" in target:
+            body.append((_shortened(target["column"]), *(_number(target[key]) for key in columns)))
     return table([("", *columns.values()), *body]).splitlines() if body else []
 
 

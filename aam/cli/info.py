@@ -18,7 +18,7 @@ SECTIONS = ("data", "model", "task", "optim", "train", "augmentation")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def command(run: Path, as_json: bool) -> None:
     """Say what RUN, a run directory or model file, is: task, settings, provenance, inputs, metrics."""
-    from aam.data.targets import ClassTarget
+    from aam.data.targets import ClassTarget, SeveralTargets
     from aam.errors import DataError
     from aam.training.checkpoint import MODEL_NAME, model_path, read_header, read_target
 
@@ -37,7 +37,10 @@ def command(run: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(header, indent=2))
         return
-    if target is None:
+    if isinstance(target, SeveralTargets):
+        kind = "classes" if isinstance(target.parts[0], ClassTarget) else "numbers"
+        task = f"train: {target.column}, {kind}, together"
+    elif target is None:
         task = "pretrain: distances and masked nucleotides"
     elif isinstance(target, ClassTarget):
         task = f"train: {target.column}, classes {', '.join(target.classes)}"
@@ -85,7 +88,8 @@ def _print_folds(run: Path, as_json: bool) -> None:
         return
     config = content["config"] if isinstance(content["config"], dict) else {}
     folds = sum(1 for path in run.glob("fold_*") if path.is_dir())
-    column = _part(config, "data").get("metadata_column")
+    columns = _part(config, "data").get("metadata_column")
+    column = ", ".join(columns) if isinstance(columns, list) else columns
     state = "" if content["metrics"] else ", not all of them trained (--resume goes on)"
     click.echo(f"{run}\n{config.get('command', '?')}{f': {column}' if column else ''}, {folds} folds{state}")
     for section in SECTIONS:

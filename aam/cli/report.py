@@ -119,10 +119,12 @@ def _print_seeds(result: FoldsResult) -> None:
 
 def _print_verdicts(metrics: Mapping[str, Any]) -> None:
     """What can be said of predictions beyond their metrics."""
-    found = metrics.get("against_guess")
-    if found is not None:
+    compared = metrics.get("against_guess") or {}
+    for column, found in {"": compared}.items() if "better" in compared else compared.items():
+        if found is None:  # nothing of it is known
+            continue
         ends = f"{found['low']:+.3g} to {found['high']:+.3g}, p {found['p']:.2g}"
-        verdict = "better" if found["better"] else "NO BETTER"
+        verdict = f"{f'{column}: ' if column else ''}{'better' if found['better'] else 'NO BETTER'}"
         click.echo(f"{verdict} than a guess: error {found['error']:+.3g} against the guess's ({ends})")
     _print_coverage(metrics)
 

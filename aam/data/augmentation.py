@@ -199,12 +199,17 @@ class Augmentation:
         )
 
     def target(self, values: NDArray[Any], sample_index: NDArray[np.int64], keys: Keys, epoch: int) -> NDArray[Any]:
-        """The target (B,) of samples: of numbers, values (N,) in the scale of learning, mixed as the samples are."""
+        """The target (B,) of samples: of numbers, values (N,) in the scale of learning, mixed as the samples are.
+
+        Of several columns (N, T), one that is unknown of either is unknown of what is mixed of them.
+        """
         if self.mix_samples == 0 or values.dtype.kind != "f":
             return values[sample_index]
         partners = self.partners(sample_index, keys, epoch)
-        mixed = partners.share * values[sample_index] + (1 - partners.share) * values[partners.rows]
-        return np.where(partners.mixed, mixed, values[sample_index]).astype(values.dtype)
+        across = (slice(None),) + (None,) * (values.ndim - 1)
+        share = partners.share[across]
+        mixed = share * values[sample_index] + (1 - share) * values[partners.rows]
+        return np.where(partners.mixed[across], mixed, values[sample_index]).astype(values.dtype)
 
 
 def require_whole_counts(counts: Counts, source: Sequence[Path]) -> None:

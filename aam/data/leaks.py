@@ -6,6 +6,7 @@ Shapes: ``N`` samples, ``A`` ASVs.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -27,7 +28,7 @@ def leak_warnings(
     groups: NDArray[Any] | None = None,
     group_column: str | None = None,
     metadata: pd.DataFrame | None = None,
-    target: str | None = None,
+    targets: Sequence[str] = (),
 ) -> list[str]:
     """What in a split looks like a leak, one sentence each.
 
@@ -42,8 +43,8 @@ def leak_warnings(
         Where they are from.
     metadata : DataFrame of N rows, optional
         Searched for subjects, cages and alike that are on both sides although groups were given.
-    target : str, optional
-        Column to be predicted.
+    targets : sequence of str
+        Columns to be predicted.
     """
     found = []
     twins = identical_samples(table, split)
@@ -60,7 +61,7 @@ def leak_warnings(
             "make the result look better than it is"
         )
     elif groups is not None and metadata is not None:
-        columns = column_leaks(metadata, split, [name for name in (target, group_column) if name is not None])
+        columns = column_leaks(metadata, split, [*targets, *(() if group_column is None else (group_column,))])
         if columns:
             found.append(
                 f"samples with one value of {columns[0]!r} are on both sides of the split, although they are grouped "

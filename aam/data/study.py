@@ -128,7 +128,7 @@ class Study:
     studies: NDArray[np.int64] | None  # (N,), where several are kept apart
     study_names: tuple[str, ...]
     metadata: pd.DataFrame | None  # N rows, text
-    target: NDArray[Any] | None  # (N,): float64, NaN where unknown; or labels, None where unknown
+    target: NDArray[Any] | None  # (N,), of several columns (N, T): float64 or labels, NaN where unknown
     groups: NDArray[Any] | None  # (N,)
     samples_in_table: int
     left_out: dict[str, list[str]]  # reason: sample IDs
@@ -346,7 +346,7 @@ def align(
     known = {name: found for name, found in files.labels.items() if None not in found}
     for name, found in known.items():
         leave_out(_places(found, ids, studies).max(axis=0) < 0, _lacking(name, found))
-    target: pd.Series | None = None
+    target: pd.DataFrame | None = None
     covariates: pd.DataFrame | None = None
     columns = data.categorical_columns, data.numeric_columns
     if files.metadata is None:
@@ -365,16 +365,21 @@ def align(
                     f"{files.metadata.index[0]!r}; {hint}"
                 )
         metadata = files.metadata.reindex(ids)
-        if data.metadata_column is not None:
-            column = require_column(files.metadata, data.metadata_column, source)
-            target = _target(column.reindex(ids), classifier, source)
+        if data.columns:
+            target = pd.DataFrame(
+                {
+                    name: _target(require_column(files.metadata, name, source).reindex(ids), classifier, source)
+                    for name in data.columns
+                }
+            )
             if not keep_unlabelled:
-                leave_out(target.isna().to_numpy(), f"no value of {data.metadata_column}")
-                if target.isna().all():
-                    raise DataError(
-                        f"{source}: column {data.metadata_column!r} is empty for every sample of the table; "
-                        "choose another --metadata-column"
-                    )
+                leave_out(target.isna().all(axis=1).to_numpy(), f"no value of {' or '.join(data.columns)}")
+                for name in data.columns:
+                    if target[name].isna().all():
+                        raise DataError(
+                            f"{source}: column {name!r} is empty for every sample of the table; "
+                            "choose another --metadata-column"
+                        )
         if data.covariates:
             read = read_covariates(files.metadata, *columns, source, may_lack=keep_unlabelled)
             covariates = read.reindex(ids)
@@ -415,7 +420,7 @@ def align(
         studies=of_study,
         study_names=() if studies is None else study_names(data.table),
         metadata=frame,
-        target=None if target is None else target.to_numpy()[samples],
+        target=None if target is None else (target if len(data.columns) > 1 else target.iloc[:, 0]).to_numpy()[samples],
         groups=groups,
         samples_in_table=len(ids),
         left_out=left_out,
@@ -557,7 +562,7 @@ def _labels(
 def _refuse_columns(data: DataConfig, *, may_lack: bool) -> None:
     """Refuse options that name a column where there are no metadata, but covariates that may be lacking."""
     named_by: dict[str, str | None] = {
-        "metadata_column": data.metadata_column,
+        "metadata_column": next(iter(data.columns), None),
         "group_column": None if _groups_by_table(data, None) else data.group_column,
         "split_column": data.split_column,
     }
@@ -668,7 +673,7 @@ def _warnings(
     if cut:
         found.append(f"{cut} of {len(sequences)} sequences are longer than --max-bp {max_bp} and were cut")
     if metadata is not None and data.group_column is None:
-        repeated = repeated_columns(metadata, data.metadata_column)
+        repeated = repeated_columns(metadata.drop(columns=list(data.columns[1:])), next(iter(data.columns), None))
         if repeated:
             found.append(
                 f"column {repeated[0]!r} repeats: samples of one value may fall on both sides of the split and make "

@@ -23,6 +23,7 @@ from aam.data.splits import (
     with_validation,
 )
 from aam.data.study import Study
+from aam.data.targets import known_values
 from aam.errors import DataError, in_file
 
 __all__ = ["StudyFolds", "StudySplit", "as_before", "fold_study", "split_study"]
@@ -135,7 +136,7 @@ def fold_study(study: Study, data: DataConfig, *, classifier: bool, seed: int, v
         If there are none such, or a class is missing among a fold's training samples.
     """
     assert data.cross_validated
-    stratify = study.target is not None and (classifier or data.stratify)
+    stratify = study.target is not None and study.target.ndim == 1 and (classifier or data.stratify)
     if data.splits is not None:
         of_sample = _stored_folds(study, data.splits, data.folds)
     else:
@@ -211,6 +212,13 @@ def _stored_folds(study: Study, path: Path, folds: int | None) -> NDArray[np.int
 
 def _require_classes(labels: NDArray[Any], parts: NDArray[Any]) -> None:
     """Refuse a split that leaves a class without a training sample."""
+    for of_column in labels.reshape(len(labels), -1).T:
+        _require_column_classes(of_column, parts)
+
+
+def _require_column_classes(labels: NDArray[Any], parts: NDArray[Any]) -> None:
+    known = known_values(labels)
+    labels, parts = labels[known], parts[known]
     absent = sorted(set(labels.tolist()) - set(labels[parts == "train"].tolist()))
     if absent:
         raise DataError(

@@ -5,19 +5,27 @@ A target is fitted on the training split alone and stored with the model.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
+from aam.config import TaskConfig
 from aam.errors import DataError
 
 __all__ = [
     "ClassTarget",
     "NumericTarget",
+    "Part",
+    "SeveralTargets",
+    "Target",
     "Transform",
+    "fit_targets",
+    "known_values",
+    "parts_of",
     "require_bounds",
     "require_logarithms",
     "require_repeated_classes",
@@ -173,6 +181,88 @@ class ClassTarget:
         return {"kind": "classes", "column": self.column, "classes": list(self.classes)}
 
 
+Target = NumericTarget | ClassTarget
+
+
+@dataclass(frozen=True)
+class SeveralTargets:
+    """Several columns, all of numbers or all of classes, learnt together; a sample may lack some of them.
+
+    Shapes: ``T`` columns, with ``C`` outputs together.
+
+    Attributes
+    ----------
+    parts : tuple of NumericTarget or of ClassTarget, length T
+    """
+
+    parts: tuple[Target, ...]
+
+    @property
+    def outputs(self) -> int:
+        return sum(part.outputs for part in self.parts)
+
+    @property
+    def column(self) -> str:
+        """All of them, for a person to read."""
+        return ", ".join(part.column for part in self.parts)
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """Where among the outputs those of each column are."""
+        ends = np.cumsum([part.outputs for part in self.parts]).tolist()
+        return tuple(slice(end - part.outputs, end) for part, end in zip(self.parts, ends, strict=True))
+
+    def encode(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Values (n, T) in the scale of learning: NaN, or of classes -1, where they are unknown."""
+        columns = []
+        for place, part in enumerate(self.parts):
+            known = known_values(values[:, place])
+            codes = part.encode(_typed(part, values[known, place]))
+            column = np.full(len(values), -1 if isinstance(part, ClassTarget) else np.nan, dtype=codes.dtype)
+            column[known] = codes
+            columns.append(column)
+        return np.stack(columns, axis=1)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "several", "parts": [part.to_dict() for part in self.parts]}
+
+
+class Part(NamedTuple):
+    """One column of those that a model predicts."""
+
+    prefix: str  # of the names of its metrics: none where it is alone
+    target: Target
+    outputs: slice
+    place: int | None  # its column among the values; None where these have no columns
+
+    def of(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Its own of values (n,) or (n, T)."""
+        return values if self.place is None else values[:, self.place]
+
+    def known(self, values: NDArray[Any]) -> tuple[NDArray[np.bool_], NDArray[Any]]:
+        """Which of its own (n,) are known, and these."""
+        own = self.of(values)
+        known = known_values(own)
+        return known, _typed(self.target, own[known])
+
+
+def parts_of(target: Target | SeveralTargets) -> tuple[Part, ...]:
+    """Each column of a target."""
+    if not isinstance(target, SeveralTargets):
+        return (Part("", target, slice(0, target.outputs), None),)
+    places = enumerate(zip(target.parts, target.slices, strict=True))
+    return tuple(Part(f"{part.column}_", part, outputs, place) for place, (part, outputs) in places)
+
+
+def known_values(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which of values (n,), numbers or labels, are known."""
+    return np.array([value == value and value is not None for value in values.tolist()], dtype=bool)
+
+
+def _typed(target: Target, values: NDArray[Any]) -> NDArray[Any]:
+    return values if isinstance(target, ClassTarget) else values.astype(np.float64)
+
+
 def require_logarithms(column: str, transform: Transform, values: NDArray[np.float64]) -> None:
     """Refuse values (n,) that ``log(1 + y)`` is not defined for.
 
@@ -205,23 +295,75 @@ def require_bounds(column: str, values: NDArray[np.float64], lower: float | None
             )
 
 
-def require_repeated_classes(column: str, labels: NDArray[Any]) -> None:
-    """Refuse labels (n,) of a study of which one occurs once.
+def require_repeated_classes(columns: Sequence[str], labels: NDArray[Any]) -> None:
+    """Refuse labels (n,) of a study, or (n, T) of several columns, of which one occurs once.
 
     Raises
     ------
     DataError
         Such a class cannot be both learnt and tested. A study of one class alone is `ClassTarget.fit`'s to refuse.
     """
-    names, sizes = np.unique(labels.astype(str), return_counts=True)
-    if len(names) > 1 and sizes.min() == 1:
-        raise DataError(
-            f"column {column!r}: class {str(names[sizes.argmin()])!r} has one sample, which cannot be both learnt and "
-            "tested; merge it with another class, or empty its cell"
+    for column, of_column in zip(columns, labels.reshape(len(labels), -1).T, strict=True):
+        names, sizes = np.unique(of_column[known_values(of_column)].astype(str), return_counts=True)
+        if len(names) > 1 and sizes.min() == 1:
+            raise DataError(
+                f"column {column!r}: class {str(names[sizes.argmin()])!r} has one sample, which cannot be both learnt "
+                "and tested; merge it with another class, or empty its cell"
+            )
+
+
+def fit_targets(
+    columns: Sequence[str], values: NDArray[Any], train: NDArray[np.int64], task: TaskConfig
+) -> Target | SeveralTargets:
+    """What of columns a network learns, fitted on the training samples, that serves for all.
+
+    Parameters
+    ----------
+    columns : sequence of str, length T
+    values : ndarray (n,), of several columns (n, T)
+    train : ndarray of int
+        Rows of the training samples.
+    task : TaskConfig
+
+    Raises
+    ------
+    DataError
+        If there is none such.
+    """
+    if len(columns) == 1:
+        return _fit_column(columns[0], values, train, task)
+    parts = []
+    for place, column in enumerate(columns):
+        known = known_values(values[:, place])
+        learnt = train[known[train]]
+        if not len(learnt):
+            raise DataError(f"column {column!r} is empty for every training sample; choose another --metadata-column")
+        own = values[known, place]
+        of_known = np.cumsum(known) - 1  # the place of each row among those that are known
+        parts.append(_fit_column(column, own if task.classifier else own.astype(np.float64), of_known[learnt], task))
+    return SeveralTargets(tuple(parts))
+
+
+def _fit_column(column: str, values: NDArray[Any], train: NDArray[np.int64], task: TaskConfig) -> Target:
+    if not task.classifier:
+        if task.target_transform.startswith("log"):
+            require_logarithms(column, task.target_transform, values)
+        require_bounds(column, values, task.target_min, task.target_max)
+        half = task.quantile_range / 2
+        return NumericTarget.fit(
+            column,
+            task.target_transform,
+            values[train],
+            quantiles=(0.5 - half, 0.5, 0.5 + half) if task.loss == "quantile" else (),
+            lower=task.target_min,
+            upper=task.target_max,
         )
+    labels = ClassTarget.fit(column, values[train])
+    labels.encode(values)  # a class that is held out whole is refused here, before anything is written
+    return labels
 
 
-def target_from_dict(stored: dict[str, Any]) -> NumericTarget | ClassTarget:
+def target_from_dict(stored: dict[str, Any]) -> Target | SeveralTargets:
     """The target that `to_dict` stored.
 
     Raises
@@ -229,6 +371,10 @@ def target_from_dict(stored: dict[str, Any]) -> NumericTarget | ClassTarget:
     ValueError
         If it did not.
     """
+    if isinstance(stored, dict) and stored.get("kind") == "several" and isinstance(stored.get("parts"), list):
+        parts = [target_from_dict(part) for part in stored["parts"]]
+        if len(parts) > 1 and not any(isinstance(part, SeveralTargets) for part in parts):
+            return SeveralTargets(tuple(part for part in parts if not isinstance(part, SeveralTargets)))
     if not isinstance(stored, dict) or stored.get("kind") not in ("numeric", "classes"):
         raise ValueError("no target")
     kind: type[NumericTarget | ClassTarget] = NumericTarget if stored["kind"] == "numeric" else ClassTarget

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from aam.config import ModelConfig, RunConfig
 from aam.data.covariates import Covariates, covariates_from_dict
-from aam.data.targets import ClassTarget, NumericTarget, target_from_dict
+from aam.data.targets import SeveralTargets, Target, target_from_dict
 from aam.errors import DataError
 from aam.models.asv_encoder import PAD
 from aam.models.base_targets import BaseTarget, UniFrac, base_target, base_target_names
@@ -235,7 +235,7 @@ def read_header(path: Path) -> dict[str, Any]:
     return header
 
 
-def read_target(header: Mapping[str, Any], path: Path) -> NumericTarget | ClassTarget | None:
+def read_target(header: Mapping[str, Any], path: Path) -> Target | SeveralTargets | None:
     """The fitted target in the header of a model file; None for a pre-trained encoder.
 
     Raises

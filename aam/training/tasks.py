@@ -23,7 +23,7 @@ from aam.data.batch import Batch
 from aam.data.covariates import Covariates
 from aam.data.draws import generator
 from aam.data.labels import Labels, Pairs
-from aam.data.targets import ClassTarget, NumericTarget
+from aam.data.targets import ClassTarget, NumericTarget, Part, SeveralTargets, Target, parts_of
 from aam.errors import DataError
 from aam.models.base_targets import BaseTarget
 from aam.models.sample_sequence_encoder import log_abundance
@@ -52,10 +52,12 @@ __all__ = [
     "Reading",
     "Task",
     "TrainTask",
+    "answer_columns",
     "answer_table",
     "answers_in",
     "answers_of",
     "prediction_table",
+    "table_columns",
 ]
 
 _MOST_SAMPLES_IN_PAIRS = 2000  # two million pairs: their ranks take tens of MB, and R² barely varies with the draw
@@ -337,7 +339,7 @@ class Task:
         output_array = torch.cat(outputs).float().cpu().numpy() if outputs else None  # (n, C)
         metrics = self._all_target_metrics(sample_index, output_array)
         base = self._judged_base(kept, sample_index)
-        losses, metrics = losses | base.losses, metrics | base.metrics
+        losses, metrics = self._with_monitor(losses) | base.losses, metrics | base.metrics
         losses["loss"] = sum(self.weights[name] * value for name, value in losses.items())
         broken = () if all(map(math.isfinite, losses.values())) else _not_finite(kept)
         return Evaluation(losses, metrics, sample_index, output_array, base.readings, base.paired, broken)
@@ -376,6 +378,10 @@ class Task:
             return {}
         true = masked.true_tokens.flatten().index_select(0, masked.flat)  # (P,)
         return {"nuc_loss": nucleotide_loss(encoded.nucleotides, true)}
+
+    def _with_monitor(self, losses: dict[str, float]) -> dict[str, float]:
+        """Losses with the one that is monitored, where that is made of others."""
+        return losses
 
     def _all_target_metrics(
         self, sample_index: NDArray[np.int64], output: NDArray[np.float32] | None
@@ -539,11 +545,12 @@ class TrainTask(Task):
     ----------
     predictor : SequencePredictor
     config : TaskConfig
-    target : NumericTarget or ClassTarget
+    target : NumericTarget, ClassTarget or SeveralTargets
         Fitted.
-    actual : ndarray (N,)
+    actual : ndarray (N,), of several columns (N, T)
         The column, in original units or labels.
-    class_weights : ndarray (C,), optional
+    class_weights : sequence of ndarray (C,) or None
+        Of each column.
     labelled, seed, studies, study_names
         See `Task`.
     covariates : Covariates, optional
@@ -556,9 +563,9 @@ class TrainTask(Task):
         self,
         predictor: SequencePredictor,
         config: TaskConfig,
-        target: NumericTarget | ClassTarget,
+        target: Target | SeveralTargets,
         actual: NDArray[Any],
-        class_weights: NDArray[np.float32] | None,
+        class_weights: Sequence[NDArray[np.float32] | None],
         labelled: Mapping[str, LabelledTarget],
         seed: int,
         *,
@@ -571,11 +578,15 @@ class TrainTask(Task):
         self.target = target
         self.actual = actual
         self.covariates = covariates
-        self.class_weights = None if class_weights is None else torch.from_numpy(class_weights)
+        self.parts = parts_of(target)
+        self.class_weights = [None if known is None else torch.from_numpy(known) for known in class_weights]
+        if len(self.parts) > 1:  # the loss of the target is the mean of theirs
+            self.weights["target_loss"] = 0.0
+            self.weights |= {f"{part.prefix}target_loss": config.target_weight / len(self.parts) for part in self.parts}
 
     def to(self, device: torch.device) -> Self:
-        if self.class_weights is not None:  # once, for a copy in every step would wait for the device
-            self.class_weights = self.class_weights.to(device)
+        # Once, for a copy in every step would wait for the device.
+        self.class_weights = [None if known is None else known.to(device) for known in self.class_weights]
         return super().to(device)
 
     def _forward(self, batch: Batch) -> tuple[EncodedSamples, Tensor]:
@@ -587,7 +598,7 @@ class TrainTask(Task):
         assert batch.target is not None
         losses = super()._other_losses(batch, encoded, output)
         own = slice(len(batch))
-        losses["target_loss"] = self._target_loss(output[own], batch.target[own])
+        losses |= self._target_losses(output[own], batch.target[own])
         if batch.hidden_counts is not None:
             restored = self.predictor.restore_counts(encoded.asv_embeddings, batch, batch.hidden_counts)[own]  # (B, S)
             abundance = self.encoder.sample_encoder.abundance
@@ -595,12 +606,31 @@ class TrainTask(Task):
             losses["count_loss"] = count_loss(restored, actual, batch.hidden_counts[own])
         return losses
 
-    def _target_loss(self, output: Tensor, actual: Tensor) -> LossSum:
-        if isinstance(self.target, ClassTarget):
+    def _target_losses(self, output: Tensor, actual: Tensor) -> dict[str, LossSum]:
+        """Of the column, or of each of several over the samples where it is known."""
+        if len(self.parts) == 1:
+            return {"target_loss": self._target_loss(self.parts[0], self.class_weights[0], output, actual)}
+        found = {}
+        for part, weights in zip(self.parts, self.class_weights, strict=True):
+            of_part = actual[:, part.place]
+            known = ~of_part.isnan() if of_part.is_floating_point() else of_part >= 0
+            found[f"{part.prefix}target_loss"] = self._target_loss(
+                part, weights, output[known, part.outputs], of_part[known]
+            )
+        return found
+
+    def _with_monitor(self, losses: dict[str, float]) -> dict[str, float]:
+        if len(self.parts) == 1:
+            return losses
+        return losses | {"target_loss": float(np.mean([losses[f"{part.prefix}target_loss"] for part in self.parts]))}
+
+    def _target_loss(self, part: Part, class_weights: Tensor | None, output: Tensor, actual: Tensor) -> LossSum:
+        target = part.target
+        if isinstance(target, ClassTarget):
             smoothing = self.config.label_smoothing if self.predictor.training else 0.0
-            return class_loss(output, actual, self.class_weights, smoothing)
-        if self.target.quantiles:
-            return quantile_loss(output.float(), actual, self.target.quantiles)
+            return class_loss(output, actual, class_weights, smoothing)
+        if target.quantiles:
+            return quantile_loss(output.float(), actual, target.quantiles)
         predicted = output[:, 0].float()
         if self.config.loss == "asymmetric":
             return asymmetric_loss(predicted, actual, self.config.overestimate_cost)
@@ -616,33 +646,43 @@ class TrainTask(Task):
         held_out : ndarray (n,) of int
             Rows that it is judged on.
         """
-        known = self.target.encode(self.actual[learnt])
-        if isinstance(self.target, ClassTarget):
-            weights = None if self.class_weights is None else self.class_weights.cpu().numpy()[known]
-            shares = np.bincount(known, weights, minlength=self.target.outputs)
-            constant = np.log(np.maximum(shares / shares.sum(), 1e-6))
-        elif self.target.quantiles:
-            constant = np.quantile(known, self.target.quantiles)
-        elif self.config.loss == "mse":
-            constant = known.mean(keepdims=True)
-        else:  # an overestimate that costs so much more is avoided as much more often
-            costs = self.config.overestimate_cost if self.config.loss == "asymmetric" else 1.0
-            constant = np.quantile(known, [1 / (1 + costs)])
-        output = torch.from_numpy(np.tile(constant, (len(held_out), 1))).float()
-        actual = torch.from_numpy(self.target.encode(self.actual[held_out]))
-        weights_there = self.class_weights
-        device = None if weights_there is None else weights_there.device
-        return float(self._target_loss(output.to(device), actual.to(device)).mean)
+        losses = []
+        for part, class_weights in zip(self.parts, self.class_weights, strict=True):
+            target, weights = part.target, None if class_weights is None else class_weights.cpu()
+            known = target.encode(part.known(self.actual[learnt])[1])
+            if isinstance(target, ClassTarget):
+                of_each = None if weights is None else weights.numpy()[known]
+                shares = np.bincount(known, of_each, minlength=target.outputs)
+                constant = np.log(np.maximum(shares / shares.sum(), 1e-6))
+            elif target.quantiles:
+                constant = np.quantile(known, target.quantiles)
+            elif self.config.loss == "mse":
+                constant = known.mean(keepdims=True)
+            else:  # an overestimate that costs so much more is avoided as much more often
+                costs = self.config.overestimate_cost if self.config.loss == "asymmetric" else 1.0
+                constant = np.quantile(known, [1 / (1 + costs)])
+            actual = torch.from_numpy(target.encode(part.known(self.actual[held_out])[1]))
+            output = torch.from_numpy(np.tile(constant, (len(actual), 1))).float()
+            losses.append(float(self._target_loss(part, weights, output, actual).mean))
+        return float(np.mean(losses))
 
     def _target_metrics(self, sample_index: NDArray[np.int64], output: NDArray[np.float32] | None) -> dict[str, float]:
         assert output is not None
-        actual = self.actual[sample_index]
-        if isinstance(self.target, ClassTarget):
-            probabilities = _softmax(output)
-            return classification_metrics(
-                self.target.encode(actual), probabilities.argmax(axis=1), probabilities, self.target.classes
-            )
-        return regression_metrics(actual, self.target.predicted(output))
+        metrics: dict[str, float] = {}
+        for part in self.parts:
+            known, actual = part.known(self.actual[sample_index])
+            own, target = output[known, part.outputs], part.target
+            if not len(actual):
+                continue
+            if isinstance(target, ClassTarget):
+                probabilities = _softmax(own)
+                found = classification_metrics(
+                    target.encode(actual), probabilities.argmax(axis=1), probabilities, target.classes
+                )
+            else:
+                found = regression_metrics(actual, target.predicted(own))
+            metrics |= {f"{part.prefix}{name}": value for name, value in found.items()}
+        return metrics
 
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -650,7 +690,7 @@ def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def prediction_table(
-    target: NumericTarget | ClassTarget,
+    target: Target | SeveralTargets,
     sample_ids: list[str],
     output: NDArray[np.float32],
     actual: NDArray[Any] | None,
@@ -659,45 +699,66 @@ def prediction_table(
 
     Parameters
     ----------
-    target : NumericTarget or ClassTarget
+    target : NumericTarget, ClassTarget or SeveralTargets
     sample_ids : list of str, n
     output : ndarray (n, C)
         What the target head gave.
-    actual : ndarray (n,), optional
+    actual : ndarray (n,), of several columns (n, T), optional
 
     Returns
     -------
     DataFrame
         ``sample_id``, ``actual`` where given, ``predicted``, and ``quantile_<level>`` where quantiles are learnt or
-        ``prob_<class>`` for classes.
+        ``prob_<class>`` for classes; of several columns each after its name, ``age_predicted`` say.
     """
     return answer_table(target, sample_ids, answers_of(target, output), actual)
 
 
-def answers_of(target: NumericTarget | ClassTarget, output: NDArray[np.float32]) -> NDArray[np.float64]:
+def answers_of(target: Target | SeveralTargets, output: NDArray[np.float32]) -> NDArray[np.float64]:
     """What outputs (n, C) say, (n, C): numbers in original units, quantiles rising, or probabilities of classes.
 
     Answers of several models, or to several readings of a sample, may be averaged.
     """
+    if isinstance(target, SeveralTargets):
+        each = [answers_of(part.target, output[:, part.outputs]) for part in parts_of(target)]
+        return np.concatenate(each, axis=1)
     return _softmax(output) if isinstance(target, ClassTarget) else target.decode_quantiles(output)
 
 
-def answers_in(table: pd.DataFrame, target: NumericTarget | ClassTarget) -> NDArray[np.float64]:
-    """The answers (n, C) that `answer_table` put into a table."""
+def answer_columns(target: Target | SeveralTargets) -> list[str]:
+    """Where in `answer_table` the answers are."""
+    if isinstance(target, SeveralTargets):
+        return [f"{part.prefix}{name}" for part in parts_of(target) for name in answer_columns(part.target)]
     if isinstance(target, ClassTarget):
-        columns = [f"prob_{name}" for name in target.classes]
-    else:
-        columns = [f"quantile_{level:g}" if level != 0.5 else "predicted" for level in target.quantiles or (0.5,)]
-    return table[columns].to_numpy(dtype=np.float64)
+        return [f"prob_{name}" for name in target.classes]
+    return [f"quantile_{level:g}" if level != 0.5 else "predicted" for level in target.quantiles or (0.5,)]
+
+
+def table_columns(target: Target) -> list[str]:
+    """The columns of `answer_table` that hold what is predicted."""
+    return list(dict.fromkeys(["predicted", *answer_columns(target)]))
+
+
+def answers_in(table: pd.DataFrame, target: Target | SeveralTargets) -> NDArray[np.float64]:
+    """The answers (n, C) that `answer_table` put into a table."""
+    return table[answer_columns(target)].to_numpy(dtype=np.float64)
 
 
 def answer_table(
-    target: NumericTarget | ClassTarget,
+    target: Target | SeveralTargets,
     sample_ids: list[str],
     answers: NDArray[np.float64],
     actual: NDArray[Any] | None,
 ) -> pd.DataFrame:
     """`prediction_table` of answers (n, C) as `answers_of` gives them."""
+    if isinstance(target, SeveralTargets):
+        tables = []
+        for part in parts_of(target):
+            own = None if actual is None else part.of(actual)
+            own = own if own is None or isinstance(part.target, ClassTarget) else own.astype(np.float64)
+            table = answer_table(part.target, sample_ids, answers[:, part.outputs], own)
+            tables.append(table.set_index("sample_id").add_prefix(part.prefix))
+        return pd.concat(tables, axis=1).reset_index()
     columns: dict[str, Any] = {"sample_id": sample_ids}
     if actual is not None:
         columns["actual"] = actual
