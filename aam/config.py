@@ -532,7 +532,7 @@ class OptimConfig(Section):
     def _options_are_of_the_average(self) -> Self:
         for name, average in (("ema_decay", "ema"), ("swa_start", "swa")):
             if getattr(self, name) is not None and self.average != average:
-                raise ValueError(f"{self._given(name)} is for --average {average}, not {self.average or 'the usual'}")
+                raise ValueError(f"{self._given(name)} is for --average {average}, not {self.average or 'none'}")
         return self
 
     @model_validator(mode="after")

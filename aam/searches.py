@@ -85,8 +85,9 @@ def with_epochs(config: RunConfig, train_samples: int) -> RunConfig:
     """
     usual = UsualEpochs.of(train_samples, config.train.samples_per_batch * config.accumulation_steps)
     found: dict[str, Any] = {"epochs": usual.epochs, "freeze_asvs_after": usual.of_asvs}
-    given = config.train.epochs is not None or config.train.patience is not None or config.train.stop_after is not None
-    found["choose_epochs"] = config.command == "train" and not given and not usual.large
+    if config.command == "train":
+        ends = (config.train.epochs, config.train.patience, config.train.stop_after)
+        found["choose_epochs"] = all(end is None for end in ends) and not usual.large
     if config.train.frozen_part is not None or config.train.strategy == "fsdp":
         found["freeze_asvs_after"] = 0
     return _updated(

@@ -16,7 +16,8 @@ from aam.training.trainer import Callback, Step, Trainer
 from tests.conftest import TinyStudy
 from tests.training.tiny import build_task, build_trainer
 
-CHOICES = {name: get_args(OptimConfig.model_fields[name].annotation) for name in ("optimizer", "schedule", "average")}
+CHOICES = {name: get_args(OptimConfig.model_fields[name].annotation) for name in ("optimizer", "schedule")}
+CHOICES["average"] = ("none", "ema", "swa")
 EPOCHS = 4
 
 
