@@ -64,7 +64,7 @@ def test_groups_that_leak(groups, column, words):
         groups=np.array(groups, dtype=object),
         group_column=column,
         metadata=metadata,
-        target="age",
+        targets=["age"],
     )
     assert len(found) == 1
     assert words in found[0]

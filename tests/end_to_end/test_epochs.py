@@ -102,7 +102,8 @@ class TestGuess:
 
     def of_constant(self, task: TrainTask, rows: np.ndarray, constant: np.ndarray) -> float:
         output = torch.from_numpy(np.tile(constant, (len(rows), 1))).float()
-        return float(task._target_loss(output, torch.from_numpy(task.target.encode(task.actual[rows]))).mean)
+        losses = task._target_losses(output, torch.from_numpy(task.target.encode(task.actual[rows])))
+        return float(losses["target_loss"].mean)
 
 
 class TestInnerSplit:

@@ -32,7 +32,7 @@ from tests.end_to_end.test_runs import assert_same_run, tune, weights
 
 TARGETS: dict[str, list[object]] = {
     "numbers": [],
-    "classes": ["--metadata-column", "group", "--classifier"],
+    "classes": ["--classifier"],
 }
 
 
@@ -52,7 +52,8 @@ def moved(run: Path, pretrained: Path) -> set[str]:
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_frozen_part(part: str, target: str, study: StudyFiles, pretrained: Path, tmp_path: Path) -> None:
     run, slow = tmp_path / "run", tmp_path / "slow"
-    arguments = [*tune(study, pretrained), *options_of(study, target), part, "--epochs", 3]
+    column = "group" if target == "classes" else "age"
+    arguments = [*tune(study, pretrained, column), *options_of(study, target), part, "--epochs", 3]
     before = {child.pid for child in psutil.Process().children()}
     outcome = succeed(*arguments, "--num-workers", 2, "--output-dir", run)
     assert {child.pid for child in psutil.Process().children()} <= before

@@ -49,10 +49,10 @@ def assert_same_run(a: Path, b: Path) -> None:
         assert path.read_bytes() == (b / path.name).read_bytes()
 
 
-def tune(study: StudyFiles, pretrained: Path) -> list[object]:
+def tune(study: StudyFiles, pretrained: Path, column: str = "age") -> list[object]:
     """`aam train` from an encoder, whose shape is not typed: it comes from the file."""
     return [
-        *("train", "--table", study.table, "--metadata", study.metadata, "--metadata-column", "age"),
+        *("train", "--table", study.table, "--metadata", study.metadata, "--metadata-column", column),
         *(*QUICK, "--pretrained-encoder", pretrained),
     ]
 

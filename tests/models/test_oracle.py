@@ -119,7 +119,7 @@ def reference_hidden(batch: Batch, samples: list[dict[str, float]], reference: R
 def train_task(predictor: SequencePredictor, study: TinyStudy) -> TrainTask:
     config = TaskConfig(loss="mse", target_transform="none", **WEIGHTS)
     target = NumericTarget.fit("age", "none", study.values)
-    return TrainTask(predictor, config, target, study.values, None, labelled(study), seed=0)
+    return TrainTask(predictor, config, target, study.values, [None], labelled(study), seed=0)
 
 
 def labelled(study: TinyStudy) -> dict[str, LabelledTarget]:

@@ -71,7 +71,7 @@ def test_labels_are_smoothed_in_training_alone(equal_study):
 def test_losses_without_weight_are_not_computed(equal_study):
     task = build_task(equal_study, "regression")
     without = task.__class__(
-        task.predictor, TaskConfig(unifrac_weight=0), task.target, task.actual, None, task.labelled, seed=0
+        task.predictor, TaskConfig(unifrac_weight=0), task.target, task.actual, [None], task.labelled, seed=0
     )
     assert not [name for name in judge(equal_study, without, 2).losses if "unifrac" in name]
     assert "unifrac_r2" in judge(equal_study, without, 2).metrics

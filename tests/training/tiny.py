@@ -41,10 +41,10 @@ def build_task(study: TinyStudy, kind: str, dropout: float = 0.0) -> Task:
         labels = ClassTarget.fit("diet", study.labels)
         weights = np.array([0.5, 1.0, 2.0], dtype=np.float32)
         predictor = SequencePredictor(encoder, labels.outputs, dropout)
-        return TrainTask(predictor, TaskConfig(classifier=True), labels, study.labels, weights, labelled, seed=0)
+        return TrainTask(predictor, TaskConfig(classifier=True), labels, study.labels, [weights], labelled, seed=0)
     target = NumericTarget.fit("age", "zscore", study.values)
     predictor = SequencePredictor(encoder, 1, dropout)
-    return TrainTask(predictor, TaskConfig(), target, study.values, None, labelled, seed=0)
+    return TrainTask(predictor, TaskConfig(), target, study.values, [None], labelled, seed=0)
 
 
 def constant(optimizer: torch.optim.Optimizer) -> Schedule:
