@@ -15,24 +15,38 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 from aam.config import DataConfig, ModelConfig
-from aam.data.dataset import DatasetOptions, SampleDataset
 from aam.data.labels import LabelFiles, Pairs
 from aam.data.splits import write_splits
 from aam.data.study import Study, load_study
 from aam.data.study_splits import fold_study, split_study
 from aam.data.targets import require_repeated_classes
 from aam.errors import DataError, in_file
-from aam.evaluation.baseline import BASELINES, BaselinePrediction, BaselineStudy, fit_baseline
+from aam.evaluation.baseline import (
+    BASELINES,
+    AbundanceModel,
+    BaselinePrediction,
+    BaselineStudy,
+    fit_abundance_model,
+    fit_baseline,
+)
+from aam.joined import ClassicalModel, Linear, Trees, counts_as_judged
 from aam.run_directory import RunDirectory, write_json, write_table
 from aam.training.metrics import classification_metrics, regression_metrics
 
-__all__ = ["BaselinesResult", "baseline_names", "baselines_of_folds", "baselines_of_split", "run_baselines"]
+__all__ = [
+    "BaselinesResult",
+    "baseline_names",
+    "baselines_of_folds",
+    "baselines_of_split",
+    "classical_models",
+    "run_baselines",
+]
 
 logger = logging.getLogger("aam")
 
+_NEVER = -1e9  # the logarithm of the probability of a class that was never seen
 _MAX_BP: int = ModelConfig.model_fields["max_bp"].default
 
 
@@ -185,13 +199,102 @@ def baselines_of_folds(
     return _metrics_of_all(study, {name: _out_of_fold(name, known, folds, seed, n_jobs) for name in names})
 
 
+def classical_models(
+    name: str,
+    study: Study,
+    splits: Sequence[NDArray[Any]],
+    data: DataConfig,
+    *,
+    classes: Sequence[str] = (),
+    seed: int,
+    n_jobs: int | None,
+) -> list[ClassicalModel]:
+    """Models of abundances, as arrays that predict by themselves, of the training samples of each split.
+
+    Parameters
+    ----------
+    name : str
+        Of `aam.evaluation.baseline.ABUNDANCE_MODELS`.
+    study : Study
+        With a target.
+    splits : sequence of ndarray (N,) of str
+    data : DataConfig
+    classes : sequence of str
+        That probabilities are for, in order; none for a number.
+    seed : int
+    n_jobs : int, optional
+    """
+    known = _known(study, data, bool(classes), seed)
+    found = []
+    for split in splits:
+        fitted = fit_abundance_model(name, known, np.flatnonzero(split == "train"), seed=seed, n_jobs=n_jobs)
+        found.append(_as_arrays(fitted, study.sequences, tuple(classes)))
+    return found
+
+
+def _as_arrays(fitted: AbundanceModel, sequences: Sequence[str], classes: tuple[str, ...]) -> ClassicalModel:
+    """Without scikit-learn, and without the ASVs that no tree asks for."""
+    estimator = fitted.estimator
+    asvs = fitted.asvs
+    if hasattr(estimator, "estimators_"):
+        trees = _trees(estimator, classes)
+        if fitted.reading == "log_abundance":  # of log-ratios, each depends on all
+            inner = trees.feature >= 0
+            asked, places = np.unique(trees.feature[inner], return_inverse=True)
+            feature = np.full_like(trees.feature, -1)
+            feature[inner] = places
+            trees, asvs = trees._replace(feature=feature), asvs[asked]
+        model: Linear | Trees = trees
+    else:
+        model = _linear(estimator, classes)
+    return ClassicalModel(fitted.reading, tuple(sequences[asv] for asv in asvs), model, bool(classes))
+
+
+def _trees(forest: Any, classes: tuple[str, ...]) -> Trees:
+    trees = [each.tree_ for each in forest.estimators_]
+    sizes = np.array([tree.node_count for tree in trees])
+    roots = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    shift = np.repeat(roots, sizes)
+
+    def side(name: str) -> NDArray[np.int32]:
+        places = np.concatenate([getattr(tree, name) for tree in trees])
+        return np.where(places >= 0, places + shift, -1).astype(np.int32)
+
+    left = side("children_left")
+    feature = np.concatenate([tree.feature for tree in trees]).astype(np.int32)
+    answer = np.concatenate([tree.value[:, 0] for tree in trees])
+    if classes:
+        answer = _in_order(answer / answer.sum(axis=1, keepdims=True), forest.classes_, classes, 0.0)
+    threshold = np.concatenate([tree.threshold for tree in trees])
+    return Trees(roots, np.where(left >= 0, feature, -1), threshold, left, side("children_right"), answer)
+
+
+def _linear(pipeline: Any, classes: tuple[str, ...]) -> Linear:
+    """Components and what is made of them, as weights of the features themselves."""
+    components, model = pipeline.named_steps["components"], pipeline.named_steps["model"]
+    weights = components.components_.T @ np.atleast_2d(model.coef_).T  # (F, C)
+    offsets = np.atleast_1d(model.intercept_) - components.mean_ @ weights
+    if not classes:
+        return Linear(weights.astype(np.float64), offsets.astype(np.float64))
+    if weights.shape[1] == 1:  # of two classes: the second against the first
+        weights, offsets = np.pad(weights, ((0, 0), (1, 0))), np.pad(offsets, (1, 0))
+    weights = _in_order(weights, model.classes_, classes, 0.0)
+    return Linear(weights, _in_order(offsets[None], model.classes_, classes, _NEVER)[0])
+
+
+def _in_order(
+    values: NDArray[np.float64], known: NDArray[Any], classes: tuple[str, ...], otherwise: float
+) -> NDArray[np.float64]:
+    """Columns of the classes, among which are some that the training samples lack."""
+    found = np.full((len(values), len(classes)), otherwise)
+    found[:, [classes.index(str(name)) for name in known]] = values
+    return found
+
+
 def _known(study: Study, data: DataConfig, classifier: bool, seed: int) -> BaselineStudy:
-    """A study as its samples are read when they are judged: rarefied where the run rarefies, no ASV left out."""
+    """A study as its samples are read when they are judged."""
     assert study.target is not None
-    options = DatasetOptions.of(data.model_copy(update={"token_limit": max(1, study.counts.shape[1])}), seed)
-    rows, _ = SampleDataset.of_study(study, options).drawn(np.arange(len(study)), epoch=0)
-    places = rows.asvs.astype(np.int32), rows.indptr.astype(np.int32)  # scikit-learn's trees take no others
-    counts = csr_array((rows.counts, *places), shape=study.counts.shape)
+    counts = counts_as_judged(study, data, seed)
     pairs = _distances(study)
     target = study.target.astype(str) if classifier else study.target.astype(np.float64)
     return BaselineStudy(counts, target, classifier, study.groups, None if pairs is None else pairs.block)

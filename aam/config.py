@@ -675,6 +675,12 @@ class TrainConfig(Section):
     baseline: bool = option(
         False, "Fit classical models too (see `aam baseline`), and show them beside the network.", only="train"
     )
+    join: Literal["random_forest", "extra_trees", "linear"] | None = option(
+        None,
+        "Let the network predict together with this classical model of abundances, a mean of the two whose weights are "
+        "fitted on samples that neither has seen; both stand in the model file.",
+        only="train",
+    )
     plots: bool = option(True, "Draw pictures for plots/ and TensorBoard: a second or two, of each run and fold.")
     log_histograms: bool = option(False, "Show the distribution of every weight in TensorBoard, too.")
     profile: int | None = option(None, "Trace so many training steps, and write RUN/profile/.", ge=1, le=1000)
@@ -884,6 +890,16 @@ class RunConfig(Section):
         if len(self.data.columns) > 1 and self.train.baseline:
             raise ValueError(
                 f"--baseline compares models of one --metadata-column, and {' and '.join(self.data.columns)} are given"
+            )
+        if len(self.data.columns) > 1 and self.train.join:
+            raise ValueError(
+                f"--join {self.train.join} joins models of one --metadata-column, and "
+                f"{' and '.join(self.data.columns)} are given"
+            )
+        if self.train.join and self.chooses_by_validation and not (self.data.cross_validated or self.data.cal_size):
+            raise ValueError(
+                f"--join {self.train.join} fits its weights on samples that nothing has looked at, and the validation "
+                "samples say when training ends; give --folds or --cal-size, or let them not"
             )
         if self.model.fusion != ModelConfig().fusion and not self.data.covariates:
             raise ValueError(

@@ -37,18 +37,23 @@ from aam.data.targets import (
 )
 from aam.errors import DataError, in_file
 from aam.inputs import load_inputs
+from aam.joined import Joined
 from aam.loaders import choose_device, own_cores
 from aam.outcome import (
     LEVEL,
     AllAnswers,
     Answers,
+    FittedClassical,
     against_guess,
     answer_metrics,
     best_constant,
     by_column,
     calibrated_by,
     calibration_summary,
-    file_name,
+    join_classical,
+    joined_summary,
+    plot_answers,
+    write_answers,
 )
 from aam.run import pretrained_split_options, require_same_config, require_trackers, run
 from aam.run_directory import RunDirectory, write_json, write_table
@@ -373,7 +378,7 @@ def _member_config(config: RunConfig, plan: _Plan, above: RunDirectory, member: 
     directory = above / member.name
     data: dict[str, Any] = {}
     train: dict[str, Any] = {"output_dir": directory, "seed": member.seed, "seeds": 1, "parallel": 1}
-    train["baseline"] = False
+    train |= {"baseline": False, "join": None}
     if plan.folds is not None:
         data = {"splits": directory / "splits.tsv", "folds": None, "leave_one_group_out": False}
     elif member != plan.members[0]:
@@ -444,10 +449,10 @@ def _finish(
         target = read_target(members[0].file.header, path)
         assert target is not None
         if plan.folds is None:
-            metrics, calibrator = _judge_seeds(config, plan, directory, target, results)
+            metrics, calibrator, joined = _judge_seeds(config, plan, directory, target, results)
         else:
-            metrics, calibrator = _judge_folds(config, plan, directory, target)
-        _write_ensemble(config, directory, members, calibrator)
+            metrics, calibrator, joined = _judge_folds(config, plan, directory, target)
+        _write_ensemble(config, directory, members, calibrator, joined)
     summary = fold_summary(results)
     if plan.folds is None or config.train.seeds > 1:
         summary["each"] = [{"run": run.name, **result} for run, result in zip(plan.members, results, strict=True)]
@@ -460,18 +465,25 @@ def _finish(
 
 def _judge_folds(
     config: RunConfig, plan: _Plan, directory: RunDirectory, target: Target | SeveralTargets
-) -> tuple[dict[str, Any], Calibrator | None]:
+) -> tuple[dict[str, Any], Calibrator | None, Joined | None]:
     """Metrics of the samples that folds hold out, and what these say of how far predictions are off."""
     table = _pooled_predictions(directory, plan, target)
     place = {name: i for i, name in enumerate(plan.sample_ids)}
     rows = np.array([place[name] for name in table["sample_id"]])
     assert plan.actual is not None
     answers = AllAnswers(target, rows, answers_in(table, target), plan.actual[rows])
+    metrics: dict[str, Any] = {}
+    joined = None
+    if config.train.join:
+        joined, answers = _join_in_folds(config, plan, table["fold"].to_numpy(), answers, directory, metrics)
+        table = table[["sample_id", "fold"]].merge(
+            answer_table(target, table["sample_id"].tolist(), answers.values, answers.actual), on="sample_id"
+        )
     guessed: dict[str, float] = {}
     for part, guess in zip(parts_of(target), plan.guesses, strict=True):
         guessed |= {f"{part.prefix}{name}": value for name, value in _guess_metrics(answers.of(part), guess).items()}
     compared = by_column(target, lambda part: _against_guess(plan, answers.of(part), plan.guesses[part.place or 0]))
-    metrics: dict[str, Any] = {"oof": answer_metrics(answers)}
+    metrics = {"oof": answer_metrics(answers), **metrics}
     calibrator = None
     if answers.alone is not None:
         groups = None if plan.groups is None else plan.groups[rows]
@@ -496,8 +508,47 @@ def _judge_folds(
         )
         baseline = found | baseline
     if config.train.plots:
-        _plot(answers, directory / "plots", "oof", "out of fold")
-    return {**metrics, "baseline": baseline, "against_guess": compared}, calibrator
+        plot_answers(answers, directory / "plots", "oof", "out of fold")
+    return {**metrics, "baseline": baseline, "against_guess": compared}, calibrator, joined
+
+
+def _join_in_folds(
+    config: RunConfig,
+    plan: _Plan,
+    fold_of: NDArray[np.int64],
+    network: AllAnswers,
+    directory: RunDirectory,
+    metrics: dict[str, Any],
+) -> tuple[Joined, AllAnswers]:
+    """A classical model of each fold, and what it says with the networks of the samples (n,) that the fold holds out.
+
+    Each fold's weights are those that do best on the samples of the other folds; what predicts new samples has those
+    that do best on all.
+    """
+    assert plan.folds is not None
+    study = load_inputs(config, checksums=False)
+    fitted = FittedClassical.of(config, study, plan.folds.splits, network.target)
+    folds = range(len(plan.folds.splits))
+    alone, together = np.empty_like(network.values), np.empty_like(network.values)
+
+    def of(here: NDArray[np.bool_], values: NDArray[np.float64]) -> AllAnswers:
+        return AllAnswers(network.target, network.rows[here], values[here], network.actual[here])
+
+    for fold in folds:
+        here = fold_of == fold
+        alone[here] = fitted.alone(fold, of(here, network.values)).values
+    shares = []
+    for fold in folds:
+        here = fold_of == fold
+        shares.append(fitted.share(of(~here, network.values), of(~here, alone)))
+        together[here] = fitted.together(shares[-1], fold, of(here, network.values)).values
+    classical = network._replace(values=alone)
+    joined = fitted.joined(fitted.share(network, classical))
+    write_answers(study, network, directory / "oof_network_predictions.tsv")
+    write_answers(study, classical, directory / "oof_classical_predictions.tsv")
+    metrics["joined"] = joined_summary(joined, {"oof": network}, {"oof": classical})
+    metrics["joined"]["share_in_folds"] = shares
+    return joined, network._replace(values=together)
 
 
 def _with_own_intervals(table: pd.DataFrame, calibrator: Calibrator, values: NDArray[np.float64]) -> pd.DataFrame:
@@ -532,7 +583,7 @@ def _judge_seeds(
     directory: RunDirectory,
     target: Target | SeveralTargets,
     results: Sequence[Mapping[str, Any]],
-) -> tuple[dict[str, Any], Calibrator | None]:
+) -> tuple[dict[str, Any], Calibrator | None, Joined | None]:
     """Metrics of the mean of several seeds' predictions, and what held-out samples say of how far these are off."""
     runs = [directory / run.name for run in plan.members]
     (directory / "splits.tsv").write_bytes((runs[0] / "splits.tsv").read_bytes())
@@ -542,19 +593,28 @@ def _judge_seeds(
     unseen = "cal" if (runs[0] / "cal_predictions.tsv").is_file() else "val"
     split = read_splits(runs[0] / "splits.tsv")
     assert plan.actual is not None
-    learnt = plan.actual[[split.get(name) == "train" for name in plan.sample_ids]]
+    parts = np.array([split[name] for name in plan.sample_ids], dtype="<U5")
+    learnt = plan.actual[parts == "train"]
+    known: dict[str, AllAnswers] = {}
     for part in ("val", "test", "cal"):
         if not (runs[0] / f"{part}_predictions.tsv").is_file():
             continue
         table = _mean_table(runs, part, target, None)
         rows = np.array([place[name] for name in table["sample_id"]])
-        assert plan.actual is not None
-        answers = AllAnswers(target, rows, answers_in(table, target), plan.actual[rows])
-        write_table(directory / f"{part}_predictions.tsv", table)
+        known[part] = AllAnswers(target, rows, answers_in(table, target), plan.actual[rows])
         if part != "cal":
-            metrics[part] = answer_metrics(answers)
-            if config.train.plots:
-                _plot(answers, directory / "plots", part, part)
+            metrics[part] = answer_metrics(known[part])
+    joined = None
+    study = load_inputs(config, checksums=False) if config.train.join or config.train.baseline else None
+    if config.train.join:
+        assert study is not None
+        joined, known = join_classical(config, study, parts, known, directory, metrics)
+    for part, answers in known.items():
+        rows = answers.rows
+        ids = [plan.sample_ids[row] for row in rows]
+        write_table(directory / f"{part}_predictions.tsv", answer_table(target, ids, answers.values, answers.actual))
+        if part != "cal" and config.train.plots:
+            plot_answers(answers, directory / "plots", part, part)
         if part == unseen and answers.alone is not None and (part == "cal" or not config.chooses_by_validation):
             groups = None if plan.groups is None else plan.groups[rows]
             calibrator = calibrated_by(answers.alone, groups, np.zeros(len(rows), dtype=np.int64), part)
@@ -566,16 +626,17 @@ def _judge_seeds(
         from aam.baselines import baselines_of_split
 
         logger.info("fitting the classical models")
+        assert study is not None
         found = baselines_of_split(
-            load_inputs(config, checksums=False),
-            np.array([split[name] for name in plan.sample_ids], dtype="<U5"),
+            study,
+            parts,
             config.data,
             classifier=config.task.classifier,
             seed=config.train.seed,
             n_jobs=config.train.threads or -1,
         )
         metrics["baseline"] = found | metrics["baseline"]
-    return metrics, calibrator
+    return metrics, calibrator, joined
 
 
 def _against_training(plan: _Plan, answers: AllAnswers, learnt: NDArray[Any], part: Part) -> dict[str, Any] | None:
@@ -586,7 +647,11 @@ def _against_training(plan: _Plan, answers: AllAnswers, learnt: NDArray[Any], pa
 
 
 def _write_ensemble(
-    config: RunConfig, directory: RunDirectory, members: list[Member], calibrator: Calibrator | None
+    config: RunConfig,
+    directory: RunDirectory,
+    members: list[Member],
+    calibrator: Calibrator | None,
+    joined: Joined | None,
 ) -> None:
     """The one file that predicts as the mean of all models."""
     first = members[0].file.header
@@ -595,6 +660,9 @@ def _write_ensemble(
     if calibrator is not None:
         header["calibration"] = calibrator.to_dict()
     arrays = {} if calibrator is None else calibrator.arrays()
+    if joined is not None:
+        header["joined"] = joined.to_dict()
+        arrays |= joined.arrays()
     save_ensemble(directory / MODEL_NAME, members, config, header, arrays)
 
 
@@ -675,22 +743,3 @@ def _class_metrics(
 ) -> dict[str, float]:
     places = np.array([classes.index(label) for label in actual])
     return classification_metrics(places, probabilities.argmax(axis=1), probabilities, classes)
-
-
-def _plot(answers: AllAnswers, folder: Path, name: str, which: str) -> None:
-    from aam.evaluation.plots import confusion_plot, regression_plot, save_figure
-
-    for part in parts_of(answers.target):
-        of_part = answers.of(part)
-        if not len(of_part.rows):
-            continue
-        target, values = of_part.target, of_part.values
-        title = f"{target.column}, {which}"
-        if isinstance(target, ClassTarget):
-            predicted = target.decode(values.argmax(axis=1))
-            figure = confusion_plot(of_part.actual, predicted, target.classes, title=title)
-        else:
-            predicted = values[:, target.outputs // 2]
-            figure = regression_plot(of_part.actual, predicted, title=title, units_label=target.column)
-        own = "" if part.place is None else f"_{file_name(target.column)}"
-        save_figure(figure, folder / f"{name}_predictions{own}.png")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from torch.utils.data import DataLoader
 
 from aam.calibration import Calibrator
@@ -20,6 +23,7 @@ from aam.data.dataset import BatchPlan, SampleDataset
 from aam.data.study import Study
 from aam.data.targets import ClassTarget, NumericTarget, Part, SeveralTargets, Target, parts_of
 from aam.familiarity import keep_profile
+from aam.joined import ClassicalModel, Joined, best_share, counts_as_judged, mixed
 from aam.loaders import datasets_of, loader
 from aam.run_directory import RunDirectory, write_json, write_table
 from aam.training.checkpoint import MODEL_NAME, load_model_file, save_model_file
@@ -33,8 +37,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LEVEL",
+    "UNSEEN",
     "AllAnswers",
     "Answers",
+    "FittedClassical",
+    "add_to_model",
     "against_guess",
     "answer_metrics",
     "best_constant",
@@ -43,12 +50,17 @@ __all__ = [
     "calibration_summary",
     "figures",
     "file_name",
+    "join_classical",
+    "joined_summary",
     "judge_best",
+    "plot_answers",
+    "write_answers",
 ]
 
 logger = logging.getLogger("aam")
 
 LEVEL = 0.9  # of the intervals that are judged
+UNSEEN = ("cal", "val")  # samples that neither training nor the test looks at, the first of these that there are
 _MOST_SAMPLES_ON_AXES = 300
 
 
@@ -100,10 +112,15 @@ def judge_best(
                 save_figure(figure, directory / "plots" / f"{part}_{name}.png")
         if answers is not None:
             known[part] = answers
-            ids = [study.sample_ids[i] for i in answers.rows]
-            table = answer_table(answers.target, ids, answers.values, answers.actual)
-            write_table(directory / f"{part}_predictions.tsv", table)
+    if processes.first and config.train.join and known:
+        joined, known = join_classical(config, study, split, known, directory, metrics)
+        add_to_model(directory / MODEL_NAME, {"joined": joined.to_dict()}, joined.arrays())
+        if config.train.plots:
+            for part in known.keys() - {"cal"}:
+                plot_answers(known[part], directory / "plots", part, part)
     if processes.first:
+        for part, answers in known.items():
+            write_answers(study, answers, directory / f"{part}_predictions.tsv")
         _calibrate(config, study, directory, known, metrics)
     if isinstance(task, TrainTask):
         keep_profile(config, study, study.rows_of(split, "train"), trainer, directory / MODEL_NAME)
@@ -263,10 +280,130 @@ def _calibrate(
     groups = None if study.groups is None else study.groups[answers.rows]
     calibrator = calibrated_by(answers, groups, np.zeros(len(answers.rows), dtype=np.int64), part)
     metrics["calibration"] = calibration_summary(calibrator, answers.values)
-    path = directory / MODEL_NAME
+    add_to_model(directory / MODEL_NAME, {"calibration": calibrator.to_dict()}, calibrator.arrays())
+
+
+def add_to_model(path: Path, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Let a model file say more, beside its weights."""
     file = load_model_file(path)
-    beside = file.beside | {name: torch.from_numpy(array) for name, array in calibrator.arrays().items()}
-    save_model_file(path, file.weights, file.config, {**file.header, "calibration": calibrator.to_dict()}, beside)
+    beside = file.beside | {name: torch.from_numpy(array) for name, array in arrays.items()}
+    save_model_file(path, file.weights, file.config, {**file.header, **header}, beside)
+
+
+def write_answers(study: Study, answers: AllAnswers, path: Path) -> None:
+    """As a table, the truth beside them."""
+    ids = [study.sample_ids[i] for i in answers.rows]
+    write_table(path, answer_table(answers.target, ids, answers.values, answers.actual))
+
+
+def join_classical(
+    config: RunConfig,
+    study: Study,
+    split: NDArray[Any],
+    known: Mapping[str, AllAnswers],
+    directory: RunDirectory,
+    metrics: dict[str, Any],
+) -> tuple[Joined, dict[str, AllAnswers]]:
+    """Fit the classical model of ``--join``, and let it answer with the network.
+
+    The weights are those that do best on the samples for calibration or, where there are none, for validation. What
+    each of the two says by itself is written, and told in ``metrics``, where what they say together takes its place.
+
+    Parameters
+    ----------
+    config : RunConfig
+    study : Study
+    split : ndarray (N,) of str
+    known : mapping of str to AllAnswers
+        Of the network, by part.
+    directory : RunDirectory
+    metrics : dict
+
+    Returns
+    -------
+    joined : Joined
+    answers : dict of str to AllAnswers
+    """
+    fitted = FittedClassical.of(config, study, [split], next(iter(known.values())).target)
+    alone = {part: fitted.alone(0, answers) for part, answers in known.items()}
+    unseen = next(part for part in UNSEEN if part in known)
+    share = fitted.share(known[unseen], alone[unseen])
+    joined = fitted.joined(share)
+    together = {part: fitted.together(share, 0, answers) for part, answers in known.items()}
+    judged = [part for part in known if part != "cal"]
+    for part in judged:
+        metrics[part] = metrics[part] | answer_metrics(together[part])
+        write_answers(study, known[part], directory / f"{part}_network_predictions.tsv")
+        write_answers(study, alone[part], directory / f"{part}_classical_predictions.tsv")
+    metrics["joined"] = joined_summary(
+        joined, {part: known[part] for part in judged}, {part: alone[part] for part in judged}
+    )
+    return joined, together
+
+
+def joined_summary(
+    joined: Joined, network: Mapping[str, AllAnswers], classical: Mapping[str, AllAnswers]
+) -> dict[str, Any]:
+    """What ``metrics.json`` says of a joined model: the weight, and each of the two by itself."""
+    alone = {"network": network, joined.name: classical}
+    return {
+        "model": joined.name,
+        "share_of_network": joined.share,
+        "alone": {name: {part: answer_metrics(of) for part, of in parts.items()} for name, parts in alone.items()},
+    }
+
+
+@dataclass(frozen=True)
+class FittedClassical:
+    """The classical models of ``--join``, of each fold, and what they answer to a study's samples."""
+
+    target: Target
+    name: str
+    models: tuple[ClassicalModel, ...]
+    counts: csr_array  # (N, A)
+    sequences: Sequence[str]
+
+    @classmethod
+    def of(
+        cls, config: RunConfig, study: Study, splits: Sequence[NDArray[Any]], target: Target | SeveralTargets
+    ) -> Self:
+        """Fit them on the training samples of each split (N,)."""
+        from aam.baselines import classical_models
+
+        assert config.train.join is not None
+        assert not isinstance(target, SeveralTargets)
+        logger.info("fitting %s to predict with the network", config.train.join.replace("_", " "))
+        classes = target.classes if isinstance(target, ClassTarget) else ()
+        shared = {"seed": config.train.seed, "n_jobs": config.train.threads or -1}
+        models = classical_models(config.train.join, study, splits, config.data, classes=classes, **shared)
+        counts = counts_as_judged(study, config.data, config.train.seed)
+        return cls(target, config.train.join, tuple(models), counts, study.sequences)
+
+    def alone(self, place: int, network: AllAnswers) -> AllAnswers:
+        """What the model of a fold answers to the samples that a network has answered."""
+        values, _ = self.models[place].answers(self.counts[network.rows], self.sequences)
+        classes = isinstance(self.target, ClassTarget)
+        return network._replace(values=mixed(network.values, values, 0.0, classes))
+
+    def share(self, network: AllAnswers, classical: AllAnswers) -> float:
+        """See `aam.joined.best_share`."""
+        target, actual = self.target, network.actual
+        classes = isinstance(target, ClassTarget)
+        actual = target.encode(actual) if isinstance(target, ClassTarget) else actual
+        middle = classical.values if classes else classical.values[:, [target.outputs // 2]]
+        return best_share(network.values, middle, actual, classes)
+
+    def together(self, share: float, place: int, network: AllAnswers) -> AllAnswers:
+        """What a network answers with the model of a fold."""
+        joined = replace(self.joined(share), models=(self.models[place],))
+        answers, _ = joined.answers(network.values[:, None], self.counts[network.rows], self.sequences)
+        return network._replace(values=answers[:, 0])
+
+    def joined(self, share: float) -> Joined:
+        """What a model file holds."""
+        target = self.target
+        bounds = (target.lower, target.upper) if isinstance(target, NumericTarget) else (None, None)
+        return Joined(self.name, share, self.models, *bounds)
 
 
 def calibrated_by(answers: Answers, groups: NDArray[Any] | None, models: NDArray[np.int64], source: str) -> Calibrator:
@@ -353,6 +490,26 @@ def figures(task: Task, study: Study, evaluation: Evaluation) -> dict[str, Figur
                 actual, predicted, title=target.title, what="share", counted="parts of samples", r2=r2
             )
     return drawn
+
+
+def plot_answers(answers: AllAnswers, folder: Path, name: str, which: str) -> None:
+    """Predictions beside the truth, a picture of each column."""
+    from aam.evaluation.plots import confusion_plot, regression_plot, save_figure
+
+    for part in parts_of(answers.target):
+        of_part = answers.of(part)
+        if not len(of_part.rows):
+            continue
+        target, values = of_part.target, of_part.values
+        title = f"{target.column}, {which}"
+        if isinstance(target, ClassTarget):
+            predicted = target.decode(values.argmax(axis=1))
+            figure = confusion_plot(of_part.actual, predicted, target.classes, title=title)
+        else:
+            predicted = values[:, target.outputs // 2]
+            figure = regression_plot(of_part.actual, predicted, title=title, units_label=target.column)
+        own = "" if part.place is None else f"_{file_name(target.column)}"
+        save_figure(figure, folder / f"{name}_predictions{own}.png")
 
 
 def file_name(column: str) -> str:

@@ -26,6 +26,7 @@ from aam.data.study import Study, load_study
 from aam.data.targets import ClassTarget, NumericTarget, Part, SeveralTargets, Target, parts_of
 from aam.errors import DataError, named
 from aam.familiarity import Familiarity, familiarity, require_profile
+from aam.joined import Joined, counts_as_judged
 from aam.loaders import choose_device, loader
 from aam.models.sequence_predictor import SequencePredictor
 from aam.training.checkpoint import (
@@ -74,7 +75,7 @@ def predict(
     ----------
     model : Path
         Run directory of ``aam train``, or its model file. The models of folds and of seeds are averaged: their
-        numbers, or their probabilities.
+        numbers, or their probabilities; and likewise a classical model that was joined.
     table : Path, or several
     sequences : Path, or several
         Of the features.
@@ -111,6 +112,7 @@ def predict(
     if interval is not None and len(parts) > 1:
         raise DataError(f"--interval {interval:g} is for models of one column, and this one predicts {target.column}")
     calibrator = None if interval is None else _calibrator(ensemble, path, interval)
+    joined = _joined_model(ensemble, path)
     data = data_as_trained(trained, table, sequences=sequences, metadata=metadata, streaming=streaming)
     reads = {name: getattr(trained.data, name) for name in ("categorical_columns", "numeric_columns")}
     data = data.model_copy(update=reads)
@@ -154,6 +156,15 @@ def predict(
         if member.file is first:
             familiar = familiarity(first, path, study, embeddings, order)
     by_fold = _means(answers, ensemble.folds)  # (N, M, C)
+    if joined is not None:
+        counts = counts_as_judged(study, data, first.config.train.seed)[order]
+        by_fold, unknown = joined.answers(by_fold, counts, study.sequences)
+        if unknown:
+            logger.warning(
+                "%d samples have no ASV that the joined %s reads; the network predicts them alone",
+                unknown,
+                joined.name.replace("_", " "),
+            )
     if calibrator is not None:
         by_fold = calibrator.calibrated(by_fold)
     frame = answer_table(target, names, by_fold.mean(axis=1), known)
@@ -190,6 +201,21 @@ def _calibrator(ensemble: Ensemble, path: Path, interval: float) -> Calibrator:
         ) from None
     calibrator.require_level(interval)
     return calibrator
+
+
+def _joined_model(ensemble: Ensemble, path: Path) -> Joined | None:
+    stored = ensemble.header.get("joined")
+    if stored is None:
+        return None
+    try:
+        joined = Joined.read(stored, {name: tensor.numpy() for name, tensor in ensemble.beside.items()})
+        if len(joined.models) != max(ensemble.folds) + 1:
+            raise ValueError
+    except ValueError:
+        raise DataError(
+            f"{path}: what it says of its joined models is damaged; train again, or take another copy"
+        ) from None
+    return joined
 
 
 def _means(answers: Sequence[NDArray[np.float64]], folds: Sequence[int]) -> NDArray[np.float64]:

@@ -33,7 +33,7 @@ from aam.errors import DataError, in_file, named
 from aam.inputs import load_inputs
 from aam.loaders import choose_device
 from aam.models.base_targets import require_readable
-from aam.outcome import judge_best
+from aam.outcome import UNSEEN, judge_best
 from aam.run_directory import RunDirectory, write_json
 from aam.searches import (
     as_found,
@@ -119,6 +119,11 @@ def run(config: RunConfig) -> RunResult:
     config = with_average(config.model_copy(update={"augmentation": with_defaults(config, study.counts)}))
     split, leaked, notes = _split(config, study, takes_over)
     _require_pairs(config, study, split)
+    if config.train.join and not np.isin(split, UNSEEN).any():
+        raise DataError(
+            f"--join {config.train.join} fits its weights on samples that are not learnt from, nor tested on; give "
+            "--folds, --val-size or --cal-size"
+        )
     task = build_task(config, study, split, pretrained).to(device)
 
     inputs = _fingerprint(study, split)
@@ -370,7 +375,7 @@ def require_same_config(config: RunConfig, stored: Mapping[str, Any], directory:
     machine = {"output_dir", "device", "threads", "num_workers", "parallel", "save_every_minutes"}
     machine |= {"tf32", "attn_implementation", "compile_model", "gradient_checkpointing", "asv_chunk_size"}
     machine |= {"strategy", "reshard_after_forward", "sharded_checkpoints"}
-    watched = {"baseline", "plots", "log_histograms", "profile", "track"}
+    watched = {"baseline", "join", "plots", "log_histograms", "profile", "track"}
     free = machine | watched | {"epochs", "choose_epochs", "stop_after", "patience", "resume", "overwrite"}
     now = config.model_dump(mode="json")
     moved = {str(Path(part["train"]["output_dir"]) / "splits.tsv") for part in (now, stored) if "train" in part}

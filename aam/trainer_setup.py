@@ -48,7 +48,7 @@ logger = logging.getLogger("aam")
 
 # How a run is written and watched is no property of its model.
 _NO_PARAMETERS = {"output_dir", "resume", "overwrite", "save_every_minutes"}
-_NO_PARAMETERS |= {"baseline", "plots", "log_histograms", "profile", "track"}
+_NO_PARAMETERS |= {"baseline", "join", "plots", "log_histograms", "profile", "track"}
 
 
 def require_sharding(config: RunConfig) -> None:

@@ -32,6 +32,7 @@ from aam.evaluation.intervals import (
 )
 from aam.folds import run_folds
 from aam.inputs import label_files
+from aam.joined import best_share, mixed
 from aam.run_directory import write_json
 
 __all__ = [
@@ -369,23 +370,16 @@ def joined(
     """
     columns = [name for name in first.columns if name.startswith("prob_")] if classes else ["predicted"]
     one, two = first[columns].to_numpy(dtype=np.float64), second[columns].to_numpy(dtype=np.float64)
-    names = np.array([name.removeprefix("prob_") for name in columns])
-    sign = -1 if classes else 1
-
-    def table(share: float, rows: NDArray[np.bool_]) -> pd.DataFrame:
-        mixed = share * one[rows] + (1 - share) * two[rows]
-        predicted = names[mixed.argmax(axis=1)] if classes else mixed[:, 0]
-        return pd.DataFrame({"actual": first["actual"][rows], "predicted": predicted})
-
-    def best_share(rows: NDArray[np.bool_]) -> float:
-        shares = np.linspace(0, 1, 21).tolist()
-        return min(shares, key=lambda share: (sign * score(table(share, rows), classes), abs(share - 0.5)))
-
+    names = [name.removeprefix("prob_") for name in columns]
+    actual = first["actual"].to_numpy()
+    truth = np.array([names.index(str(name)) for name in actual]) if classes else actual
     parts, shares = [], []
     for fold in np.unique(folds):
         here = folds == fold
-        shares.append(best_share(~here))
-        parts.append(table(shares[-1], here))
+        shares.append(best_share(one[~here], two[~here], truth[~here], classes))
+        answers = mixed(one[here], two[here], shares[-1], classes)
+        predicted = np.array(names)[answers.argmax(axis=1)] if classes else answers[:, 0]
+        parts.append(pd.DataFrame({"actual": first["actual"][here], "predicted": predicted}))
     return pd.concat(parts).loc[first.index], float(np.mean(shares))
 
 

@@ -52,6 +52,9 @@ def command(run: Path, as_json: bool) -> None:
         task += f"; given {', '.join(given)}"
     members = header.get("members", [])
     together = f", the mean of {len(members)} models: {', '.join(member['name'] for member in members)}"
+    if joined := _part(header, "joined"):
+        share = joined.get("share", 0.0)
+        task += f"; the network (weight {share:g}) with {joined.get('name', '?').replace('_', ' ')} ({1 - share:g})"
     click.echo(f"{path}\n{task}{together if members else ''}")
     if run.is_dir() and not final.is_file():
         click.echo("not finished: this is the best model so far; --resume continues the run")

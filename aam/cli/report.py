@@ -48,7 +48,7 @@ def print_result(result: RunResult) -> None:
     metrics = result.metrics
     if not metrics:
         return  # nothing was trained
-    baseline = metrics.get("baseline", {})
+    baseline = _models_beside(metrics)
     parts = [part for part in ("val", "test") if part in metrics]
     if len(baseline) > 1:
         of_part = {part: _beside(metrics[part], baseline, part) for part in parts}
@@ -65,6 +65,12 @@ def print_result(result: RunResult) -> None:
 def _beside(own: Mapping[str, float], baseline: Mapping[str, Any], part: str) -> dict[str, Mapping[str, float]]:
     """The network first, then what it is compared with."""
     return {"AAM": own, **{name: parts[part] for name, parts in baseline.items() if part in parts}}
+
+
+def _models_beside(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The classical models and the guess; of a joined model first what it is made of."""
+    alone = {f"{name} alone": parts for name, parts in metrics.get("joined", {}).get("alone", {}).items()}
+    return alone | metrics.get("baseline", {})
 
 
 def _metrics_beside_guess(metrics: Mapping[str, Any], parts: Sequence[str], guess: Mapping[str, Any]) -> str:
@@ -99,8 +105,8 @@ def print_folds(result: FoldsResult) -> None:
         rows.append((name, *beside, _number(folds["mean"].get(name)), _number(folds["sd"].get(name))))
     runs = len(folds["each"])
     click.echo(f"\n{runs} {'runs' if any('run' in one for one in folds['each']) else 'folds'}\n{table(rows)}\n")
-    if len(metrics.get("baseline", {})) > 1:
-        click.echo(f"out of fold\n{model_table(_beside(pooled, metrics['baseline'], 'oof'))}\n")
+    if len(baseline := _models_beside(metrics)) > 1:
+        click.echo(f"out of fold\n{model_table(_beside(pooled, baseline, 'oof'))}\n")
     _print_verdicts(metrics)
     together = "; the model file is the mean of all" if pooled else ""
     click.echo(f"Run directory: {result.directory}  (fold_… hold a run each{together})")
@@ -109,7 +115,7 @@ def print_folds(result: FoldsResult) -> None:
 def _print_seeds(result: FoldsResult) -> None:
     """The metrics of the mean of several seeds' models, guess beside it."""
     metrics = result.metrics
-    baseline = metrics.get("baseline", {})
+    baseline = _models_beside(metrics)
     parts = [part for part in ("val", "test") if part in metrics]
     shown = [f"{part}\n{model_table(_beside(metrics[part], baseline, part))}" for part in parts]
     click.echo(f"\nthe mean of {len(metrics['seeds']['each'])} seeds\n" + "\n\n".join(shown) + "\n")
@@ -126,6 +132,9 @@ def _print_verdicts(metrics: Mapping[str, Any]) -> None:
         ends = f"{found['low']:+.3g} to {found['high']:+.3g}, p {found['p']:.2g}"
         verdict = f"{f'{column}: ' if column else ''}{'better' if found['better'] else 'NO BETTER'}"
         click.echo(f"{verdict} than a guess: error {found['error']:+.3g} against the guess's ({ends})")
+    if joined := metrics.get("joined"):
+        model, share = joined["model"].replace("_", " "), joined["share_of_network"]
+        click.echo(f"AAM is the network (weight {share:g}) and {model} (weight {1 - share:g}) together")
     _print_coverage(metrics)
 
 

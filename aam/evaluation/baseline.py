@@ -10,28 +10,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from aam.data.abundance_features import centred_log_ratios, common_asvs, log_abundance_features
+
 __all__ = [
+    "ABUNDANCE_MODELS",
     "BASELINES",
+    "AbundanceModel",
     "Baseline",
     "BaselinePrediction",
     "BaselineStudy",
-    "clr_features",
+    "fit_abundance_model",
     "fit_baseline",
     "guess_baseline",
-    "log_abundance_features",
     "random_forest_baseline",
 ]
 
-SCALE = 1e4  # relative abundances are read as counts out of ten thousand before the logarithm
 _TREES = 500
 _MOST_COMPONENTS = 100
-_MOST_ASVS = 5000  # that the dense features of linear models hold
 _NEIGHBOURS = (1, 3, 5, 9, 15, 25)
 _RIDGE_PENALTIES = tuple(np.logspace(-1, 5, 13))
 _LOGISTIC_FREEDOMS = tuple(np.logspace(-5, 1, 7))
@@ -116,47 +118,6 @@ def fit_baseline(
     return BASELINES[name].predict(study, train, rows, seed, n_jobs)
 
 
-# ------------------------------------------------------------------------------------------------------------ features
-
-
-def log_abundance_features(counts: csr_array) -> csr_array:
-    """Return ``log1p(1e4 · relative abundance)``, sparse as the table is; an empty sample stays empty.
-
-    Parameters
-    ----------
-    counts : csr_array, shape (N, A)
-
-    Returns
-    -------
-    csr_array of float32, shape (N, A)
-    """
-    features = counts.astype(np.float64)
-    depth = np.asarray(features.sum(axis=1))  # (N,)
-    features.data *= SCALE / np.repeat(depth, np.diff(features.indptr))
-    np.log1p(features.data, out=features.data)
-    return features.astype(np.float32)
-
-
-def clr_features(counts: csr_array, train: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Centred log-ratios (Aitchison 1986) of counts plus one half, of the ASVs most training samples have.
-
-    Parameters
-    ----------
-    counts : csr_array, shape (N, A)
-    train : ndarray, shape (n,)
-        An ASV that fewer than two of these have says nothing; at most 5,000 are taken.
-
-    Returns
-    -------
-    ndarray, shape (N, at most A)
-    """
-    holders = np.bincount(counts[train].indices, minlength=counts.shape[1])
-    common = np.flatnonzero(holders >= min(2, len(train)))
-    common = np.sort(common[np.argsort(-holders[common], kind="stable")[:_MOST_ASVS]])
-    logs = np.log(counts[:, common].toarray().astype(np.float64) + 0.5)
-    return (logs - logs.mean(axis=1, keepdims=True)).astype(np.float32)
-
-
 # -------------------------------------------------------------------------------------------------------------- models
 
 
@@ -198,10 +159,7 @@ def random_forest_baseline(
     n_jobs : int or None
         Trees grown at a time; -1 is one per core.
     """
-    from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
-
-    kind = RandomForestClassifier if classifier else RandomForestRegressor
-    forest = kind(n_estimators=n_estimators, random_state=seed, n_jobs=n_jobs)
+    forest = _forest(classifier, n_estimators, seed, n_jobs)
     forest.fit(log_abundance_features(train_counts), _target(train_target, classifier))
     return _predicted(forest, log_abundance_features(eval_counts), classifier)
 
@@ -212,51 +170,78 @@ def _guess(
     return guess_baseline(study.target[train], len(rows), study.classifier)
 
 
-def _random_forest(
-    study: BaselineStudy, train: NDArray[np.int64], rows: NDArray[np.int64], seed: int, n_jobs: int | None
-) -> BaselinePrediction:
-    return random_forest_baseline(
-        study.counts[train],
-        study.target[train],
-        study.counts[rows],
-        classifier=study.classifier,
-        seed=seed,
-        n_estimators=_TREES,
-        n_jobs=n_jobs,
+class AbundanceModel(NamedTuple):
+    """A classical model of abundances that has learnt.
+
+    ``estimator`` is scikit-learn's: trees, or a pipeline of principal components and a linear model.
+    """
+
+    estimator: Any
+    reading: Literal["log_abundance", "clr"]
+    asvs: NDArray[np.int64]  # columns of the counts that its features are of
+
+    def features(self, counts: csr_array) -> Any:
+        """What it reads of counts (N, A)."""
+        if self.reading == "log_abundance":
+            return log_abundance_features(counts)[:, self.asvs]
+        return centred_log_ratios(counts[:, self.asvs])
+
+
+def fit_abundance_model(
+    name: str, study: BaselineStudy, train: NDArray[np.int64], *, seed: int = 0, n_jobs: int | None = None
+) -> AbundanceModel:
+    """Fit one of `ABUNDANCE_MODELS`.
+
+    Parameters
+    ----------
+    name : str
+    study : BaselineStudy
+    train : ndarray, shape (n,)
+        Rows that are learnt from.
+    seed : int
+    n_jobs : int, optional
+        Trees grown at a time; -1 is one per core.
+    """
+    return ABUNDANCE_MODELS[name](study, train, seed, n_jobs)
+
+
+def _forest(classifier: bool, trees: int, seed: int, n_jobs: int | None) -> Any:
+    from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+
+    kind = RandomForestClassifier if classifier else RandomForestRegressor
+    return kind(n_estimators=trees, random_state=seed, n_jobs=n_jobs)
+
+
+def _random_forest(study: BaselineStudy, train: NDArray[np.int64], seed: int, n_jobs: int | None) -> AbundanceModel:
+    found = AbundanceModel(
+        _forest(study.classifier, _TREES, seed, n_jobs), "log_abundance", np.arange(study.counts.shape[1])
     )
+    return _fitted(found, study, train)
 
 
-def _extra_trees(
-    study: BaselineStudy, train: NDArray[np.int64], rows: NDArray[np.int64], seed: int, n_jobs: int | None
-) -> BaselinePrediction:
+def _extra_trees(study: BaselineStudy, train: NDArray[np.int64], seed: int, n_jobs: int | None) -> AbundanceModel:
     """Extremely randomised trees (Geurts et al. 2006): of log abundances, for classes of centred log-ratios."""
     from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor
 
     shared: dict[str, Any] = {"n_estimators": _TREES, "random_state": seed, "n_jobs": n_jobs}
     if study.classifier:
-        features: Any = clr_features(study.counts, train)
         trees = ExtraTreesClassifier(class_weight="balanced", **shared)
-    else:
-        features = log_abundance_features(study.counts)
-        trees = ExtraTreesRegressor(max_features=1 / 3, **shared)
-    trees.fit(features[train], _target(study.target[train], study.classifier))
-    return _predicted(trees, features[rows], study.classifier)
+        return _fitted(AbundanceModel(trees, "clr", common_asvs(study.counts, train)), study, train)
+    trees = ExtraTreesRegressor(max_features=1 / 3, **shared)
+    return _fitted(AbundanceModel(trees, "log_abundance", np.arange(study.counts.shape[1])), study, train)
 
 
-def _linear(
-    study: BaselineStudy, train: NDArray[np.int64], rows: NDArray[np.int64], seed: int, n_jobs: int | None
-) -> BaselinePrediction:
+def _linear(study: BaselineStudy, train: NDArray[np.int64], seed: int, n_jobs: int | None) -> AbundanceModel:
     """Ridge or logistic regression on principal components of centred log-ratios, its penalty chosen."""
     from sklearn.decomposition import PCA
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.model_selection import GridSearchCV
     from sklearn.pipeline import Pipeline
 
-    features = clr_features(study.counts, train)
-    target = _target(study.target[train], study.classifier)
+    asvs = common_asvs(study.counts, train)
     splits = _inner_splits(study, train)
     least = min(len(learnt) for learnt, _ in splits) if splits else len(train)
-    components = PCA(min(_MOST_COMPONENTS, least - 1, features.shape[1]), random_state=seed)
+    components = PCA(min(_MOST_COMPONENTS, least - 1, len(asvs)), random_state=seed)
     if study.classifier:
         model: Any = LogisticRegression(class_weight="balanced", max_iter=2000)
         grid: dict[str, Any] = {"model__C": list(_LOGISTIC_FREEDOMS)}
@@ -267,8 +252,32 @@ def _linear(
     if splits:
         score: Any = _mean_recall if study.classifier else "neg_mean_absolute_error"
         pipeline = GridSearchCV(pipeline, grid, cv=splits, scoring=score)
-    pipeline.fit(features[train], target)
-    return _predicted(pipeline, features[rows], study.classifier)
+    fitted = _fitted(AbundanceModel(pipeline, "clr", asvs), study, train)
+    return fitted._replace(estimator=fitted.estimator.best_estimator_) if splits else fitted
+
+
+def _fitted(model: AbundanceModel, study: BaselineStudy, train: NDArray[np.int64]) -> AbundanceModel:
+    model.estimator.fit(model.features(study.counts[train]), _target(study.target[train], study.classifier))
+    return model
+
+
+ABUNDANCE_MODELS: dict[str, Callable[[BaselineStudy, NDArray[np.int64], int, int | None], AbundanceModel]] = {
+    "random_forest": _random_forest,
+    "extra_trees": _extra_trees,
+    "linear": _linear,
+}
+
+
+def _by_abundances(
+    name: str,
+    study: BaselineStudy,
+    train: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    seed: int,
+    n_jobs: int | None,
+) -> BaselinePrediction:
+    model = fit_abundance_model(name, study, train, seed=seed, n_jobs=n_jobs)
+    return _predicted(model.estimator, model.features(study.counts[rows]), study.classifier)
 
 
 def _mean_recall(model: Any, features: NDArray[Any], target: NDArray[Any]) -> float:
@@ -310,9 +319,9 @@ def _nearest(study: BaselineStudy, rows: NDArray[np.int64], among: NDArray[np.in
 
 BASELINES: dict[str, Baseline] = {
     "guess": Baseline("guess", _guess),
-    "random_forest": Baseline("random forest", _random_forest),
-    "extra_trees": Baseline("extra trees", _extra_trees),
-    "linear": Baseline("linear on CLR components", _linear),
+    "random_forest": Baseline("random forest", partial(_by_abundances, "random_forest")),
+    "extra_trees": Baseline("extra trees", partial(_by_abundances, "extra_trees")),
+    "linear": Baseline("linear on CLR components", partial(_by_abundances, "linear")),
     "neighbours": Baseline("nearest neighbours", _neighbours, of_distances=True),
 }
 

@@ -12,14 +12,13 @@ from scipy.stats import gmean
 from sklearn.metrics import accuracy_score, mean_absolute_error
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
+from aam.data.abundance_features import centred_log_ratios, common_asvs, log_abundance_features
 from aam.data.simulate import SimulatedStudy, simulate_study
 from aam.evaluation.baseline import (
     BASELINES,
     BaselineStudy,
-    clr_features,
     fit_baseline,
     guess_baseline,
-    log_abundance_features,
     random_forest_baseline,
 )
 
@@ -144,7 +143,9 @@ def test_what_is_predicted_is_not_learnt_from(
 
 def test_centred_log_ratios() -> None:
     counts = np.array([[4, 0, 1, 7], [0, 2, 0, 3], [5, 1, 0, 0], [9, 9, 0, 9]])
-    found = clr_features(csr_array(counts), np.array([0, 1, 2]))
+    common = common_asvs(csr_array(counts), np.array([0, 1, 2]))
+    assert common.tolist() == [0, 1, 3]
+    found = centred_log_ratios(csr_array(counts)[:, common])
     kept = counts[:, [0, 1, 3]] + 0.5  # one training sample alone has the third
     np.testing.assert_allclose(found, np.log(kept / gmean(kept, axis=1)[:, None]), rtol=1e-5, atol=1e-6)
 
