@@ -333,6 +333,7 @@ def _estimate(
         restored_share=task.nuc_asv_fraction if task.nuc_weight > 0 else 0.0,
         with_target=bool(data.columns),
         data_bytes=_data_bytes(study),
+        searches=epochs is None and bool(data.columns) and not usual.large,
         runs=1 if split.folds is None else len(split.folds),
     )
 

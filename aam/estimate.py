@@ -47,6 +47,7 @@ class Estimate:
     steps_per_epoch: int
     epochs: int
     runs: int  # folds, or 1
+    searches: bool  # whether the number of epochs is found out first, which is not in `seconds`
     step_seconds: float
     seconds: float  # of all epochs, validation included, and of all runs
     memory: dict[str, float]  # bytes: weights, activations, data, program
@@ -73,6 +74,7 @@ def estimate(
     with_target: bool,
     data_bytes: float,
     runs: int = 1,
+    searches: bool = False,
     whole_epochs: int | None = None,
     rate: float | None = None,
 ) -> Estimate:
@@ -93,6 +95,8 @@ def estimate(
         What is kept of the study.
     runs : int
         Folds.
+    searches : bool
+        Whether a run first finds out how many epochs are good, which is not in the time.
     whole_epochs : int, optional
         Of them, those in which ASVs are encoded; all if left out.
     rate : float, optional
@@ -120,6 +124,7 @@ def estimate(
         steps_per_epoch=steps,
         epochs=epochs,
         runs=runs,
+        searches=searches,
         step_seconds=flops / per_second,
         seconds=runs * epochs_as_whole * of_epoch / per_second,
         memory={

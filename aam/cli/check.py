@@ -174,8 +174,10 @@ def _estimate(report: dict[str, Any]) -> list[str]:
     batch = found["batch"]
     runs = f" for {found['runs']} folds" if found["runs"] > 1 else ""
     steps = f"{found['steps_per_epoch']:,} steps of {_duration(found['step_seconds'])} each"
+    search = ["up to as long again to find out whether fewer epochs are better"] if found["searches"] else []
     return [
         f"about {_duration(found['seconds'])}{runs} on this machine's processor: {found['epochs']:,} epochs of {steps}",
+        *search,
         f"about {found['memory_bytes'] / 1e9:.1f} GB of memory: {found['parameters'] / 1e6:.1f} million weights; "
         f"a batch of {batch['samples']:,} samples has {batch['distinct_asvs']:,} ASVs",
     ]

@@ -24,9 +24,16 @@ from aam.evaluation.plots import (
     save_figure,
 )
 
-rng = np.random.default_rng(0)
-ACTUAL = rng.uniform(0, 24, 80)
-PREDICTED = ACTUAL + rng.normal(0, 4, 80)
+_draws = np.random.default_rng(0)
+ACTUAL = _draws.uniform(0, 24, 80)
+PREDICTED = ACTUAL + _draws.normal(0, 4, 80)
+POINTS = _draws.normal(size=(30, 2))
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Draws that no other test has a part in."""
+    return np.random.default_rng(1)
 
 
 def texts(figure: Figure) -> str:
@@ -79,13 +86,13 @@ def test_odd_values_still_draw(
     assert expected in check(plot(actual, predicted), tmp_path)
 
 
-def test_many_pairs(tmp_path: Path) -> None:
+def test_many_pairs(rng: np.random.Generator, tmp_path: Path) -> None:
     actual = rng.beta(8, 4, (300, 300))
     assert "n = 90,000" in check(distance_plot(actual, actual**1.1), tmp_path)
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 24])
-def test_confusion(number: int, tmp_path: Path) -> None:
+def test_confusion(number: int, rng: np.random.Generator, tmp_path: Path) -> None:
     classes = [f"healthy control of site {i}" for i in range(number)]
     actual = np.array(classes * 10)
     predicted = np.where(rng.random(len(actual)) < 0.7, actual, rng.permutation(actual))
@@ -154,12 +161,11 @@ def test_an_r2_that_is_known_is_the_one_shown():
     assert any("R² = 0.250" in text.get_text() for text in figure.findobj(lambda part: hasattr(part, "get_text")))
 
 
-POINTS = rng.normal(size=(30, 2))
 CLASSES = np.array([f"a class with a name that is far too long for a legend {i % 11}" for i in range(30)])
 
 
 @pytest.mark.parametrize("colours", [None, np.arange(30) / 7, np.arange(30), CLASSES, CLASSES[:1].repeat(30)])
-def test_ordinations_side_by_side(colours: np.ndarray | None, tmp_path: Path) -> None:
+def test_ordinations_side_by_side(colours: np.ndarray | None, rng: np.random.Generator, tmp_path: Path) -> None:
     """In a plane, distances say all of the points; so the correlation is SciPy's of these."""
     others = POINTS + rng.normal(scale=0.3, size=POINTS.shape)
     actual, predicted = squareform(pdist(POINTS)), squareform(pdist(others))
