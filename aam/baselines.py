@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from aam.config import DataConfig, ModelConfig
 from aam.data.labels import LabelFiles, Pairs
@@ -202,8 +203,8 @@ def baselines_of_folds(
 def classical_models(
     name: str,
     study: Study,
+    counts: csr_array,
     splits: Sequence[NDArray[Any]],
-    data: DataConfig,
     *,
     classes: Sequence[str] = (),
     seed: int,
@@ -217,14 +218,15 @@ def classical_models(
         Of `aam.evaluation.baseline.ABUNDANCE_MODELS`.
     study : Study
         With a target.
+    counts : csr_array (N, A)
+        See `aam.joined.counts_as_judged`.
     splits : sequence of ndarray (N,) of str
-    data : DataConfig
     classes : sequence of str
         That probabilities are for, in order; none for a number.
     seed : int
     n_jobs : int, optional
     """
-    known = _known(study, data, bool(classes), seed)
+    known = _known_by(study, counts, bool(classes))
     found = []
     for split in splits:
         fitted = fit_abundance_model(name, known, np.flatnonzero(split == "train"), seed=seed, n_jobs=n_jobs)
@@ -283,18 +285,22 @@ def _linear(pipeline: Any, classes: tuple[str, ...]) -> Linear:
 
 
 def _in_order(
-    values: NDArray[np.float64], known: NDArray[Any], classes: tuple[str, ...], otherwise: float
+    values: NDArray[np.float64], known: NDArray[Any], classes: Sequence[str], otherwise: float
 ) -> NDArray[np.float64]:
     """Columns of the classes, among which are some that the training samples lack."""
+    place = {str(name): i for i, name in enumerate(classes)}
     found = np.full((len(values), len(classes)), otherwise)
-    found[:, [classes.index(str(name)) for name in known]] = values
+    found[:, [place[str(name)] for name in known]] = values
     return found
 
 
 def _known(study: Study, data: DataConfig, classifier: bool, seed: int) -> BaselineStudy:
     """A study as its samples are read when they are judged."""
+    return _known_by(study, counts_as_judged(study, data, seed), classifier)
+
+
+def _known_by(study: Study, counts: csr_array, classifier: bool) -> BaselineStudy:
     assert study.target is not None
-    counts = counts_as_judged(study, data, seed)
     pairs = _distances(study)
     target = study.target.astype(str) if classifier else study.target.astype(np.float64)
     return BaselineStudy(counts, target, classifier, study.groups, None if pairs is None else pairs.block)
@@ -351,9 +357,7 @@ def _of_classes(predicted: BaselinePrediction, classes: NDArray[Any]) -> NDArray
     """Probabilities with a column for every class."""
     assert predicted.classes is not None
     assert predicted.probabilities is not None
-    found = np.zeros((len(predicted.probabilities), len(classes)))
-    found[:, np.searchsorted(classes, predicted.classes)] = predicted.probabilities
-    return found
+    return _in_order(predicted.probabilities, predicted.classes, classes.tolist(), 0.0)
 
 
 def _metrics_of_all(

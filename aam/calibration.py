@@ -86,12 +86,13 @@ class Calibration:
 
         At most what is promised for any groups: the level of all and a new one, of which that one's part is unknown.
         """
-        number = self.number_of_groups
+        _, places, sizes = np.unique(self.groups, return_inverse=True, return_counts=True)
+        number = len(sizes)
         shares = level * (1 + np.linspace(0, 1, _SHARES) / number)
         if not 2 <= number <= _MOST_LEFT_OUT or level > self.highest_level + _CLOSE:
             return float(shares[-1])
-        _, places, sizes = np.unique(self.groups, return_inverse=True, return_counts=True)
         order = np.argsort(self.scores, kind="stable")
+        scores = self.scores[order]
         own = np.zeros((len(order), number))  # of each group, the share of its scores up to each of all
         own[np.arange(len(order)), places[order]] = 1 / sizes[places[order]]
         own = own.cumsum(axis=0)
@@ -99,7 +100,7 @@ class Calibration:
         for share in shares:
             first = np.minimum((others < share - _CLOSE).sum(axis=0), len(order) - 1)
             # Of scores that are the same the last: a sample at the threshold is within.
-            last = np.searchsorted(self.scores[order], self.scores[order][first], side="right") - 1
+            last = np.searchsorted(scores, scores[first], side="right") - 1
             if own[last, np.arange(number)].mean() >= level - _CLOSE:
                 return float(share)
         return float(shares[-1])

@@ -24,7 +24,7 @@ from aam.calibration import Calibrator
 from aam.config import DataConfig, RunConfig
 from aam.data.splits import has_folds, read_folds, read_splits, write_splits
 from aam.data.study import Study
-from aam.data.study_splits import StudyFolds, as_before, fold_study
+from aam.data.study_splits import StudyFolds, as_before, fold_study, split_study
 from aam.data.targets import (
     ClassTarget,
     NumericTarget,
@@ -53,6 +53,7 @@ from aam.outcome import (
     join_classical,
     joined_summary,
     plot_answers,
+    require_unseen,
     write_answers,
 )
 from aam.run import pretrained_split_options, require_same_config, require_trackers, run
@@ -197,6 +198,7 @@ def _encoder_folds(config: RunConfig) -> list[Path]:
 
 def _plan(config: RunConfig, encoders: list[Path]) -> _Plan:
     study = load_inputs(config, checksums=False)
+    validates = config.chooses_by_validation
     if config.task.classifier and study.target is not None:
         with in_file(config.data.metadata):
             require_repeated_classes(config.data.columns, study.target)
@@ -209,10 +211,13 @@ def _plan(config: RunConfig, encoders: list[Path]) -> _Plan:
             config.data,
             classifier=config.task.classifier,
             seed=config.train.seed,
-            validate=config.chooses_by_validation,
+            validate=validates,
         )
         _refuse_leaks(config, study)
     members = _members(config, None if folds is None else len(folds.splits))
+    if folds is None and config.train.join and config.train.pretrained_encoder is None:
+        # The first run settles the split; so it would do for nothing where no weights can be fitted in the end.
+        require_unseen(config, split_study(study, config.data, config.train.seed, validate=validates)[0])
     if study.target is None:
         return _Plan(study.sample_ids, folds, encoders, members, study.groups, None, [])
     guesses = []
@@ -530,18 +535,20 @@ def _join_in_folds(
     fitted = FittedClassical.of(config, study, plan.folds.splits, network.target)
     folds = range(len(plan.folds.splits))
     alone, together = np.empty_like(network.values), np.empty_like(network.values)
+    known = np.empty(len(network.rows), dtype=bool)
 
     def of(here: NDArray[np.bool_], values: NDArray[np.float64]) -> AllAnswers:
         return AllAnswers(network.target, network.rows[here], values[here], network.actual[here])
 
     for fold in folds:
         here = fold_of == fold
-        alone[here] = fitted.alone(fold, of(here, network.values)).values
+        answers, known[here] = fitted.alone(fold, of(here, network.values))
+        alone[here] = answers.values
     shares = []
     for fold in folds:
         here = fold_of == fold
         shares.append(fitted.share(of(~here, network.values), of(~here, alone)))
-        together[here] = fitted.together(shares[-1], fold, of(here, network.values)).values
+        together[here] = fitted.joined(shares[-1]).together(network.values[here], alone[here], known[here])
     classical = network._replace(values=alone)
     joined = fitted.joined(fitted.share(network, classical))
     write_answers(study, network, directory / "oof_network_predictions.tsv")
@@ -605,6 +612,7 @@ def _judge_seeds(
         if part != "cal":
             metrics[part] = answer_metrics(known[part])
     joined = None
+    require_unseen(config, parts)
     study = load_inputs(config, checksums=False) if config.train.join or config.train.baseline else None
     if config.train.join:
         assert study is not None

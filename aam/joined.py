@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
+from scipy.special import softmax
 
 from aam.config import DataConfig
 from aam.data.abundance_features import centred_log_ratios, log_abundance_features
@@ -123,7 +124,7 @@ class ClassicalModel:
             features = some.toarray() if self.reading == "log_abundance" else centred_log_ratios(some)
             found.append(self.model.values(features))
         values = np.concatenate(found)
-        return (_softmax(values) if self.classes and isinstance(self.model, Linear) else values), known
+        return (softmax(values, axis=1) if self.classes and isinstance(self.model, Linear) else values), known
 
     def to_dict(self) -> dict[str, Any]:
         """What of it is no tensor."""
@@ -176,7 +177,7 @@ class Joined:
     Attributes
     ----------
     name : str
-        Of `aam.evaluation.baseline.BASELINES`.
+        Of `aam.evaluation.baseline.ABUNDANCE_MODELS`.
     share : float
         What the network weighs.
     models : tuple of ClassicalModel, M
@@ -202,12 +203,17 @@ class Joined:
         unknown = np.ones(len(network), dtype=bool)
         for place, model in enumerate(self.models):
             classical, known = model.answers(counts, sequences)
-            together = mixed(network[:, place], classical, self.share, model.classes)
-            found[known, place] = together[known]
+            found[:, place] = self.together(network[:, place], classical, known)
             unknown &= ~known
-        low, high = -np.inf if self.lower is None else self.lower, np.inf if self.upper is None else self.upper
-        found = found.clip(low, high)
         return found, int(unknown.sum())
+
+    def together(
+        self, network: NDArray[np.float64], classical: NDArray[np.float64], known: NDArray[np.bool_]
+    ) -> NDArray[np.float64]:
+        """What a network and a classical model answer (n, C); where the latter knows nothing, the network alone."""
+        found = np.where(known[:, None], mixed(network, classical, self.share, self.models[0].classes), network)
+        low, high = -np.inf if self.lower is None else self.lower, np.inf if self.upper is None else self.upper
+        return found.clip(low, high)
 
     def to_dict(self) -> dict[str, Any]:
         """What of it is no tensor."""
@@ -249,11 +255,11 @@ class Joined:
 def mixed(
     network: NDArray[np.float64], classical: NDArray[np.float64], share: float, classes: bool
 ) -> NDArray[np.float64]:
-    """The weighted mean of answers (n, C); of a network's quantiles the median, which takes the others with it."""
+    """The weighted mean of answers (n, C); of quantiles that of the medians, which take the network's others along."""
     if classes:
         return share * network + (1 - share) * classical
-    middle = network[:, network.shape[1] // 2]
-    return network + (1 - share) * (classical[:, 0] - middle)[:, None]
+    middle, other = (answers[:, answers.shape[1] // 2] for answers in (network, classical))
+    return network + (1 - share) * (other - middle)[:, None]
 
 
 def best_share(
@@ -283,9 +289,3 @@ def best_share(
         return -float(np.mean([right[actual == place].mean() for place in np.unique(actual)]))
 
     return min(_SHARES, key=lambda share: (error(share), abs(share - 0.5)))
-
-
-def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    found: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
-    return found

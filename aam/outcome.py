@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -22,6 +22,7 @@ from aam.data.batch import Batch
 from aam.data.dataset import BatchPlan, SampleDataset
 from aam.data.study import Study
 from aam.data.targets import ClassTarget, NumericTarget, Part, SeveralTargets, Target, parts_of
+from aam.errors import DataError
 from aam.familiarity import keep_profile
 from aam.joined import ClassicalModel, Joined, best_share, counts_as_judged, mixed
 from aam.loaders import datasets_of, loader
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LEVEL",
-    "UNSEEN",
     "AllAnswers",
     "Answers",
     "FittedClassical",
@@ -54,6 +54,7 @@ __all__ = [
     "joined_summary",
     "judge_best",
     "plot_answers",
+    "require_unseen",
     "write_answers",
 ]
 
@@ -296,6 +297,20 @@ def write_answers(study: Study, answers: AllAnswers, path: Path) -> None:
     write_table(path, answer_table(answers.target, ids, answers.values, answers.actual))
 
 
+def require_unseen(config: RunConfig, split: NDArray[Any]) -> None:
+    """Refuse ``--join`` where no samples of a split (N,) can say what the two are to weigh.
+
+    Raises
+    ------
+    DataError
+    """
+    if config.train.join and not np.isin(split, UNSEEN).any():
+        raise DataError(
+            f"--join {config.train.join} fits its weights on samples that are not learnt from, nor tested on; give "
+            "--folds, --val-size or --cal-size"
+        )
+
+
 def join_classical(
     config: RunConfig,
     study: Study,
@@ -325,11 +340,14 @@ def join_classical(
     answers : dict of str to AllAnswers
     """
     fitted = FittedClassical.of(config, study, [split], next(iter(known.values())).target)
-    alone = {part: fitted.alone(0, answers) for part, answers in known.items()}
+    told = {part: fitted.alone(0, answers) for part, answers in known.items()}
+    alone = {part: answers for part, (answers, _) in told.items()}
     unseen = next(part for part in UNSEEN if part in known)
-    share = fitted.share(known[unseen], alone[unseen])
-    joined = fitted.joined(share)
-    together = {part: fitted.together(share, 0, answers) for part, answers in known.items()}
+    joined = fitted.joined(fitted.share(known[unseen], alone[unseen]))
+    together = {
+        part: answers._replace(values=joined.together(answers.values, alone[part].values, told[part][1]))
+        for part, answers in known.items()
+    }
     judged = [part for part in known if part != "cal"]
     for part in judged:
         metrics[part] = metrics[part] | answer_metrics(together[part])
@@ -375,29 +393,24 @@ class FittedClassical:
         logger.info("fitting %s to predict with the network", config.train.join.replace("_", " "))
         classes = target.classes if isinstance(target, ClassTarget) else ()
         shared = {"seed": config.train.seed, "n_jobs": config.train.threads or -1}
-        models = classical_models(config.train.join, study, splits, config.data, classes=classes, **shared)
         counts = counts_as_judged(study, config.data, config.train.seed)
+        models = classical_models(config.train.join, study, counts, splits, classes=classes, **shared)
         return cls(target, config.train.join, tuple(models), counts, study.sequences)
 
-    def alone(self, place: int, network: AllAnswers) -> AllAnswers:
-        """What the model of a fold answers to the samples that a network has answered."""
-        values, _ = self.models[place].answers(self.counts[network.rows], self.sequences)
+    def alone(self, place: int, network: AllAnswers) -> tuple[AllAnswers, NDArray[np.bool_]]:
+        """What the model of a fold answers to the samples that a network has answered, and of which it knows any ASV.
+
+        Of a network's quantiles the median is the model's, and the others are as far from it as the network's.
+        """
+        values, known = self.models[place].answers(self.counts[network.rows], self.sequences)
         classes = isinstance(self.target, ClassTarget)
-        return network._replace(values=mixed(network.values, values, 0.0, classes))
+        return network._replace(values=mixed(network.values, values, 0.0, classes)), known
 
     def share(self, network: AllAnswers, classical: AllAnswers) -> float:
         """See `aam.joined.best_share`."""
         target, actual = self.target, network.actual
-        classes = isinstance(target, ClassTarget)
         actual = target.encode(actual) if isinstance(target, ClassTarget) else actual
-        middle = classical.values if classes else classical.values[:, [target.outputs // 2]]
-        return best_share(network.values, middle, actual, classes)
-
-    def together(self, share: float, place: int, network: AllAnswers) -> AllAnswers:
-        """What a network answers with the model of a fold."""
-        joined = replace(self.joined(share), models=(self.models[place],))
-        answers, _ = joined.answers(network.values[:, None], self.counts[network.rows], self.sequences)
-        return network._replace(values=answers[:, 0])
+        return best_share(network.values, classical.values, actual, isinstance(target, ClassTarget))
 
     def joined(self, share: float) -> Joined:
         """What a model file holds."""

@@ -33,7 +33,7 @@ from aam.errors import DataError, in_file, named
 from aam.inputs import load_inputs
 from aam.loaders import choose_device
 from aam.models.base_targets import require_readable
-from aam.outcome import UNSEEN, judge_best
+from aam.outcome import judge_best, require_unseen
 from aam.run_directory import RunDirectory, write_json
 from aam.searches import (
     as_found,
@@ -119,11 +119,7 @@ def run(config: RunConfig) -> RunResult:
     config = with_average(config.model_copy(update={"augmentation": with_defaults(config, study.counts)}))
     split, leaked, notes = _split(config, study, takes_over)
     _require_pairs(config, study, split)
-    if config.train.join and not np.isin(split, UNSEEN).any():
-        raise DataError(
-            f"--join {config.train.join} fits its weights on samples that are not learnt from, nor tested on; give "
-            "--folds, --val-size or --cal-size"
-        )
+    require_unseen(config, split)
     task = build_task(config, study, split, pretrained).to(device)
 
     inputs = _fingerprint(study, split)

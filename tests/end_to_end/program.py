@@ -132,6 +132,12 @@ def read_predictions(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, sep="\t", index_col="sample_id")
 
 
+def predict(model: Path, table: Path, output: Path, *options: object) -> pd.DataFrame:
+    """Predictions of `aam predict`, by sample ID."""
+    succeed("predict", "--model", model, "--table", table, "--num-workers", 0, "--output", output, *options)
+    return read_predictions(output)
+
+
 def read_metrics(run: Path) -> dict[str, Any]:
     return json.loads((run / "metrics.json").read_text())
 

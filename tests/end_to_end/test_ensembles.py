@@ -21,6 +21,9 @@ from tests.end_to_end.program import (
     read_predictions,
     succeed,
 )
+from tests.end_to_end.program import (
+    predict as predict_table,
+)
 
 pytestmark = pytest.mark.slow
 NUMBER = ["--metadata-column", "age", "--group-column", "subject_id"]
@@ -28,9 +31,8 @@ CLASSES = ["--metadata-column", "group", "--classifier"]
 
 
 def predict(model: Path, study: StudyFiles, output: Path, *options: object) -> pd.DataFrame:
-    files = ["--table", study.table, "--metadata", study.metadata, "--num-workers", 0, "--threads", 1]
-    succeed("predict", "--model", model, *files, "--output", output, *options)
-    return read_predictions(output)
+    """With the truth beside them."""
+    return predict_table(model, study.table, output, "--metadata", study.metadata, "--threads", 1, *options)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from tests.end_to_end.program import (
     aam,
     assert_one_line_error,
     files_below,
+    predict,
     read_metrics,
     read_predictions,
     succeed,
@@ -27,11 +28,6 @@ from tests.end_to_end.program import (
 
 pytestmark = pytest.mark.slow
 NUMBER = ["--metadata-column", "age", "--group-column", "subject_id"]
-
-
-def predict(model: Path, table: Path, output: Path, *options: object) -> pd.DataFrame:
-    succeed("predict", "--model", model, "--table", table, "--num-workers", 0, "--output", output, *options)
-    return read_predictions(output)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +102,7 @@ class TestFolds:
         assert (found["lower"] < found["predicted"]).all()
         assert "linear" in succeed("info", folds).out
 
-    def test_resumed_without_it(self, study: StudyFiles, folds: Path, tmp_path: Path) -> None:
+    def test_another_is_joined_when_resumed(self, study: StudyFiles, folds: Path, tmp_path: Path) -> None:
         """What is joined is settled when all networks have learnt; another may be asked for afterwards."""
         shutil.copytree(folds, tmp_path / "run")
         (tmp_path / "run" / "metrics.json").unlink()
@@ -182,6 +178,9 @@ def test_refusals(study: StudyFiles, tmp_path: Path) -> None:
     )
     outcome = aam(*train, "--metadata-column", "age", "--splits", splits)
     assert_one_line_error(outcome, 1, "--join linear", "--val-size")
+    outcome = aam(*train, "--metadata-column", "age", "--splits", splits, "--seeds", 2)
+    assert_one_line_error(outcome, 1, "--join linear", "--val-size")
+    assert not run.exists()
 
 
 def test_damaged_files(study: StudyFiles, classes: Path, tmp_path: Path) -> None:
