@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from aam.models.asv_encoder import VOCABULARY_SIZE, ASVEncoder
 from aam.models.attention_pooling import AttentionPooling
@@ -195,6 +196,7 @@ class SequenceEncoder(nn.Module):
         )
         self.transformer = Transformer(dim, heads, layers, feed_forward_factor, dropout, gradient_checkpointing)
         self.pooling = AttentionPooling(dim, heads)
+        self.shares_projection = nn.Linear(2 * dim, dim)
         self.norm = nn.LayerNorm(dim)
         self.nucleotide_head = nn.Linear(dim, VOCABULARY_SIZE)
         self.clade_head = CladeHead(dim, clades) if distance_head in ("clade", "both") else None
@@ -247,6 +249,7 @@ class SequenceEncoder(nn.Module):
             asv_embeddings, batch.asv_index, batch.counts, batch.depth, ragged=batch.ragged
         )
         pooled = self.pooling(self.transformer(in_samples, present), present)  # (B, D)
+        pooled = pooled + in_float32(self.shares_projection, self._weighted(asv_embeddings, batch))
         presence = None
         if self.clade_head is not None and self.presence_projection is not None:
             presence = self.clade_head.presence(asv_embeddings, batch.asv_index, present)  # (B, K)
@@ -255,6 +258,17 @@ class SequenceEncoder(nn.Module):
         if self.clade_head is not None and any(target.clades == "abundance" for target in self.targets.values()):
             abundance = self.clade_head.abundance(asv_embeddings, batch.asv_index, _shares(batch))  # (B, K)
         return EncodedSamples(asv_embeddings, self.norm(pooled), presence, abundance)
+
+    def _weighted(self, asv_embeddings: Tensor, batch: SampleBatch) -> Tensor:
+        """Means of a sample's ASV embeddings (B, 2 D), weighted by abundance and by its logarithm.
+
+        In single precision. An ASV weighs log(1 + 10,000 times its share) in the second.
+        """
+        shares = _shares(batch)
+        logs = torch.log1p(1e4 * shares)
+        weights = torch.stack([shares, logs / logs.sum(dim=1, keepdim=True).clamp(min=1e-12)], dim=1)  # (B, 2, S)
+        x = F.embedding(batch.asv_index, asv_embeddings)  # (B, S, D)
+        return torch.matmul(weights.to(x.dtype), x).flatten(1)
 
     @torch.no_grad()
     def calibrate(self, batch: SampleBatch, levels: Mapping[str, Level], *, widths: bool = True) -> None:
