@@ -336,6 +336,9 @@ class ModelConfig(Section):
     count_embedding: Literal["add", "concat", "film", "none"] = option(
         "add", "How an ASV's abundance joins its embedding."
     )
+    abundance_pooling: bool = option(
+        True, "Let means of ASV embeddings, weighted by abundance, join what attention pools of a sample."
+    )
     distance_head: Literal["both", "clade", "euclidean"] = option(
         "both", "How distances are read: from soft clades of ASVs, from sample embeddings, or from both."
     )

@@ -156,6 +156,8 @@ def parameters(model: ModelConfig) -> int:
     total += {"add": d * d + 4 * d, "concat": 3 * d * d + 5 * d, "film": 3 * d * d + 6 * d, "none": d}[
         model.count_embedding
     ]
+    if model.abundance_pooling:
+        total += 2 * d * d + d
     if model.distance_head != "euclidean":
         total += (d + 1) * k + k + (k + 1) * d
     if model.distance_head != "clade":

@@ -26,6 +26,7 @@ def network(model: ModelConfig) -> SequenceEncoder:
         feed_forward_factor=model.feed_forward_factor,
         dropout=model.dropout,
         count_embedding=model.count_embedding,
+        abundance_pooling=model.abundance_pooling,
         distance_head=model.distance_head,
         clades=model.clades,
     )
@@ -42,7 +43,7 @@ def test_reference_asvs_are_as_many_as_in_the_model() -> None:
         {"embedding_dim": 64, "attention_layers": 3, "feed_forward_factor": 2, "max_bp": 100},
         {"count_embedding": "concat", "distance_head": "clade", "clades": 32},
         {"count_embedding": "film", "distance_head": "euclidean"},
-        {"count_embedding": "none", "attention_heads": 8},
+        {"count_embedding": "none", "attention_heads": 8, "abundance_pooling": False},
     ],
 )
 def test_weights_are_those_of_the_network(options: dict[str, Any]) -> None:

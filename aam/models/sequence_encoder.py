@@ -17,7 +17,7 @@ from aam.models.asv_encoder import VOCABULARY_SIZE, ASVEncoder
 from aam.models.attention_pooling import AttentionPooling
 from aam.models.base_targets import BaseTarget, Composition, UniFrac
 from aam.models.distances import CladeHead, EuclideanHead
-from aam.models.precision import in_float32, without_autocast
+from aam.models.precision import at_least_float32, in_float32, without_autocast
 from aam.models.sample_sequence_encoder import CountEmbedding, SampleSequenceEncoder
 from aam.models.transformer import Transformer
 from aam.models.value_heads import CladeValueHead, CompositionHead, ValueHead
@@ -160,6 +160,8 @@ class SequenceEncoder(nn.Module):
     dropout : float
         In the two transformers over samples.
     count_embedding : {"add", "concat", "film", "none"}
+    abundance_pooling : bool
+        Whether means of a sample's ASV embeddings, weighted by abundance, join what attention pools.
     distance_head : {"both", "clade", "euclidean"}
         The clade head trains the ASV encoder alone, the Euclidean one all of the base.
     clades : int
@@ -179,6 +181,7 @@ class SequenceEncoder(nn.Module):
         feed_forward_factor: int = 4,
         dropout: float = 0.0,
         count_embedding: CountEmbedding = "add",
+        abundance_pooling: bool = True,
         distance_head: DistanceHead = "both",
         clades: int = 256,
         gradient_checkpointing: bool = False,
@@ -196,7 +199,7 @@ class SequenceEncoder(nn.Module):
         )
         self.transformer = Transformer(dim, heads, layers, feed_forward_factor, dropout, gradient_checkpointing)
         self.pooling = AttentionPooling(dim, heads)
-        self.shares_projection = nn.Linear(2 * dim, dim)
+        self.abundance_projection = nn.Linear(2 * dim, dim) if abundance_pooling else None
         self.norm = nn.LayerNorm(dim)
         self.nucleotide_head = nn.Linear(dim, VOCABULARY_SIZE)
         self.clade_head = CladeHead(dim, clades) if distance_head in ("clade", "both") else None
@@ -249,7 +252,8 @@ class SequenceEncoder(nn.Module):
             asv_embeddings, batch.asv_index, batch.counts, batch.depth, ragged=batch.ragged
         )
         pooled = self.pooling(self.transformer(in_samples, present), present)  # (B, D)
-        pooled = pooled + in_float32(self.shares_projection, self._weighted(asv_embeddings, batch))
+        if self.abundance_projection is not None:
+            pooled = pooled + in_float32(self.abundance_projection, _abundance_means(asv_embeddings, batch))
         presence = None
         if self.clade_head is not None and self.presence_projection is not None:
             presence = self.clade_head.presence(asv_embeddings, batch.asv_index, present)  # (B, K)
@@ -258,17 +262,6 @@ class SequenceEncoder(nn.Module):
         if self.clade_head is not None and any(target.clades == "abundance" for target in self.targets.values()):
             abundance = self.clade_head.abundance(asv_embeddings, batch.asv_index, _shares(batch))  # (B, K)
         return EncodedSamples(asv_embeddings, self.norm(pooled), presence, abundance)
-
-    def _weighted(self, asv_embeddings: Tensor, batch: SampleBatch) -> Tensor:
-        """Means of a sample's ASV embeddings (B, 2 D), weighted by abundance and by its logarithm.
-
-        In single precision. An ASV weighs log(1 + 10,000 times its share) in the second.
-        """
-        shares = _shares(batch)
-        logs = torch.log1p(1e4 * shares)
-        weights = torch.stack([shares, logs / logs.sum(dim=1, keepdim=True).clamp(min=1e-12)], dim=1)  # (B, 2, S)
-        x = F.embedding(batch.asv_index, asv_embeddings)  # (B, S, D)
-        return torch.matmul(weights.to(x.dtype), x).flatten(1)
 
     @torch.no_grad()
     def calibrate(self, batch: SampleBatch, levels: Mapping[str, Level], *, widths: bool = True) -> None:
@@ -393,6 +386,19 @@ class SequenceEncoder(nn.Module):
         of_target = self.target_heads[target.name]
         assert isinstance(of_target, nn.ModuleDict)
         return of_target[head]
+
+
+def _abundance_means(asv_embeddings: Tensor, batch: SampleBatch) -> Tensor:
+    """Means of a sample's ASV embeddings (B, 2 D): weighted by relative abundance, and by its logarithm.
+
+    An ASV with a share ``p`` of the reads weighs log(1 + 10,000 p) in the second, so that rare ones are heard too.
+    """
+    shares = _shares(batch)
+    logs = torch.log1p(1e4 * shares)
+    weights = torch.stack([shares, logs / logs.sum(dim=1, keepdim=True)], dim=1)  # (B, 2, S)
+    with without_autocast(asv_embeddings):
+        embeddings = F.embedding(batch.asv_index, at_least_float32(asv_embeddings))  # (B, S, D)
+        return torch.matmul(weights.to(embeddings.dtype), embeddings).flatten(1)
 
 
 def _shares(batch: SampleBatch) -> Tensor:

@@ -73,6 +73,7 @@ def build_encoder(config: ModelConfig, targets: Sequence[BaseTarget] = (UniFrac(
         feed_forward_factor=config.feed_forward_factor,
         dropout=config.dropout,
         count_embedding=config.count_embedding,
+        abundance_pooling=config.abundance_pooling,
         distance_head=config.distance_head,
         clades=config.clades,
         gradient_checkpointing=config.gradient_checkpointing,
@@ -226,9 +227,10 @@ def read_header(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["aam"])
         version = header["format_version"]
+        header["config"].setdefault("model", {}).setdefault("abundance_pooling", False)  # files from before there was any
         if version <= FORMAT_VERSION:
             RunConfig.model_validate(header["config"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, ValidationError, RecursionError):
+    except (SafetensorError, OSError, KeyError, AttributeError, TypeError, ValueError, ValidationError, RecursionError):
         raise DataError(f"{path}: not a model file of AAM; give a run directory or its {MODEL_NAME}") from None
     if version > FORMAT_VERSION:
         raise DataError(f"{path}: format {version} is newer than this AAM reads ({FORMAT_VERSION}); update AAM")

@@ -6,6 +6,7 @@ places, most of them empty. Attention is ``softmax(Q K^T / sqrt(d) + mask) V`` w
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -160,6 +161,8 @@ class Reference:
         real = counts > 0
         in_samples = self.encode_in_samples(asvs, counts, depth)
         pooled = self.pool(f"{self.base}pooling", self.transformer(f"{self.base}transformer", in_samples, real), real)
+        if f"{self.base}abundance_projection.weight" in self.weights:
+            pooled = pooled + self.linear(f"{self.base}abundance_projection", self.abundance_means(asvs, counts, depth))
         presence = None
         distances: dict[str, Tensor] = {}
         if f"{self.base}clade_head.log_weights" in self.weights:
@@ -176,6 +179,15 @@ class Reference:
         if "target_head.layers.0.weight" in self.weights:
             target = self.linear("target_head.layers.3", gelu(self.linear("target_head.layers.0", embedding)))
         return ReferenceOutput(asvs, embedding, presence, target, distances)
+
+    def abundance_means(self, asvs: Tensor, counts: Tensor, depth: list[float]) -> Tensor:
+        means = []
+        for embeddings, row, reads in zip(asvs, counts, depth, strict=True):
+            logs = [math.log(1 + 10_000 * float(count) / reads) for count in row]
+            by_share = sum(x * (float(count) / reads) for x, count in zip(embeddings, row, strict=True))
+            by_log = sum(x * log for x, log in zip(embeddings, logs, strict=True)) / sum(logs)
+            means.append(torch.cat([by_share, by_log]))
+        return torch.stack(means)
 
     # -------------------------------------------------------------------------------------------------------- heads
 

@@ -171,6 +171,10 @@ def test_architectures(lengths, count_embedding, distance_head, request):
     check_both(study, batch, {"count_embedding": count_embedding, "distance_head": distance_head})
 
 
+def test_without_means_weighted_by_abundance(unequal_study):
+    check_both(unequal_study, draw(unequal_study), {"abundance_pooling": False})
+
+
 @pytest.mark.parametrize("lengths", ["equal", "unequal"])
 @pytest.mark.parametrize("layout", ["distinct", "padded"])
 @pytest.mark.parametrize(
