@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from aam.config import DataConfig, ModelConfig, TaskConfig, TrainConfig, UsualEpochs
+from aam.config import USUAL_STEPS, DataConfig, ModelConfig, TaskConfig, TrainConfig, UsualEpochs
 from aam.data.counts import MemoryCounts
 from aam.data.covariates import Covariates, read_covariates
 from aam.data.describe import SampleSizes, overlap, quantiles, read_samples, sample_sizes
@@ -55,6 +55,7 @@ def check(
     model: ModelConfig = _MODEL,
     task: TaskConfig = _TASK,
     epochs: int | None = None,
+    steps: int = USUAL_STEPS,
     batch_size: int = _BATCH_SIZE,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -68,7 +69,9 @@ def check(
     task : TaskConfig
         What the target and the distance matrix hold.
     epochs : int, optional
-        For the estimate; the usual number if left out.
+        For the estimate; if left out as many as make the steps.
+    steps : int
+        For the estimate.
     batch_size : int
         For the estimate.
     seed : int
@@ -104,6 +107,7 @@ def check(
         if study.covariates is not None and list(study.covariates) == list(data.covariates):
             covariates = _attempt(problems, _covariates, study.covariates, train, data)
     sizes = None if study is None else sample_sizes(study, data, seed)
+    length = {"epochs": epochs, "steps": steps, "batch_size": batch_size}
     return {
         "samples": _samples(files, study),
         "studies": _studies(files, study, data),
@@ -118,7 +122,7 @@ def check(
         "split": None if study is None or split is None else _split_sizes(study, split),
         "estimate": None
         if study is None or split is None
-        else _estimate(study, split, data, model, task, epochs=epochs, batch_size=batch_size, seed=seed).to_dict(),
+        else _estimate(study, split, data, model, task, **length, seed=seed).to_dict(),
         "problems": problems,
         "warnings": [] if study is None else [*study.warnings, *unknown_samples(study), *leaks],
     }
@@ -307,6 +311,7 @@ def _estimate(
     task: TaskConfig,
     *,
     epochs: int | None,
+    steps: int,
     batch_size: int,
     seed: int,
 ) -> Estimate:
@@ -321,7 +326,7 @@ def _estimate(
         distinct, per_sample = np.unique(rows.asvs), np.diff(rows.indptr)
         tokens = int(lengths[distinct].max()) + 1
         shapes.append(BatchShape(len(per_sample), int(per_sample.max()), len(distinct), tokens))
-    usual = UsualEpochs.of(len(train), batch_size)
+    usual = UsualEpochs.of(len(train), batch_size, steps)
     return estimate(
         model,
         shapes,

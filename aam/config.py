@@ -23,6 +23,7 @@ from pydantic import (
 from aam.errors import DataError
 
 __all__ = [
+    "USUAL_STEPS",
     "AugmentationConfig",
     "Command",
     "DataConfig",
@@ -553,6 +554,8 @@ class OptimConfig(Section):
 
 
 LEAST_EPOCHS = 12
+USUAL_STEPS = 800
+_WHOLE_SHARE = 0.45  # of the steps, after which the encoder of ASVs stays as it is
 
 
 class UsualEpochs(NamedTuple):
@@ -562,10 +565,11 @@ class UsualEpochs(NamedTuple):
     of_asvs: int  # after which the encoder of ASVs stays as it is
 
     @classmethod
-    def of(cls, train_samples: int, samples_of_a_step: int) -> Self:
+    def of(cls, train_samples: int, samples_of_a_step: int, steps: int = USUAL_STEPS) -> Self:
         """It is steps that a network learns by: small studies need more epochs for as many. See docs/quality.md."""
-        steps = math.ceil(train_samples / samples_of_a_step)
-        return cls(max(LEAST_EPOCHS, math.ceil(800 / steps)), max(5, math.ceil(360 / steps)))
+        of_an_epoch = math.ceil(train_samples / samples_of_a_step)
+        whole = max(5, math.ceil(_WHOLE_SHARE * steps / of_an_epoch))
+        return cls(max(LEAST_EPOCHS, math.ceil(steps / of_an_epoch)), whole)
 
     @property
     def large(self) -> bool:
@@ -579,10 +583,11 @@ class TrainConfig(Section):
     output_dir: Path = option(..., "The run directory to write.")
     epochs: int | None = option(
         None,
-        "Passes over the training samples; by default as many as make 800 steps, and at least 12, or in `aam train` "
+        "Passes over the training samples; by default as many as make --steps, and at least 12, or in `aam train` "
         "fewer: see --choose-epochs.",
         ge=1,
     )
+    steps: int = option(USUAL_STEPS, "Steps to learn for where --epochs is not given.", ge=1)
     choose_epochs: bool | None = option(
         None,
         "Find out first, on a part of the training samples, whether learning for long is worse than a guess, and stop "

@@ -10,6 +10,7 @@ Shapes: ``N`` samples, ``E`` epochs.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -39,6 +40,7 @@ logger = logging.getLogger("aam")
 
 SHARE = 0.2  # of the training samples, or groups, that judge
 FIRST = 0.25  # share of the epochs before any verdict
+EARLIEST = 0.05  # share of the epochs that are run at least: half of the warm-up
 STRONG = 0.6  # times the loss of a guess: below it, all epochs are run
 
 
@@ -53,7 +55,8 @@ def with_chosen_epochs(
 ) -> RunConfig:
     """A configuration that stops early if part of the training samples says that later is worse than a guess.
 
-    It then stops after the epoch that was best; the schedule stays that of all epochs. ``RUN/epochs.tsv`` holds what
+    It then stops after the epoch that was best, but not before a twentieth of them, since few samples judge; the
+    schedule stays that of all epochs. ``RUN/epochs.tsv`` holds what
     the search saw. Where there are too few samples or groups to search, all epochs are run.
 
     Parameters
@@ -101,7 +104,7 @@ def with_chosen_epochs(
     if found.stop_after is None:
         logger.info("%s: learning from all training samples for all %d", compared, config.train.number_of_epochs)
     else:
-        logger.info("%s: learning from all training samples for %d, which were best", compared, found.stop_after)
+        logger.info("%s: learning from all training samples for %d", compared, found.stop_after)
     if processes.first:
         epochs = np.arange(1, len(search.losses) + 1)
         table = {"epoch": epochs, "loss": search.losses, "smoothed_loss": smoothed(search.losses), "guess": guess}
@@ -146,7 +149,7 @@ class Verdict(NamedTuple):
     """What losses so far say."""
 
     known: bool  # whether the search can end
-    stop_after: int | None = None  # the best epoch, from 1 on, of a weak signal; None for all
+    stop_after: int | None = None  # of a weak signal, the best epoch or EARLIEST; None for all
 
 
 def verdict(losses: Sequence[float], guess: float, epochs: int) -> Verdict:
@@ -166,7 +169,7 @@ def verdict(losses: Sequence[float], guess: float, epochs: int) -> Verdict:
         if values[-1] < STRONG * guess:
             return Verdict(True)
         if values[-1] > guess:
-            return Verdict(True, 1 + int(np.argmin(values)))
+            return Verdict(True, max(1 + int(np.argmin(values)), math.ceil(EARLIEST * epochs)))
     return Verdict(len(values) == epochs)
 
 

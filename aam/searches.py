@@ -83,7 +83,8 @@ def with_epochs(config: RunConfig, train_samples: int) -> RunConfig:
         With a number for ``--batch-size auto``.
     train_samples : int
     """
-    usual = UsualEpochs.of(train_samples, config.train.samples_per_batch * config.accumulation_steps)
+    of_a_step = config.train.samples_per_batch * config.accumulation_steps
+    usual = UsualEpochs.of(train_samples, of_a_step, config.train.steps)
     found: dict[str, Any] = {"epochs": usual.epochs, "freeze_asvs_after": usual.of_asvs}
     if config.command == "train":
         ends = (config.train.epochs, config.train.patience, config.train.stop_after)

@@ -227,7 +227,8 @@ def read_header(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["aam"])
         version = header["format_version"]
-        header["config"].setdefault("model", {}).setdefault("abundance_pooling", False)  # files from before there was any
+        # Files that do not say so are from before there was any.
+        header["config"].setdefault("model", {}).setdefault("abundance_pooling", False)
         if version <= FORMAT_VERSION:
             RunConfig.model_validate(header["config"])
     except (SafetensorError, OSError, KeyError, AttributeError, TypeError, ValueError, ValidationError, RecursionError):

@@ -297,9 +297,16 @@ def test_too_many_matrices_are_one_problem_among_others(study: StudyFiles) -> No
 def test_settings_make_the_estimate(study: StudyFiles) -> None:
     estimates = [
         report("--table", study.table, *options)[1]["estimate"]
-        for options in ([], ["--embedding-dim", "256"], ["--gradient-checkpointing"], ["--epochs", "100"])
+        for options in (
+            [],
+            ["--embedding-dim", "256"],
+            ["--gradient-checkpointing"],
+            ["--epochs", "100"],
+            ["--steps", "90"],
+        )
     ]
-    plain, wide, checkpointed, long = estimates
+    plain, wide, checkpointed, long, short = estimates
+    assert short["epochs"] == 90
     assert wide["parameters"] > 3 * plain["parameters"]
     assert wide["flops_per_step"] > 3 * plain["flops_per_step"]
     assert checkpointed["memory"]["activations"] < plain["memory"]["activations"]

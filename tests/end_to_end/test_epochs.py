@@ -62,6 +62,12 @@ class TestVerdict:
         """A lucky one is not the best."""
         assert verdict([1, 0.7, 1, 0.8, 0.8, 0.8, 0.9, 1.2, 1.3], 1, 12) == Verdict(True, 5)
 
+    def test_but_not_before_a_twentieth_of_all(self) -> None:
+        """Few samples judge: that they like an epoch of the warm-up best says little."""
+        losses = [0.9, *np.linspace(1, 2, 19)]
+        assert verdict(losses, 0.5, 60) == Verdict(True, 3)
+        assert verdict(losses, 0.5, 20) == Verdict(True, 1)
+
     def test_between_them_it_takes_all_epochs_to_know(self) -> None:
         losses = [1, 0.9, 0.8, 0.8, 0.8, 0.8, 0.9, 0.9]
         assert [verdict(losses[:n], 1, 8).known for n in range(1, 9)] == [False] * 7 + [True]

@@ -241,18 +241,18 @@ class TestFreezing:
         assert_one_line_error(outcome, 2, "--freeze-asvs-after 2", "--strategy fsdp")
 
     def test_settled_where_nobody_says(self, study: StudyFiles, tmp_path: Path) -> None:
-        """Four steps an epoch: 60 epochs make 240, 200 make 800."""
+        """Four steps an epoch: 60 epochs make 240 steps."""
         run = tmp_path / "run"
         arguments = list(study.train)
         place = arguments.index("--epochs")
         del arguments[place : place + 2]
-        arguments += ["--metadata-column", "age", "--batch-size", 5, "--nuc-asv-fraction", 0.9]
+        arguments += ["--metadata-column", "age", "--batch-size", 5, "--nuc-asv-fraction", 0.9, "--steps", 240]
         succeed(*arguments, "--output-dir", run)
         history = pd.read_csv(run / "history.csv")
         train = sum(part == "train" for part in read_splits(run / "splits.tsv").values())
-        assert UsualEpochs.of(train, 5) == (len(history), history["train_nuc_loss"].notna().sum())
+        assert UsualEpochs.of(train, 5, 240) == (60, 27) == (len(history), history["train_nuc_loss"].notna().sum())
         config = read_config(run / "config.json")
-        assert (config["epochs"], config["freeze_asvs_after"]) == UsualEpochs.of(train, 5)
+        assert (config["epochs"], config["freeze_asvs_after"]) == UsualEpochs.of(train, 5, 240)
         before = (run / "history.csv").read_bytes()
         succeed(*arguments, "--output-dir", run, "--resume")  # which finds it finished
         assert (run / "history.csv").read_bytes() == before

@@ -116,8 +116,8 @@ def judge(study: TinyStudy, task: PretrainTask, batch_size: int) -> Evaluation:
     return task.judge(dataset[key] for key in BatchPlan(np.arange(len(study)), batch_size, False, seed=0))
 
 
-def train(task: PretrainTask, batch: Batch, steps: int) -> list[dict[str, float]]:
-    optimizer = torch.optim.Adam(task.model.parameters(), lr=1e-2)
+def train(task: PretrainTask, batch: Batch, steps: int, lr: float = 1e-2) -> list[dict[str, float]]:
+    optimizer = torch.optim.Adam(task.model.parameters(), lr=lr)
     history = []
     for _ in range(steps):
         loss = task.loss(batch)
@@ -143,11 +143,11 @@ def train(task: PretrainTask, batch: Batch, steps: int) -> list[dict[str, float]
 def test_each_target_is_learnt(name, head, study):
     targets = labelled(study, name)
     task = task_of(study, targets, head)
-    history = train(task, batch_of(study, targets), 50 if name == "aitchison" else 25)
+    history = train(task, batch_of(study, targets), 100, lr=3e-3)
     for part, value in history[-1].items():
         assert value < 0.8 * history[0][part], part
     evaluation = judge(study, task, 3)
-    assert all(evaluation.metrics[f"{reading}_r2"] > 0 for reading in task.reading_names)
+    assert all(evaluation.metrics[f"{reading}_r2"] > 0.2 for reading in task.reading_names)
 
 
 @pytest.mark.parametrize("name", SINGLE)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from aam.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TaskConfig, TrainConfig
 from aam.data.dataset import BatchKey
@@ -22,6 +22,7 @@ from aam.training.checkpoint import (
     build_model,
     load_checkpoint,
     load_model_file,
+    load_weights,
     model_path,
     read_header,
     save_checkpoint,
@@ -135,6 +136,19 @@ def test_headers_that_are_not_ours_are_refused(header, tmp_path):
     save_file({"a": torch.zeros(2)}, path, metadata=None if header is None else {"aam": header})
     with pytest.raises(DataError, match="not a model file of AAM"):
         read_header(path)
+
+
+def test_models_from_before_means_weighted_by_abundance(tmp_path):
+    saved = config(abundance_pooling=False)
+    model = build_model(saved.model, outputs=2)
+    save_model_file(tmp_path / MODEL_NAME, model, saved, {})
+    tensors = load_file(tmp_path / MODEL_NAME)
+    header = {"format_version": 1, "config": saved.model_dump(mode="json")}
+    del header["config"]["model"]["abundance_pooling"]
+    save_file(tensors, tmp_path / "old", metadata={"aam": json.dumps(header)})
+    found = load_model_file(tmp_path / "old")
+    load_weights(build_model(found.config.model, outputs=2), found.weights, tmp_path / "old")
+    assert found.config == saved
 
 
 def test_a_newer_format_is_refused(tmp_path):
