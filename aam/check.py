@@ -107,7 +107,7 @@ def check(
         if study.covariates is not None and list(study.covariates) == list(data.covariates):
             covariates = _attempt(problems, _covariates, study.covariates, train, data)
     sizes = None if study is None else sample_sizes(study, data, seed)
-    length = {"epochs": epochs, "steps": steps, "batch_size": batch_size}
+    estimated = partial(_estimate, epochs=epochs, steps=steps, batch_size=batch_size, seed=seed)
     return {
         "samples": _samples(files, study),
         "studies": _studies(files, study, data),
@@ -120,9 +120,7 @@ def check(
         "target": target,
         **({"covariates": covariates} if data.covariates else {}),
         "split": None if study is None or split is None else _split_sizes(study, split),
-        "estimate": None
-        if study is None or split is None
-        else _estimate(study, split, data, model, task, **length, seed=seed).to_dict(),
+        "estimate": None if study is None or split is None else estimated(study, split, data, model, task).to_dict(),
         "problems": problems,
         "warnings": [] if study is None else [*study.warnings, *unknown_samples(study), *leaks],
     }
