@@ -26,14 +26,16 @@ from aam.data.metadata import load_metadata, require_column
 from aam.data.study import Study, load_study
 from aam.data.targets import ClassTarget, NumericTarget, Part, parts_of
 from aam.data.taxonomy import load_taxonomy, taxa_at
+from aam.data.tokenizer import PAD
 from aam.errors import DataError, named
-from aam.interpret.attention import attention_weights
+from aam.interpret.attention import attention_flow, attention_of_chunk, attention_weights, nucleotide_attention
 from aam.interpret.deletion import NUMBERS, deletion_curve, random_ranking
 from aam.interpret.gradients import Attributions, gradient_shap, integrated_gradients, require_captum
 from aam.interpret.importances import Importances, importances, summed
+from aam.interpret.nucleotides import base_attributions, mean_gradients
 from aam.interpret.output import BaselineKind, Explained, Network, Reading
 from aam.interpret.permutation import Permuted, permutation
-from aam.interpret.samples import Samples
+from aam.interpret.samples import Samples, chunks
 from aam.loaders import choose_device
 from aam.models.sequence_predictor import SequencePredictor
 from aam.predict import data_as_trained
@@ -85,6 +87,8 @@ class Question:
     heads: tuple[int, ...] = ()  # from 1
     group_column: str | None = None
     max_samples: int = 2000
+    attention: int = 0  # samples whose attention is drawn
+    nucleotides: int = 0  # ASVs whose bases are looked at
     seed: int = 0
 
 
@@ -109,6 +113,25 @@ class Found:
 
 
 @dataclass(frozen=True)
+class AttentionMap:
+    """What the first model attends to in a sample."""
+
+    sample: int  # row of the samples
+    asvs: NDArray[np.int64]  # (S,)
+    layers: dict[str, NDArray[np.float32]]  # (S, S): the heads' mean of each layer, and rollout
+    weights: NDArray[np.float32]  # (S,): of each ASV in all
+
+
+@dataclass(frozen=True)
+class Bases:
+    """What the bases of some ASVs have to do with predictions."""
+
+    asvs: NDArray[np.int64]  # (U,)
+    values: NDArray[np.float64]  # (U, L): attributions
+    attention: NDArray[np.float64]  # (U, L): of the first model
+
+
+@dataclass(frozen=True)
 class Explanation:
     """Importances, and how far they can be trusted."""
 
@@ -123,6 +146,9 @@ class Explanation:
     summary: dict[str, Any]
     what: str  # that is explained, for a person to read
     left_out: dict[str, list[str]] = field(default_factory=dict)
+    maps: list[AttentionMap] = field(default_factory=list)
+    flow: dict[str, NDArray[np.float64]] = field(default_factory=dict)  # by rank, (T, T)
+    bases: Bases | None = None
 
 
 def explain(
@@ -317,10 +343,40 @@ def explain(
         "intervals": "groups of " + str(question.group_column) if groups is not None else "samples",
         "methods": checks,
     }
+    bases = None
+    if question.nucleotides:
+        score = found[0].importances.importance
+        top = np.argsort(-score, kind="stable")[: question.nucleotides]
+        tokens = study.tokens[used[top]]
+        tokens = tokens[:, : int((tokens != PAD).sum(axis=1).max())]
+        of_bases = base_attributions(explained, mean_gradients(explained, samples), top, tokens)
+        summary["bases_largest_share_missing"] = float(
+            (np.abs(of_bases.missing) / np.abs(of_bases.change).clip(1e-12)).max()
+        )
+        bases = Bases(top, of_bases.values, nucleotide_attention(networks[0], tokens))
+    maps, flow = [], {}
+    if question.attention:
+        spread_out = np.linspace(0, len(samples) - 1, min(question.attention, len(samples))).round().astype(int)
+        maps = [_map(networks[0], samples, int(row), question) for row in np.argsort(values, kind="stable")[spread_out]]
+        flow = {unit.name: attention_flow(explained, samples, unit.of_asv) for unit in kinds[1:]}
     return Explanation(
         *(names, feature_ids, letters, taxa, samples.prevalence, frame, found, curves, summary, what),
         left_out=study.left_out,
+        maps=maps,
+        flow=flow,
+        bases=bases,
     )
+
+
+def _map(network: Network, samples: Samples, row: int, question: Question) -> AttentionMap:
+    layers, heads = ([number - 1 for number in given] for given in (question.layers, question.heads))
+    (chunk,) = chunks([samples[row]])
+    found = attention_of_chunk(network, chunk, layers, heads)
+    names = [f"layer {number}" for number in question.layers or range(1, len(found.layers) + 1)]
+    drawn = {name: weights[0].mean(dim=0) for name, weights in zip(names, found.layers, strict=True)}
+    drawn["rollout"] = found.rollout[0]
+    maps = {name: weights.cpu().numpy() for name, weights in drawn.items()}
+    return AttentionMap(row, chunk.asvs[0], maps, found.weights[0].cpu().numpy())
 
 
 def _part(parts: Sequence[Part], question: Question) -> Part:
@@ -559,7 +615,76 @@ def write_explanation(directory: Path, explanation: Explanation) -> None:
         what=f"mean change of {explanation.what}",
     )
     save_figure(figure, directory / "plots" / "deletion.png")
+    _write_attention(directory / "attention", explanation, labels)
+    if explanation.bases is not None:
+        _write_bases(directory, explanation, explanation.bases, labels)
     write_json(directory / _WRITTEN, explanation.summary)
+
+
+def _write_attention(folder: Path, explanation: Explanation, labels: list[str]) -> None:
+    from aam.evaluation.plots import save_figure
+    from aam.interpret.plots import attention_plot, matrix_plot
+
+    if explanation.maps or explanation.flow:
+        folder.mkdir(exist_ok=True)
+    for number, found in enumerate(explanation.maps, 1):
+        name = explanation.sample_ids[found.sample]
+        stem = f"{number:02d}_" + "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)
+        own = [explanation.feature_ids[asv] for asv in found.asvs]
+        pairs = pd.MultiIndex.from_product([own, own], names=["from", "to"])
+        columns = {layer: weights.ravel() for layer, weights in found.layers.items()}
+        frame = pd.DataFrame(columns, index=pairs)
+        frame.to_csv(folder / f"{stem}.tsv", sep="\t", float_format="%.6g")
+        top = np.argsort(-found.weights, kind="stable")[:_SHOWN]
+        value = explanation.samples["explained"].iloc[found.sample]
+        figure = attention_plot(
+            {layer: weights[np.ix_(top, top)] for layer, weights in found.layers.items()},
+            [labels[found.asvs[place]] for place in top],
+            found.weights[top].astype(np.float64),
+            title=f"{name}: {explanation.what} {value:.3g}, its {len(top)} most attended ASVs of {len(own)}",
+        )
+        save_figure(figure, folder / f"{stem}.png")
+    for rank, flow in explanation.flow.items():
+        lineages = next(found.units.names for found in explanation.found if found.units.name == rank)
+        pd.DataFrame(flow, index=pd.Index(lineages, name="from"), columns=lineages).to_csv(
+            folder / f"flow_{rank}.tsv", sep="\t", float_format="%.6g"
+        )
+        top = np.argsort(-flow.sum(axis=0), kind="stable")[:_SHOWN]
+        shown = [short_taxon(lineages[place]) for place in top]
+        title = f"Attention from {rank} to {rank}"
+        figure = matrix_plot(flow[np.ix_(top, top)], shown, shown, title=title, label="share of all attention")
+        save_figure(figure, folder / f"flow_{rank}.png")
+
+
+def _write_bases(directory: Path, explanation: Explanation, bases: Bases, labels: list[str]) -> None:
+    from aam.evaluation.plots import save_figure
+    from aam.interpret.plots import matrix_plot
+
+    blocks = []
+    for place, asv in enumerate(bases.asvs):
+        letters = explanation.sequences[asv][: bases.values.shape[1] - 1]  # sequences may have been cut
+        part = slice(1, len(letters) + 1)
+        blocks.append(
+            pd.DataFrame(
+                {
+                    "feature_id": explanation.feature_ids[asv],
+                    "position": np.arange(1, len(letters) + 1),
+                    "base": list(letters),
+                    "attribution": bases.values[place, part],
+                    "attention": bases.attention[place, part],
+                }
+            )
+        )
+    pd.concat(blocks).to_csv(directory / "nucleotides.tsv", sep="\t", index=False, float_format="%.6g")
+    names = [labels[asv] for asv in bases.asvs]
+    positions = [str(position) for position in range(1, bases.values.shape[1])]
+    for name, values, label, signed in (
+        ("nucleotides", bases.values, "attribution", True),
+        ("nucleotides_attention", bases.attention, "share of attention", False),
+    ):
+        title = f"Bases of the {len(names)} most important ASVs"
+        figure = matrix_plot(values[:, 1:], names, positions, title=title, label=label, signed=signed, tick_every=10)
+        save_figure(figure, directory / "plots" / f"{name}.png")
 
 
 def asv_labels(explanation: Explanation) -> list[str]:

@@ -62,6 +62,20 @@ _PRINTED = 10
 @click.option("--repeats", type=click.IntRange(min=1), default=1, show_default=True, help="Of permutation.")
 @click.option("--layer", type=int, multiple=True, help="Attention of this layer alone, from 1; may be given again.")
 @click.option("--head", type=int, multiple=True, help="Attention of this head alone, from 1; may be given again.")
+@click.option(
+    "--attention",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Draw attention in so many samples, from the lowest to the highest prediction, and between taxa.",
+)
+@click.option(
+    "--nucleotides",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Look at the bases of so many ASVs, the most important by the first method.",
+)
 @click.option("--group-column", help="Intervals are from resampling groups of samples: subjects, say.")
 @click.option(
     "--max-samples",
@@ -91,6 +105,8 @@ def command(
     repeats: int,
     layer: tuple[int, ...],
     head: tuple[int, ...],
+    attention: int,
+    nucleotides: int,
     group_column: str | None,
     max_samples: int,
     seed: int,
@@ -124,6 +140,8 @@ def command(
         heads=head,
         group_column=group_column,
         max_samples=max_samples,
+        attention=attention,
+        nucleotides=nucleotides,
         seed=seed,
     )
     found = explain(

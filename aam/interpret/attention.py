@@ -18,12 +18,22 @@ from torch import Tensor, nn
 
 from aam.interpret.output import Explained, Network
 from aam.interpret.samples import Chunk, Samples, chunks
+from aam.models.asv_encoder import PAD
 from aam.models.attention import SelfAttention
 from aam.models.attention_pooling import AttentionPooling
-from aam.models.sequence_encoder import SequenceEncoder
-from aam.models.transformer import TransformerBlock
+from aam.models.transformer import Transformer, TransformerBlock
 
-__all__ = ["Recorded", "attention_of_chunk", "attention_weights", "attentive_layers", "recorded", "rollout"]
+__all__ = [
+    "Recorded",
+    "SampleAttention",
+    "attention_flow",
+    "attention_of_chunk",
+    "attention_weights",
+    "attentive_layers",
+    "nucleotide_attention",
+    "recorded",
+    "rollout",
+]
 
 
 class Recorded:
@@ -95,11 +105,10 @@ def rollout(layers: Sequence[Tensor]) -> Tensor:
     return joined
 
 
-def attentive_layers(encoder: SequenceEncoder) -> list[SelfAttention]:
-    """Self-attention over the ASVs of a sample, from the first layer to the last."""
-    blocks = [*encoder.sample_encoder.transformer.blocks, *encoder.transformer.blocks]
+def attentive_layers(*transformers: Transformer) -> list[SelfAttention]:
+    """Self-attention of transformers that follow each other, from the first layer to the last."""
     found = []
-    for block in blocks:
+    for block in (block for transformer in transformers for block in transformer.blocks):
         assert isinstance(block, TransformerBlock)
         found.append(block.attention)
     return found
@@ -133,7 +142,7 @@ def attention_of_chunk(
         but what the residual connection passes on.
     """
     encoder = network.predictor.encoder
-    watched = attentive_layers(encoder)
+    watched = attentive_layers(encoder.sample_encoder.transformer, encoder.transformer)
     if layers:
         watched = [watched[layer] for layer in layers]
     present = torch.from_numpy(chunk.present).to(network.device)
@@ -162,3 +171,43 @@ def attention_weights(
             entries = samples.rows.indptr[chunk.origin][rows] + places
             found[entries] += weights[rows, places] / len(explained.networks)
     return found
+
+
+def attention_flow(explained: Explained, samples: Samples, units: NDArray[np.int64]) -> NDArray[np.float64]:
+    """How much is read by way of the ASVs of one unit from those of another, (T, T), from rows to columns.
+
+    Rollout, weighed by pooling and averaged over the samples: all of it adds up to 1, and columns to the units' shares
+    of attention.
+
+    Parameters
+    ----------
+    explained : Explained
+    samples : Samples
+    units : ndarray (A,)
+        The unit of each ASV, from 0.
+    """
+    number = int(units.max()) + 1
+    found = np.zeros(number * number)
+    for network in explained.networks:
+        for chunk in chunks(samples):
+            attention = attention_of_chunk(network, chunk)
+            flow = (attention.pooling[:, :, None] * attention.rollout).double().cpu().numpy()  # (B, S, S)
+            of_place = units[chunk.asvs]
+            pairs = of_place[:, :, None] * number + of_place[:, None, :]
+            found += np.bincount(pairs.ravel(), weights=flow.ravel(), minlength=len(found))  # 0 at padding
+    return (found / len(samples) / len(explained.networks)).reshape(number, number)
+
+
+@torch.no_grad()
+def nucleotide_attention(network: Network, tokens: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """How much each token of some ASVs is attended to in their embeddings, (U, L), START included; rows add up to 1."""
+    encoder = network.predictor.encoder.asv_encoder
+    layers = attentive_layers(encoder.transformer)
+    found = []
+    for row in tokens:  # one at a time: attention takes L² of each head and layer
+        own = torch.from_numpy(row[row != PAD][None]).to(network.device)
+        with recorded([*layers, encoder.pooling]) as weights:
+            encoder.pooling(encoder.encode_tokens(own, False))
+        shares = torch.einsum("bt,bts->bs", weights.pooling[0].mean(dim=-1), rollout(weights.attention))
+        found.append(np.pad(shares[0].double().cpu().numpy(), (0, len(row) - own.shape[1])))
+    return np.stack(found)

@@ -205,3 +205,27 @@ def test_fewer_samples(study: StudyFiles, trained: Path, tmp_path: Path) -> None
         succeed(*explain(trained, study, tmp_path / name, *method))
     one, two = (pd.read_csv(tmp_path / name / "samples.tsv", sep="\t") for name in ("one", "two"))
     assert len(one) == 5 and one.equals(two)
+
+
+def test_attention_and_bases(study: StudyFiles, trained: Path, taxonomy: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    options = ("--method", "attention", "--taxonomy", taxonomy, "--attention", 3, "--nucleotides", 4)
+    succeed(*explain(trained, study, output, *options))
+    maps = sorted((output / "attention").glob("0*.tsv"))
+    assert len(maps) == 3
+    predicted = pd.read_csv(output / "samples.tsv", sep="\t", index_col="sample_id")["explained"]
+    drawn = [path.stem.split("_", 1)[1] for path in maps]
+    assert drawn[0] == predicted.idxmin() and drawn[-1] == predicted.idxmax()
+    for path in maps:
+        sums = pd.read_csv(path, sep="\t").groupby("from")[["layer 1", "layer 2", "rollout"]].sum()
+        np.testing.assert_allclose(sums, 1, atol=1e-3)
+        assert path.with_suffix(".png").is_file()
+    flow = pd.read_csv(output / "attention" / "flow_genus.tsv", sep="\t", index_col="from")
+    genera = pd.read_csv(output / "importances_genus.tsv", sep="\t", index_col="taxon")["importance"]
+    np.testing.assert_allclose(flow.sum(axis=0), genera[flow.columns], rtol=1e-3)
+    bases = pd.read_csv(output / "nucleotides.tsv", sep="\t")
+    asvs = pd.read_csv(output / "importances.tsv", sep="\t")["feature_id"].head(4)
+    assert bases.groupby("feature_id", sort=False)["base"].sum().to_dict() == {name: name for name in asvs}
+    assert (bases.groupby("feature_id")["attention"].sum() < 1).all() and (bases["attribution"] != 0).all()
+    for name in ("nucleotides", "nucleotides_attention"):
+        assert (output / "plots" / f"{name}.png").is_file()
