@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -25,7 +26,7 @@ from aam.data.dataset import DatasetOptions, SampleDataset
 from aam.data.metadata import load_metadata, require_column
 from aam.data.study import Study, load_study
 from aam.data.targets import ClassTarget, NumericTarget, Part, parts_of
-from aam.data.taxonomy import load_taxonomy, taxa_at
+from aam.data.taxonomy import RANKS, UNASSIGNED, load_taxonomy, taxa_at
 from aam.data.tokenizer import PAD
 from aam.errors import DataError, named
 from aam.interpret.attention import attention_flow, attention_of_chunk, attention_weights, nucleotide_attention
@@ -69,6 +70,8 @@ METHODS = ("integrated-gradients", "gradient-shap", "attention", "permutation")
 DEFAULT_METHODS = ("integrated-gradients", "attention", "permutation")
 _RANDOM_CURVES = 3
 _SHOWN = 20
+_PREFIX = re.compile("^([a-z]|D_[0-9]+)__", re.IGNORECASE)
+_NO_NAME = {"", UNASSIGNED, "uncultured"}
 
 
 @dataclass(frozen=True)
@@ -698,11 +701,12 @@ def asv_labels(explanation: Explanation) -> list[str]:
 
 
 def short_taxon(lineage: str) -> str:
-    """The last two ranks of a lineage that have a name, the genus with the species say."""
+    """The last rank of a lineage that has a name, a species with its genus; and that one below it has none."""
     parts = [part.strip() for part in lineage.split(";")]
-    named_parts = [part.split("__", 1)[-1] for part in parts]
-    known = [part for part in named_parts if part and part.lower() not in ("unassigned", "uncultured")]
+    names = [_PREFIX.sub("", part) for part in parts]
+    known = [name for name in names if name.lower() not in _NO_NAME]
     if not known:
         return "unassigned"
-    unknown_below = named_parts and named_parts[-1].lower() in ("", "unassigned", "uncultured")
-    return f"{known[-1]}{' (unassigned)' if unknown_below and len(known) < len(named_parts) else ''}"
+    if len(names) == len(RANKS) == len(known) and " " not in known[-1]:
+        return f"{known[-2]} {known[-1]}"
+    return f"{known[-1]} (unassigned)" if names[-1] == UNASSIGNED else known[-1]

@@ -23,7 +23,7 @@ class Permuted(NamedTuple):
 
     change: sparse.csr_array  # (n, T): mean absolute change of the prediction
     error: sparse.csr_array | None  # (n, T): mean increase of the error, where the truth is known
-    direction: NDArray[np.float64]  # (T,): 1 where predictions rise with the unit's abundance, -1 where they fall
+    direction: NDArray[np.float64]  # (T,): 1 where predictions are higher with more of the unit, else -1
 
 
 def permutation(
@@ -65,7 +65,8 @@ def permutation(
     origin, unit, share = (np.array(column) for column in (zip(*found, strict=True) if found else ([], [], [])))
     origin, unit = origin.astype(np.int64), unit.astype(np.int64)
     change = after - before[origin]
-    together = np.bincount(unit, weights=share * change, minlength=size[1])
+    # Not by how much more there is of it: a few samples that are full of it would decide, where all else is scarce.
+    together = np.bincount(unit, weights=np.sign(share) * change, minlength=size[1])
 
     def matrix(values: NDArray[np.float64]) -> sparse.csr_array:
         joined = sparse.coo_array((values / repeats, (origin, unit)), shape=size).tocsr()
