@@ -655,7 +655,8 @@ def _write_attention(folder: Path, explanation: Explanation, labels: list[str]) 
         top = np.argsort(-flow.sum(axis=0), kind="stable")[:_SHOWN]
         shown = [short_taxon(lineages[place]) for place in top]
         title = f"Attention from {rank} to {rank}"
-        figure = matrix_plot(flow[np.ix_(top, top)], shown, shown, title=title, label="share of all attention")
+        style: dict[str, Any] = {"label": "share of all attention", "axes_labels": ("to", "from")}
+        figure = matrix_plot(flow[np.ix_(top, top)], shown, shown, title=title, **style)
         save_figure(figure, folder / f"flow_{rank}.png")
 
 
@@ -686,7 +687,8 @@ def _write_bases(directory: Path, explanation: Explanation, bases: Bases, labels
         ("nucleotides_attention", bases.attention, "share of attention", False),
     ):
         title = f"Bases of the {len(names)} most important ASVs"
-        figure = matrix_plot(values[:, 1:], names, positions, title=title, label=label, signed=signed, tick_every=10)
+        style: dict[str, Any] = {"signed": signed, "tick_every": 10, "axes_labels": ("position in the ASV", "")}
+        figure = matrix_plot(values[:, 1:], names, positions, title=title, label=label, **style)
         save_figure(figure, directory / "plots" / f"{name}.png")
 
 

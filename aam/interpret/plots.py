@@ -152,6 +152,7 @@ def matrix_plot(
     label: str,
     signed: bool = False,
     tick_every: int = 1,
+    axes_labels: tuple[str, str] = ("", ""),
 ) -> Figure:
     """A heat map with names on both sides.
 
@@ -165,6 +166,8 @@ def matrix_plot(
         Colours on both sides of 0.
     tick_every : int
         Name every so many columns alone.
+    axes_labels : tuple of str
+        Of the columns and of the rows.
     """
     wide = 0.22 * len(columns) if tick_every == 1 else 0.06 * len(columns)
     figure = _figure(3.6 + wide, 1.6 + 0.22 * len(rows))
@@ -179,6 +182,8 @@ def matrix_plot(
         list(places), [_plain(columns[place]) for place in places], fontsize=7, rotation=90 if tick_every == 1 else 0
     )
     axes.set_yticks(range(len(rows)), [_plain(name) for name in rows], fontsize=7)
+    axes.set_xlabel(axes_labels[0], fontsize=9)
+    axes.set_ylabel(axes_labels[1], fontsize=9)
     axes.set_title(_plain(title), fontsize=11)
     figure.colorbar(image, ax=axes, label=label, shrink=0.9)
     return figure
