@@ -32,6 +32,7 @@ FRONT = {
     "folds",
     "predict",
     "embed",
+    "explain",
     "evaluate",
     "check",
     "demo",
@@ -62,6 +63,8 @@ FORBIDDEN = {
     "predict": {"cli", "embed", "check", "demo", *LEAVES},
     "evaluate": {"cli", "models", *(FRONT - {"evaluate", "run_directory"}), *(LEAVES - {"evaluation"})},
     "embed": {"cli", "check", "demo", *LEAVES},
+    "explain": {"cli", "check", "demo", *(LEAVES - {"evaluation", "interpret"})},
+    "interpret": {"config", "training", *FRONT, *(LEAVES - {"interpret"})},
     "baselines": {"cli", "models", *(FRONT - {"baselines", "run_directory"}), *(LEAVES - {"evaluation"})},
     "distances": {"cli", "models", "training", "run", "folds", "predict", "check", "demo", *LEAVES},
     "estimate": {"data", "models", "training", *(FRONT - {"estimate"}), *LEAVES},
@@ -89,6 +92,8 @@ HEAVY = {
     "matplotlib",
     "tensorboard",
     "rich",
+    "captum",
+    "shap",
 }
 
 

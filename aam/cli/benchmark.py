@@ -65,6 +65,33 @@ def devices(ctx: click.Context, steps: int, as_json: bool, **_: Any) -> None:
         click.echo(json.dumps(record, indent=2) if as_json else table(rows))
 
 
+@command.command("explain")
+@click.option(
+    "--method",
+    type=click.Choice(("integrated-gradients", "gradient-shap", "attention", "permutation")),
+    multiple=True,
+    help="May be given several times.  [default: all but gradient-shap]",
+)
+@click.option("--samples", type=click.IntRange(min=30), default=300, show_default=True, help="Of the study.")
+@click.option("--asvs", type=click.IntRange(min=40), default=120, show_default=True, help="Of the study.")
+@click.option("--clades", type=click.IntRange(min=1), default=3, show_default=True, help="That decide the target.")
+@click.option("--epochs", type=click.IntRange(min=1), default=60, show_default=True, help="Of training.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of study and network.")
+@click.option("--threads", type=click.IntRange(min=1), help="Of the processor.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def explain(method: tuple[str, ...], as_json: bool, **sizes: Any) -> None:
+    """Plant a target in a simulated study, train on it, and see which methods of `aam explain` find it."""
+    from aam.benchmarks.explain import benchmark_explain
+    from aam.explain import DEFAULT_METHODS
+
+    records = [one.to_dict() for one in benchmark_explain(method or DEFAULT_METHODS, **sizes)]
+    if as_json:
+        click.echo(json.dumps(records, indent=2))
+        return
+    rows = [tuple(records[0])] + [tuple(_shown(value) for value in record.values()) for record in records]
+    click.echo(table(rows))
+
+
 def _sizes(names: tuple[str, ...]) -> Any:
     """A click callback for positive numbers of these names, joined by ``x``."""
 

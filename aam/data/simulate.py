@@ -15,7 +15,7 @@ Legend of shapes: ``N`` samples, ``A`` ASVs, ``M = 2A − 1`` nodes of the tree,
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from scipy.special import expit
 
 from aam.errors import DataError
 
-__all__ = ["SimulatedStudy", "simulate_study", "write_study"]
+__all__ = ["SimulatedStudy", "plant_target", "simulate_study", "write_study"]
 
 BASES = np.frombuffer(b"ACGT", dtype=np.uint8)
 GROUPS = ("infant", "toddler", "child")
@@ -361,3 +361,50 @@ def _draw_metadata(
 def _numbered(prefix: str, number: int) -> list[str]:
     width = max(2, len(str(number)))
     return [f"{prefix}{i + 1:0{width}d}" for i in range(number)]
+
+
+def plant_target(
+    study: SimulatedStudy, *, clades: int = 3, noise: float = 0.2, seed: int = 0
+) -> tuple[SimulatedStudy, list[str]]:
+    """Give a study a column that a few clades alone decide, for what is to find them.
+
+    ``planted`` is the sum of the logarithms of the clades' relative abundances (0.1% added), each with a mean of 0, a
+    standard deviation of 1 and a sign of its own, and of noise. The clades are among those that do not follow the
+    gradient, so that nothing else goes along with them.
+
+    Parameters
+    ----------
+    study : SimulatedStudy
+    clades : int
+    noise : float
+        Standard deviation, of that of the rest.
+    seed : int
+
+    Returns
+    -------
+    SimulatedStudy
+        With the column in its metadata.
+    list of str
+        The sequences of the clades' ASVs.
+
+    Raises
+    ------
+    DataError
+        If there are not so many clades.
+    """
+    rng = np.random.default_rng(seed)
+    of_asv = np.array([asv["clade"] for asv in study.truth["asvs"]])
+    shares = study.counts.toarray() / study.counts.sum(axis=1)[:, None]
+    idle = [clade["clade"] for clade in study.truth["clades"] if clade["effect"] == 0 and clade["asvs"] > 1]
+    of_clade = {name: shares[:, of_asv == name].sum(axis=1) for name in idle}
+    candidates = [name for name in idle if (of_clade[name] > 0).mean() > 0.1]
+    if len(candidates) < clades:
+        raise DataError(f"plant_target: {len(candidates)} clades follow no gradient, and {clades} are asked for")
+    chosen = sorted(rng.choice(candidates, size=clades, replace=False).tolist())
+    logs = np.log(np.stack([of_clade[name] for name in chosen]) + 1e-3)  # (clades, N)
+    standard = (logs - logs.mean(axis=1, keepdims=True)) / logs.std(axis=1, keepdims=True)
+    signs = np.where(np.arange(clades) % 2, -1.0, 1.0)
+    decided = signs @ standard
+    planted = decided + noise * decided.std() * rng.standard_normal(len(decided))
+    causal = [bases for bases, name in zip(study.sequences, of_asv.tolist(), strict=True) if name in chosen]
+    return replace(study, metadata=study.metadata.assign(planted=planted.round(4))), causal

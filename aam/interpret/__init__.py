@@ -1,0 +1,1 @@
+"""Why a model predicts what it predicts: importances of ASVs, and attention."""

@@ -1,0 +1,209 @@
+"""Attributions by gradients: what of a prediction each ASV of a sample accounts for.
+
+Shapes: ``n`` samples, ``nnz`` ASVs that they have in all, ``B`` samples of a chunk, ``S`` most ASVs of any of them,
+``D`` width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from aam.errors import DataError
+from aam.interpret.output import BaselineKind, Explained, Inputs, Network
+from aam.interpret.samples import Chunk, Samples, chunks
+
+__all__ = ["Attributions", "gradient_shap", "integrated_gradients", "require_captum"]
+
+_FIRST_STEPS, _MOST_STEPS = 16, 512
+
+
+class Attributions(NamedTuple):
+    """Of every ASV of every sample; where each part begins says `Samples`."""
+
+    by_sequence: NDArray[np.float64]  # (nnz,): by which ASV it is
+    by_abundance: NDArray[np.float64]  # (nnz,): by how much of it there is
+    change: NDArray[np.float64]  # (n,): prediction less that of the baseline, which attributions should add up to
+    missing: NDArray[np.float64]  # (n,): what they fall short of it
+    steps: int  # most gradients of a sample
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """Of both parts together, (nnz,)."""
+        return self.by_sequence + self.by_abundance
+
+
+class _Sums:
+    """Attributions as they are found, a chunk of a network at a time."""
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+        entries = len(samples.rows.asvs)
+        self.parts = [np.zeros(entries), np.zeros(entries)]
+        self.change, self.missing = np.zeros(len(samples)), np.zeros(len(samples))
+        self.steps = 0
+
+    def add(self, chunk: Chunk, parts: tuple[Tensor, Tensor], change: Tensor, weight: float) -> None:
+        """Parts (B, S) and (B, S) of a change (B,)."""
+        sizes = chunk.present.sum(axis=1)
+        starts = self.samples.rows.indptr[chunk.origin]
+        rows, places = np.nonzero(chunk.present)
+        assert (places < sizes[rows]).all()  # padding comes last
+        entries = starts[rows] + places
+        total = sum(part.double().sum(dim=1) for part in parts)
+        for kept, part in zip(self.parts, parts, strict=True):
+            kept[entries] += weight * part.double().cpu().numpy()[rows, places]
+        self.change[chunk.origin] += weight * change.double().cpu().numpy()
+        self.missing[chunk.origin] += weight * (change.double() - total).cpu().numpy()
+
+    def done(self) -> Attributions:
+        return Attributions(self.parts[0], self.parts[1], self.change, self.missing, self.steps)
+
+
+def integrated_gradients(
+    explained: Explained, samples: Samples, *, baseline: BaselineKind = "mean", tolerance: float, scale: float
+) -> Attributions:
+    """Integrated gradients (Sundararajan et al. 2017) with respect to the embeddings and log abundances of ASVs.
+
+    A path leads from a sample whose ASVs all are the baseline, at its abundance, straight to the sample. The integral
+    is by Gauss and Legendre's rule, with twice as many points until what is missing from the sum of the attributions
+    is within the tolerance.
+
+    Parameters
+    ----------
+    explained : Explained
+    samples : Samples
+    baseline : {"mean", "reference"}
+    tolerance : float
+        Share of the change of a prediction, or of ``scale`` where that is more, that may be missing.
+    scale : float
+    """
+    sums = _Sums(samples)
+    logs = np.log(samples.shares)
+    for network in explained.networks:
+        start = network.baseline(baseline, samples.rows.asvs, logs)
+        for chunk in chunks(samples):
+            inputs = network.inputs(chunk)
+            at_start = Inputs(start.embedding.expand_as(inputs.embeddings), torch.full_like(inputs.logs, start.log))
+            with torch.no_grad():
+                change = explained.read(network, inputs, chunk) - explained.read(network, at_start, chunk)
+            steps = _FIRST_STEPS
+            while True:
+                parts = _along(explained, network, at_start, inputs, chunk, steps)
+                missing = (change - sum(part.sum(dim=1) for part in parts)).abs()
+                if steps >= _MOST_STEPS or bool((missing <= tolerance * change.abs().clamp(min=scale)).all()):
+                    break
+                steps *= 2
+            sums.steps = max(sums.steps, steps)
+            sums.add(chunk, parts, change, 1 / len(explained.networks))
+    return sums.done()
+
+
+def _along(
+    explained: Explained, network: Network, start: Inputs, end: Inputs, chunk: Chunk, steps: int
+) -> tuple[Tensor, Tensor]:
+    """Attributions (B, S) to embeddings and to log abundances, of a path in so many points."""
+    points, weights = np.polynomial.legendre.leggauss(steps)
+    way = Inputs(end.embeddings - start.embeddings, end.logs - start.logs)
+    slopes = [torch.zeros_like(part) for part in way]
+    for point, weight in zip((points + 1) / 2, weights / 2, strict=True):
+        at = Inputs(*((a + float(point) * b).requires_grad_() for a, b in zip(start, way, strict=True)))
+        found = torch.autograd.grad(explained.read(network, at, chunk).sum(), at, materialize_grads=True)
+        for slope, gradient in zip(slopes, found, strict=True):
+            slope += float(weight) * gradient
+    present = torch.from_numpy(chunk.present).to(network.device)
+    by_sequence, by_abundance = (way.embeddings * slopes[0]).sum(dim=-1), way.logs * slopes[1]
+    return by_sequence.masked_fill(~present, 0.0), by_abundance.masked_fill(~present, 0.0)
+
+
+def require_captum() -> Any:
+    """Captum's methods.
+
+    Raises
+    ------
+    DataError
+        If it is not installed.
+    """
+    try:
+        import captum.attr
+    except ImportError:
+        raise DataError(
+            "--method gradient-shap needs a package that is not installed: pip install 'aam[explain]'"
+        ) from None
+    return captum.attr
+
+
+def gradient_shap(explained: Explained, samples: Samples, *, draws: int = 50, seed: int = 0) -> Attributions:
+    """Expected gradients (Lundberg & Lee 2017; Erion et al. 2021), by Captum.
+
+    Paths lead from samples of as many ASVs, each drawn from all that the samples have, with their abundances. In the
+    mean attributions add up to the prediction less the mean prediction of such samples; what is missing shrinks with
+    the square root of the number of draws.
+
+    Parameters
+    ----------
+    explained : Explained
+    samples : Samples
+    draws : int
+        Gradients of each sample.
+    seed : int
+
+    Raises
+    ------
+    DataError
+        If Captum is not installed.
+    """
+    attr = require_captum()
+    sums = _Sums(samples)
+    sums.steps = draws
+    rng = np.random.default_rng(seed)
+    logs = np.log(samples.shares)
+    for network in explained.networks:
+        for chunk in _few_at_a_time(samples, draws):
+            inputs, present = network.inputs(chunk), torch.from_numpy(chunk.present).to(network.device)
+
+            def forward(
+                embeddings: Tensor, logs: Tensor, present: Tensor, rows: Tensor, network: Network = network
+            ) -> Tensor:
+                origin = rows.cpu().numpy()
+                return explained.reading(network.outputs(Inputs(embeddings, logs), present, origin), origin)
+
+            drawn = rng.integers(0, len(logs), (draws, present.shape[1]))  # of each starting point, its ASVs
+            asvs = torch.from_numpy(samples.rows.asvs[drawn]).to(network.device)
+            starts = (network.embeddings[asvs], torch.from_numpy(logs[drawn]).to(inputs.logs))
+            rows = torch.from_numpy(chunk.origin).to(network.device)
+            before = np.random.get_state()  # noqa: NPY002 - Captum draws from the global state
+            np.random.seed(int(rng.integers(2**31)))  # noqa: NPY002
+            try:
+                found, delta = attr.GradientShap(forward).attribute(
+                    tuple(inputs),
+                    baselines=starts,
+                    n_samples=draws,
+                    stdevs=0.0,
+                    additional_forward_args=(present, rows),
+                    return_convergence_delta=True,
+                )
+            finally:
+                np.random.set_state(before)  # noqa: NPY002
+            parts = (
+                found[0].sum(dim=-1).masked_fill(~present, 0.0).detach(),
+                found[1].masked_fill(~present, 0.0).detach(),
+            )
+            # Captum says for each draw how far the attributions are beyond the change.
+            beyond = delta.view(len(chunk.origin), draws).mean(dim=1).to(parts[0])
+            sums.add(chunk, parts, parts[0].sum(dim=1) + parts[1].sum(dim=1) - beyond, 1 / len(explained.networks))
+    return sums.done()
+
+
+def _few_at_a_time(samples: Samples, times: int) -> Iterator[Chunk]:
+    """Chunks of which ``times`` as many are one."""
+    for chunk in chunks(samples):
+        size = max(1, len(chunk.origin) // times)
+        for start in range(0, len(chunk.origin), size):
+            part = slice(start, start + size)
+            yield chunk.rows(part)
