@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -47,7 +47,10 @@ __all__ = ["TuneOptions", "TuneResult", "tune"]
 logger = logging.getLogger("aam")
 
 Engine = Literal["optuna", "ray"]
-_FILES = ("config.json", "space.yaml", "study.db", "splits.tsv", "folds.tsv", "trials.tsv", "best_config.json")
+_FILES = (
+    *("study.json", "config.json", "space.yaml", "study.db", "splits.tsv", "folds.tsv"),
+    *("trials.tsv", "best_config.json"),
+)
 _OTHERS = ("aam.log", "plots/trials.png", "plots/importances.png", "plots/parallel_coordinates.png")
 
 
@@ -56,13 +59,18 @@ class TuneOptions:
     """How to search."""
 
     trials: int = 20
-    folds: int = 3
+    folds: int | None = None  # 3; of a study that is resumed, as it was begun
     parallel: int = 1
-    storage: str | None = None
-    pruner: Literal["median", "hyperband", "none"] = "median"
+    storage: str | None = None  # sqlite in the output directory
+    pruner: Literal["median", "hyperband", "none"] | None = None  # median; likewise
     engine: Engine = "optuna"
     resume: bool = False
     overwrite: bool = False
+
+    @property
+    def number_of_folds(self) -> int:
+        """``folds``, where nobody asks for another number."""
+        return 3 if self.folds is None else self.folds
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,8 @@ def tune(config: RunConfig, space_file: Path | None, options: TuneOptions) -> Tu
     _require_simple(config)
     directory = config.train.output_dir
     _require_free(directory, options)
-    setting = setting_of(config, options.folds)
+    options = _settled(directory, options)
+    setting = setting_of(config, options.number_of_folds)
     space = _space(setting, space_file, directory / "space.yaml" if options.resume else None)
     from aam.integrations.optuna import open_search
 
@@ -116,7 +125,6 @@ def tune(config: RunConfig, space_file: Path | None, options: TuneOptions) -> Tu
     begun_with = {
         "config": config.model_dump(mode="json"),
         "space": space.to_dict(),
-        "folds": options.folds,
         "inputs": fingerprint(setting.prepared.study, setting.prepared.split),
     }
     if options.resume:
@@ -124,6 +132,7 @@ def tune(config: RunConfig, space_file: Path | None, options: TuneOptions) -> Tu
     else:
         search.remember(begun_with)
         _write_settings(directory, setting, space)
+        write_json(directory / "study.json", {"folds": options.number_of_folds, "pruner": study_options.pruner})
     with RunDirectory(directory).logging():
         _log_setting(setting, space, options, objective)
         _run(search, setting, options, objective)
@@ -171,6 +180,23 @@ def _require_free(directory: Path, options: TuneOptions) -> None:
         )
 
 
+def _settled(directory: Path, options: TuneOptions) -> TuneOptions:
+    """The options, with those of the study that is resumed where they say nothing."""
+    path = directory / "study.json"
+    if not options.resume or not path.is_file():
+        return options
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        folds, pruner = int(before["folds"]), str(before["pruner"])
+    except (OSError, ValueError, TypeError, KeyError):
+        raise DataError(f"{path}: is damaged; start again with --overwrite") from None
+    if pruner not in ("median", "hyperband", "none") or folds < 1:
+        raise DataError(f"{path}: is damaged; start again with --overwrite")
+    if options.folds not in (None, folds):
+        raise DataError(f"{directory}: was begun with --folds {folds}, and --folds {options.folds} is asked for")
+    return replace(options, folds=folds, pruner=options.pruner or pruner)  # type: ignore[arg-type]
+
+
 def _remove(directory: Path) -> None:
     for name in (*_FILES, *_OTHERS):
         (directory / name).unlink(missing_ok=True)
@@ -181,7 +207,7 @@ def _study_options(config: RunConfig, directory: Path, options: TuneOptions) -> 
 
     url = options.storage or f"sqlite:///{directory.absolute() / 'study.db'}"
     name = directory.absolute().name
-    return StudyOptions(url, name, options.pruner, options.folds, config.train.seed)
+    return StudyOptions(url, name, options.pruner or "median", options.number_of_folds, config.train.seed)
 
 
 def _space(setting: Setting, given: Path | None, before: Path | None) -> Space:
@@ -234,10 +260,6 @@ def _require_same(config: RunConfig, now: dict[str, Any], before: dict[str, Any]
     require_same_config(config, before["config"], directory)
     if json.loads(json.dumps(now["space"])) != before["space"]:
         raise DataError(f"{directory}: was begun with the space in {directory / 'space.yaml'}, and --space is another")
-    if now["folds"] != before["folds"]:
-        raise DataError(
-            f"{directory}: was begun with --folds {before['folds']}, and --folds {now['folds']} is asked for"
-        )
     for name, digest in now["inputs"].items():
         if before["inputs"].get(name) != digest:
             what = "the split of the samples" if name == "split" else f"the file of --{spelled(name)}"
@@ -262,7 +284,7 @@ def _log_setting(setting: Setting, space: Space, options: TuneOptions, objective
     group = setting.prepared.config.data.group_column
     logger.info(
         "%d training samples in %s%s judge the trials by %s; %d held-out samples have no part in it",
-        *(learnt, f"{options.folds} folds" if options.folds > 1 else "one inner split"),
+        *(learnt, f"{options.number_of_folds} folds" if options.number_of_folds > 1 else "one inner split"),
         *(f", grouped by {group}" if group else "", objective.metric, held_out),
     )
     logger.info("searched: %s", ", ".join(map(spelled, space.options)))

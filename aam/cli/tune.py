@@ -32,9 +32,7 @@ _SHOWN = 5
     "--folds",
     "inner_folds",
     type=click.IntRange(min=1),
-    default=3,
-    show_default=True,
-    help="Folds of the training samples that judge each trial, by --group-column; 1 for one inner split.",
+    help="Folds of the training samples that judge each trial, by --group-column; 1 for one inner split.  [default: 3]",
 )
 @click.option(
     "--parallel",
@@ -48,9 +46,7 @@ _SHOWN = 5
 @click.option(
     "--pruner",
     type=click.Choice(["median", "hyperband", "none"]),
-    default="median",
-    show_default=True,
-    help="End trials early that are worse than others at the same point.",
+    help="End trials early that are worse than others at the same point.  [default: median]",
 )
 @click.option(
     "--engine",
@@ -68,7 +64,7 @@ def command(
     study_dir: Path,
     trials: int,
     space: Path | None,
-    inner_folds: int,
+    inner_folds: int | None,
     at_a_time: int,
     storage: str | None,
     pruner: Any,

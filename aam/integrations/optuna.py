@@ -141,7 +141,7 @@ class Search:
         return min(complete, key=lambda trial: sign * float(trial.value or 0.0), default=None)
 
     def importances(self) -> dict[str, float]:
-        """Share of the variance of the value that each option explains by itself: functional ANOVA (Hutter et al. 2014).
+        """Share of the variance of the value that each option explains by itself (fANOVA, Hutter et al. 2014).
 
         Empty where there are fewer than four complete trials, or all of them are equally good.
         """
