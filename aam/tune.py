@@ -135,7 +135,7 @@ def tune(config: RunConfig, space_file: Path | None, options: TuneOptions) -> Tu
         write_json(directory / "study.json", {"folds": options.number_of_folds, "pruner": study_options.pruner})
     with RunDirectory(directory).logging():
         _log_setting(setting, space, options, objective)
-        _run(search, setting, options, objective)
+        _run(search, setting, options, objective, directory)
         return _finish(search, setting, directory, objective)
 
 
@@ -295,7 +295,7 @@ def _log_setting(setting: Setting, space: Space, options: TuneOptions, objective
 # --------------------------------------------------------------------------------------------------------------- trials
 
 
-def _run(search: Search, setting: Setting, options: TuneOptions, objective: Objective) -> None:
+def _run(search: Search, setting: Setting, options: TuneOptions, objective: Objective, directory: Path) -> None:
     again = search.redo_interrupted()
     if again:
         logger.info("%d trials were interrupted, count as failed, and are run again", again)
@@ -316,6 +316,11 @@ def _run(search: Search, setting: Setting, options: TuneOptions, objective: Obje
             own["num_workers"] = min(4, cores) if cores > 1 else 0
         config = config.model_copy(update={"train": config.train.model_copy(update=own)})
         setting = setting._replace(config=config)
+    if options.engine == "ray":
+        from aam.integrations.ray import run_trials_by_ray
+
+        run_trials_by_ray(search, setting, missing, parallel, ended, directory / "ray")
+        return
     from aam.integrations.optuna import run_trials
 
     run_trials(search, setting, missing, parallel, ended)

@@ -48,7 +48,8 @@ def trials_plot(
     figure = _empty_figure(6.4, 4.0)
     axes = figure.add_subplot()
     x, y, cut = np.asarray(numbers), np.asarray(values, dtype=np.float64), np.asarray(pruned, dtype=bool)
-    axes.scatter(x[cut], y[cut], s=26, marker="x", color=GREY, linewidths=1.2, label="pruned")
+    if cut.any():
+        axes.scatter(x[cut], y[cut], s=26, marker="x", color=GREY, linewidths=1.2, label="pruned")
     axes.scatter(x[~cut], y[~cut], s=30, color=BLUE, edgecolors="white", linewidths=0.4, label="trained to its end")
     best = (np.minimum if lower else np.maximum).accumulate(y[~cut])
     axes.step(x[~cut], best, where="post", color=VERMILLION, linewidth=1.4, label="best so far")
@@ -130,6 +131,6 @@ def parallel_plot(axes_of: Sequence[Axis], rows: Any, values: Sequence[float], *
     axes.set_xticks(range(len(axes_of)), [axis.name for axis in axes_of], rotation=20, ha="right", fontsize=8)
     axes.set_xlim(-0.1, len(axes_of) - 0.6)
     axes.set_yticks([])
-    axes.spines[["left", "bottom"]].set_visible(False)
+    axes.spines[["left", "bottom", "top", "right"]].set_visible(False)
     figure.colorbar(colours, ax=axes, label=label, shrink=0.9)
     return figure

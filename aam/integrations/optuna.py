@@ -113,6 +113,10 @@ class Search:
         else:
             self.study.tell(asked.number, outcome.value.value)
 
+    def report(self, asked: Asked, step: int, value: float) -> None:
+        """Keep what a trial has come to so far."""
+        optuna.trial.Trial(self.study, asked.trial_id).report(value, step)
+
     def redo(self, number: int) -> None:
         """Count a trial that was interrupted as failed, and run it again later."""
         frozen = self.study.get_trials(deepcopy=False)[number]
