@@ -110,7 +110,8 @@ def parallel_plot(axes_of: Sequence[Axis], rows: Any, values: Sequence[float], *
     figure = _empty_figure(max(6.4, 1.25 * (len(axes_of) + 1)), 4.2)
     axes = figure.add_subplot()
     low, high = (float(y.min()), float(y.max())) if len(y) else (0.0, 1.0)
-    colours = ScalarMappable(Normalize(low, high if high > low else low + 1e-9), "viridis" if lower else "viridis_r")
+    room = 0.0 if high > low else 0.5
+    colours = ScalarMappable(Normalize(low - room, high + room), "viridis" if lower else "viridis_r")
     scaled = np.empty_like(points)
     for place, axis in enumerate(axes_of):
         column = np.log10(points[:, place]) if axis.log else points[:, place]
@@ -130,6 +131,7 @@ def parallel_plot(axes_of: Sequence[Axis], rows: Any, values: Sequence[float], *
         axes.plot(range(len(axes_of)), scaled[row], color=colours.to_rgba(y[row]), linewidth=1.3, alpha=0.85)
     axes.set_xticks(range(len(axes_of)), [axis.name for axis in axes_of], rotation=20, ha="right", fontsize=8)
     axes.set_xlim(-0.1, len(axes_of) - 0.6)
+    axes.set_ylim(-0.05, 1.05)
     axes.set_yticks([])
     axes.spines[["left", "bottom", "top", "right"]].set_visible(False)
     figure.colorbar(colours, ax=axes, label=label, shrink=0.9)

@@ -153,7 +153,12 @@ class Search:
         if len(complete) < 4 or len({trial.value for trial in complete}) < 2:
             return {}
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=self.options.seed)
-        found = optuna.importance.get_param_importances(self.study, evaluator=evaluator)
+        try:
+            found = optuna.importance.get_param_importances(self.study, evaluator=evaluator)
+        except RuntimeError as error:
+            if "zero total variance" not in str(error):
+                raise
+            return {}  # all of its trees hold one value, as they may of few trials that are nearly all alike
         return {name: float(share) for name, share in found.items()}
 
     def _values(self, params: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,10 +22,12 @@ from aam.integrations.optuna import WARMUP_TENTHS, Asked, Outcome, Search
 from aam.loaders import own_cores
 from aam.trials import TENTHS, Setting, TrialValue, objective_of, run_trial, setting_of
 
-# Read by Ray as it is imported: nothing is sent anywhere, and nothing is written beside the study.
+# Read by Ray as it is imported and started: nothing is sent anywhere, and nothing is written beside the study.
 for _name, _value in {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_worker_niceness": "0",  # a trial goes on as one of the other engine does, on a busy machine too
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -79,7 +81,8 @@ def run_trials_by_ray(
     config = setting.config.model_copy(update={"train": train.model_copy(update={"num_workers": workers})})
     tuner = tune.Tuner(
         tune.with_resources(
-            tune.with_parameters(_trial, config=config, folds=folds, folder=str(Path.cwd())), _resources(config, parallel)
+            tune.with_parameters(_trial, config=config, folds=folds, folder=str(Path.cwd())),
+            _resources(config, parallel),
         ),
         tune_config=tune.TuneConfig(
             metric="value",
@@ -151,7 +154,10 @@ class _Asking(Searcher):
         elif result.get("why"):
             outcome = Outcome(None, str(result["why"]))
         else:
-            outcome = Outcome(TrialValue(float(result["value"]), not result.get("finished", False)))
+            pruned = not result.get("finished", False)
+            if pruned:  # Ray tells of what made it end a trial here alone
+                self.search.report(asked, int(result["tenths"]), float(result["value"]))
+            outcome = Outcome(TrialValue(float(result["value"]), pruned))
         self.search.tell(asked, outcome)
         self.ended(asked, outcome)
 

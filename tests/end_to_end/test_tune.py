@@ -17,7 +17,7 @@ import pytest
 from optuna.trial import TrialState
 
 from aam.cli.options import read_config
-from aam.data.splits import read_folds, read_splits
+from aam.data.splits import read_splits
 from aam.integrations.optuna import StudyOptions, open_search
 from aam.search_space import DEFAULT_SPACE, read_space
 from tests.end_to_end.program import QUICK, StudyFiles, aam, assert_one_line_error, read_metrics, succeed
@@ -41,6 +41,11 @@ def arguments(study: StudyFiles, out: Path, *, space: str = SPACE) -> list[objec
 
 def age(study: StudyFiles, out: Path, **options: str) -> list[object]:
     return [*arguments(study, out, **options), "--metadata-column", "age"]
+
+
+def inner_fold(out: Path) -> pd.Series:
+    """The fold of the training samples in which a sample judges; -1 where it never does."""
+    return pd.read_csv(out / "folds.tsv", sep="\t", index_col=0)["fold"].fillna(-1).astype(int)
 
 
 def trials(out: Path) -> pd.DataFrame:
@@ -69,12 +74,12 @@ def test_a_study_that_is_continued_is_one_that_was_not_stopped(study: StudyFiles
 
 @pytest.mark.slow
 def test_held_out_samples_have_no_part_in_it(study: StudyFiles, tuned: Path, tmp_path: Path) -> None:
-    split, folds = read_splits(tuned / "splits.tsv"), read_folds(tuned / "folds.tsv")
+    split, folds = read_splits(tuned / "splits.tsv"), inner_fold(tuned)
     subjects = pd.read_csv(study.metadata, sep="\t", index_col=0)["subject_id"]
     assert {name for name, fold in folds.items() if fold >= 0} == {
         name for name, part in split.items() if part == "train"
     }
-    assert set(folds.values()) == {-1, 0, 1}
+    assert set(folds) == {-1, 0, 1}
     of_fold = {fold: {subjects[name] for name, own in folds.items() if own == fold} for fold in (-1, 0, 1)}
     assert not (of_fold[0] & of_fold[1] or of_fold[-1] & (of_fold[0] | of_fold[1]))
     # Other ages of the samples that are held out change no trial, in one of which they would be judged or learnt.
@@ -84,7 +89,8 @@ def test_held_out_samples_have_no_part_in_it(study: StudyFiles, tuned: Path, tmp
     metadata.loc[held_out, "age"] = 1e6
     metadata.to_csv(tmp_path / "metadata.tsv", sep="\t")
     out = tmp_path / "other"
-    succeed(*age(study, out), "--trials", 2, "--folds", 2, "--metadata", tmp_path / "metadata.tsv")
+    call = [tmp_path / "metadata.tsv" if part == study.metadata else part for part in age(study, out)]
+    succeed(*call, "--trials", 2, "--folds", 2)
     assert trials(out)["value"].tolist() == trials(tuned)["value"].tolist()[:2]
 
 
@@ -110,7 +116,7 @@ def test_one_inner_split_gives_what_a_run_on_it_comes_to(study: StudyFiles, tmp_
     """A trial is `aam train` on the inner split: the run's own validation says the same."""
     out = tmp_path / "out"
     succeed(*age(study, out), "--trials", 1, "--folds", 1)
-    inner, split = read_folds(out / "folds.tsv"), read_splits(out / "splits.tsv")
+    inner, split = inner_fold(out), read_splits(out / "splits.tsv")
     learnt = [name for name, part in split.items() if part == "train"]
     rows = [(name, "val" if inner[name] == 0 else "train") for name in learnt]
     table = pd.DataFrame(rows, columns=["sample_id", "split"])
@@ -226,7 +232,7 @@ def test_refusals(study: StudyFiles, tmp_path: Path) -> None:
     refuse(1, "no study to resume", more=("--resume",))
     refuse(2, "give one of them", more=("--resume", "--overwrite"))
     refuse(1, "--folds 7", more=("--folds", "7"))
-    refuse(1, "leave all but one out", more=("--metadata-column", "subject_id"))
+    refuse(1, "leave all but one out", more=("--metadata-column", "other"))
     refuse(2, "--dropout 3", space="lr: {low: 0.1, high: 0.2}", more=("--dropout", "3"))
     refuse(2, "--trials", more=("--trials", "0"))
     run = tmp_path / "run"
