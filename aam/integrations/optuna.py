@@ -7,7 +7,9 @@ number of the trial, so a study that is continued goes on as if it had not stopp
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -25,6 +27,7 @@ from aam.config import RunConfig
 from aam.errors import DataError, Interrupted
 from aam.search_space import Choices, Range, Space, label
 from aam.side_by_side import side_by_side
+from aam.training.callbacks import Signals
 from aam.trials import TENTHS, Setting, TrialValue, objective_of, run_trial, setting_of
 
 __all__ = ["Asked", "Outcome", "Search", "StudyOptions", "Trial", "open_search", "run_trials"]
@@ -282,7 +285,8 @@ def run_trials(
     for _ in range(number):
         asked = search.ask()
         try:
-            outcome = _run(search.study, setting, asked)
+            with _heeding_signals():
+                outcome = _run(search.study, setting, asked)
         except (Interrupted, KeyboardInterrupt):
             search.redo(asked.number)
             raise
@@ -333,7 +337,24 @@ def _run_alone(options: StudyOptions, space: Space, config: RunConfig, asked: As
     """A trial in a process of its own."""
     lower = objective_of(config).lower_is_better
     search = open_search(options, space, lower_is_better=lower, resume=True)
-    return _run(search.study, setting_of(config, options.folds), asked)
+    with _heeding_signals():
+        return _run(search.study, setting_of(config, options.folds), asked)
+
+
+@contextmanager
+def _heeding_signals() -> Iterator[None]:
+    """Let a signal to stop end a trial before it trains, too; while it does, the trainer heeds it."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Interrupted(number)
+
+    heeded = [getattr(signal, name) for name in Signals.HEEDED if hasattr(signal, name)]
+    before = {number: signal.signal(number, stop) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _run(study: optuna.Study, setting: Setting, asked: Asked) -> Outcome:

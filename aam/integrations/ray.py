@@ -22,7 +22,7 @@ from aam.integrations.optuna import WARMUP_TENTHS, Asked, Outcome, Search
 from aam.loaders import own_cores
 from aam.trials import TENTHS, Setting, TrialValue, objective_of, run_trial, setting_of
 
-# Read by Ray as it is imported and started: nothing is sent anywhere, and nothing is written beside the study.
+# Read by Ray as it is imported and started: nothing is sent anywhere, nor written beside the study.
 for _name, _value in {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",

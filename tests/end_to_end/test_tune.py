@@ -115,7 +115,7 @@ def test_the_best_options_are_trained(tuned: Path, tmp_path: Path) -> None:
 def test_one_inner_split_gives_what_a_run_on_it_comes_to(study: StudyFiles, tmp_path: Path) -> None:
     """A trial is `aam train` on the inner split: the run's own validation says the same."""
     out = tmp_path / "out"
-    succeed(*age(study, out), "--trials", 1, "--folds", 1)
+    succeed(*age(study, out), "--trials", 1, "--folds", 1, "--pruner", "hyperband")
     inner, split = inner_fold(out), read_splits(out / "splits.tsv")
     learnt = [name for name, part in split.items() if part == "train"]
     rows = [(name, "val" if inner[name] == 0 else "train") for name in learnt]
