@@ -121,7 +121,8 @@ def parallel_plot(axes_of: Sequence[Axis], rows: Any, values: Sequence[float], *
         ticks = np.linspace(0, 1, len(axis.labels)) if len(axis.labels) > 1 else np.array([0.5])
         texts = list(axis.labels)
         if not axis.labels:
-            ticks = np.linspace(0, 1, 5) if last > first else np.array([0.5])
+            few = not axis.log and last - first <= 6 and not (column % 1).any()  # whole numbers, each a tick
+            ticks = np.linspace(0, 1, int(last - first) + 1 if few else 5) if last > first else np.array([0.5])
             at = first + ticks * (last - first)
             texts = [f"{value:.2g}" for value in (10**at if axis.log else at)]
         for tick, text in zip(ticks, texts, strict=True):
