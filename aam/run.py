@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -56,7 +56,17 @@ from aam.training.distributed import Processes, start
 from aam.training.sharded import fill_in_shards
 from aam.training.tasks import Task, TrainTask
 
-__all__ = ["RunResult", "pretrained_split_options", "require_same_config", "require_trackers", "run"]
+__all__ = [
+    "Prepared",
+    "RunResult",
+    "fingerprint",
+    "prepare",
+    "pretrained_architecture",
+    "pretrained_split_options",
+    "require_same_config",
+    "require_trackers",
+    "run",
+]
 
 logger = logging.getLogger("aam")
 
@@ -104,25 +114,12 @@ def run(config: RunConfig) -> RunResult:
         directory.require_free(resume=config.train.resume, overwrite=config.train.overwrite)
     processes.barrier()
     require_trackers(config)
-    pretrained = _load_pretrained(config)
-    takes_over = pretrained is not None and not _own_split_options(config.data, pretrained.config.data)
-    if pretrained is not None:
-        config = config.model_copy(update={"model": _pretrained_architecture(config, pretrained)})
-        if takes_over:
-            config = config.model_copy(update={"data": pretrained_split_options(config.data, pretrained.config.data)})
-    study = load_inputs(config)
-    if config.task.classifier and study.target is not None:
-        with in_file(config.data.metadata):
-            require_repeated_classes(config.data.columns, study.target)
-    if config.augmentation.draws_reads:
-        require_whole_counts(study.counts, config.data.table)
-    config = with_average(config.model_copy(update={"augmentation": with_defaults(config, study.counts)}))
-    split, leaked, notes = _split(config, study, takes_over)
+    config, study, split, pretrained, leaked, notes = prepare(config)
     _require_pairs(config, study, split)
     require_unseen(config, split)
     task = build_task(config, study, split, pretrained).to(device)
 
-    inputs = _fingerprint(study, split)
+    inputs = fingerprint(study, split)
     resumes = processes.broadcast(config.train.resume and (directory / "last.ckpt").is_file())
     resumed = _load_resumed(config, directory, inputs) if resumes else None
     searches_alone = config.optim.lr_find == "print"
@@ -177,6 +174,42 @@ def run(config: RunConfig) -> RunResult:
         return RunResult(directory.path, metrics, pd.DataFrame(trainer.state.history))
 
 
+class Prepared(NamedTuple):
+    """What a run begins with."""
+
+    config: RunConfig  # with what the study and a pre-trained encoder settle
+    study: Study
+    split: NDArray[Any]  # (N,) of str
+    pretrained: ModelFile | None
+    leaked: list[str]  # held-out samples that the encoder has learnt from
+    notes: list[str]  # what was decided that nobody asked for
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """Read the inputs of a run, and settle its split.
+
+    Raises
+    ------
+    DataError
+        If they cannot be used.
+    """
+    pretrained = _load_pretrained(config)
+    takes_over = pretrained is not None and not _own_split_options(config.data, pretrained.config.data)
+    if pretrained is not None:
+        config = config.model_copy(update={"model": pretrained_architecture(config, pretrained)})
+        if takes_over:
+            config = config.model_copy(update={"data": pretrained_split_options(config.data, pretrained.config.data)})
+    study = load_inputs(config)
+    if config.task.classifier and study.target is not None:
+        with in_file(config.data.metadata):
+            require_repeated_classes(config.data.columns, study.target)
+    if config.augmentation.draws_reads:
+        require_whole_counts(study.counts, config.data.table)
+    config = with_average(config.model_copy(update={"augmentation": with_defaults(config, study.counts)}))
+    split, leaked, notes = _split(config, study, takes_over)
+    return Prepared(config, study, split, pretrained, leaked, notes)
+
+
 def require_trackers(config: RunConfig) -> None:
     """Refuse ``--track`` where its package is missing.
 
@@ -198,7 +231,7 @@ def _load_pretrained(config: RunConfig) -> ModelFile | None:
     return load_model_file(model_path(config.train.pretrained_encoder))
 
 
-def _pretrained_architecture(config: RunConfig, pretrained: ModelFile) -> ModelConfig:
+def pretrained_architecture(config: RunConfig, pretrained: ModelFile) -> ModelConfig:
     """The pre-trained model's architecture, with what this run may choose for itself."""
     own = {"dropout", "gradient_checkpointing", "asv_chunk_size", "distance_head", "max_bp", "head_width", "fusion"}
     asked = {name: getattr(config.model, name) for name in config.model.model_fields_set}
@@ -341,7 +374,7 @@ def _require_pairs(config: RunConfig, study: Study, split: NDArray[Any]) -> None
 # ------------------------------------------------------------------------------------------------------------- resume
 
 
-def _fingerprint(study: Study, split: NDArray[Any]) -> dict[str, str]:
+def fingerprint(study: Study, split: NDArray[Any]) -> dict[str, str]:
     """What a run that is resumed must find as it left it: the files, and which sample was held out."""
     lines = "\n".join(f"{name}\t{part}" for name, part in zip(study.sample_ids, split, strict=True))
     return {**study.checksums, "split": hashlib.sha256(lines.encode()).hexdigest()}

@@ -37,6 +37,9 @@ FRONT = {
     "check",
     "demo",
     "distances",
+    "search_space",
+    "trials",
+    "tune",
 }
 # What a part must never import, at the top of a module or within a function.
 FORBIDDEN = {
@@ -68,6 +71,9 @@ FORBIDDEN = {
     "baselines": {"cli", "models", *(FRONT - {"baselines", "run_directory"}), *(LEAVES - {"evaluation"})},
     "distances": {"cli", "models", "training", "run", "folds", "predict", "check", "demo", *LEAVES},
     "estimate": {"data", "models", "training", *(FRONT - {"estimate"}), *LEAVES},
+    "search_space": {"data", "models", "training", *(FRONT - {"search_space"}), *LEAVES},
+    "trials": {"cli", "models", "folds", "predict", "embed", "evaluate", "check", "demo", "tune", *LEAVES},
+    "tune": {"cli", "models", "training", "folds", "predict", "embed", "evaluate", "check", "demo", "benchmarks"},
     "check": {"cli", "models", "training", "run", "folds", "predict", "demo", *LEAVES},
 }
 # What may be imported within a function, but not when the module is.
@@ -77,6 +83,7 @@ LAZY_ONLY = {
     "searches": LEAVES,
     "trainer_setup": LEAVES,
     "folds": LEAVES,
+    "tune": LEAVES,
     "cli": {"data", "models", "training", *FRONT - {"cli"}, *LEAVES},
 }
 HEAVY = {
@@ -90,6 +97,8 @@ HEAVY = {
     "skbio",
     "sklearn",
     "matplotlib",
+    "optuna",
+    "ray",
     "tensorboard",
     "rich",
     "captum",

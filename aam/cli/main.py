@@ -15,6 +15,7 @@ __all__ = ["cli", "main"]
 COMMANDS = {
     "pretrain": ("pretrain", "Learn sequences and communities from distances between samples."),
     "train": ("train", "Learn to predict a metadata column."),
+    "tune": ("tune", "Search for the options of `aam train` that suit a study."),
     "predict": ("predict", "Predict new samples with a trained model."),
     "evaluate": ("evaluate", "Judge predictions against the truth, and write a report."),
     "embed": ("embed", "Embed samples and ASVs, for other programs."),

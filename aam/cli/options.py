@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -81,12 +81,13 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def config_options(command: Command) -> Callable[[Function], Function]:
-    """Decorate a click command with every option of its configuration."""
+def config_options(command: Command, without: Container[str] = ()) -> Callable[[Function], Function]:
+    """Decorate a click command with every option of its configuration, but some."""
 
     def decorate(function: Function) -> Function:
         for _, name, field in reversed(list(_fields(command))):
-            function = _click_option(name, field)(function)
+            if name not in without:
+                function = _click_option(name, field)(function)
         return click.option(
             "--config",
             "config_file",

@@ -26,7 +26,7 @@ from aam.data.study import Study
 from aam.data.targets import known_values
 from aam.errors import DataError, in_file
 
-__all__ = ["StudyFolds", "StudySplit", "as_before", "fold_study", "split_study"]
+__all__ = ["StudyFolds", "StudySplit", "as_before", "fold_study", "inner_folds", "split_study"]
 
 Value = TypeVar("Value")
 
@@ -161,6 +161,73 @@ def fold_study(study: Study, data: DataConfig, *, classifier: bool, seed: int, v
             raise DataError(f"fold {fold}: {error}") from None
         splits.append(parts)
     return StudyFolds(of_sample, splits)
+
+
+def inner_folds(
+    study: Study, parts: NDArray[Any], data: DataConfig, folds: int, *, classifier: bool, seed: int
+) -> list[NDArray[Any]]:
+    """The training samples of a split, divided again: whoever is held out by the split has no part in it.
+
+    Parameters
+    ----------
+    study : Study
+    parts : ndarray (N,) of str
+        The split.
+    data : DataConfig
+    folds : int
+        1 for one fifth of the training samples, or of their groups, that judges.
+    classifier : bool
+    seed : int
+
+    Returns
+    -------
+    list of ndarray (N,) of str
+        For each fold ``train`` and ``val``; ``""`` of all samples that are not for training in the split.
+
+    Raises
+    ------
+    DataError
+        If they cannot be divided so, or a class is missing among what a fold learns from.
+    """
+    learnt = np.flatnonzero(parts == "train")
+    inside = np.where(parts == "train", parts, "").astype("<U5")
+    stratify = study.target is not None and study.target.ndim == 1 and (classifier or data.stratify)
+    found = []
+    if folds == 1:
+        with in_file(_source(study, data)):
+            found = [
+                with_validation(
+                    study.sample_ids,
+                    inside,
+                    groups=study.groups,
+                    labels=study.target if stratify else None,
+                    val_size=0.2,
+                    seed=seed,
+                    group_name=data.group_column or "group",
+                )
+            ]
+    else:
+        with in_file(_source(study, data)):
+            of_sample = make_folds(
+                [study.sample_ids[int(row)] for row in learnt],
+                folds=folds,
+                groups=None if study.groups is None else study.groups[learnt],
+                labels=study.target[learnt] if stratify and study.target is not None else None,
+                seed=seed,
+                group_name=data.group_column or "group",
+            )
+        for fold in range(folds):
+            judged = inside.copy()
+            judged[learnt[of_sample == fold]] = "val"
+            found.append(judged)
+    for fold, judged in enumerate(found):
+        rows = judged != ""
+        try:
+            if classifier and study.target is not None:
+                _require_classes(study.target[rows], judged[rows])
+        except DataError as error:
+            raise DataError(f"inner fold {fold}: {error}") from None
+    return found
 
 
 def as_before(study: Study, before: Mapping[str, Value], default: Value) -> list[Value]:

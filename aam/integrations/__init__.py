@@ -12,7 +12,7 @@ from aam.errors import DataError
 if TYPE_CHECKING:
     from aam.training.tracking import Tracker
 
-__all__ = ["require_installed", "run_name", "tracker"]
+__all__ = ["require_installed", "require_package", "run_name", "tracker"]
 
 
 def require_installed(kinds: Sequence[str]) -> None:
@@ -23,9 +23,28 @@ def require_installed(kinds: Sequence[str]) -> None:
     DataError
     """
     for kind in kinds:
-        spec = importlib.util.find_spec(kind)
-        if spec is None or spec.origin is None:  # a folder of that name, as wandb leaves one, is no package
-            raise DataError(f"--track {kind} needs a package that is not installed: pip install 'aam[{kind}]'")
+        require_package(kind, f"--track {kind}", kind)
+
+
+def require_package(name: str, asked: str, extra: str) -> None:
+    """Refuse what needs a package that is missing.
+
+    Parameters
+    ----------
+    name : str
+        Of the package.
+    asked : str
+        What the user asked for.
+    extra : str
+        That brings it.
+
+    Raises
+    ------
+    DataError
+    """
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:  # a folder of that name, as wandb leaves one, is no package
+        raise DataError(f"{asked} needs a package that is not installed: pip install 'aam[{extra}]'")
 
 
 def tracker(kind: str, directory: Path) -> Tracker:
