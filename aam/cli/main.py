@@ -18,6 +18,7 @@ COMMANDS = {
     "predict": ("predict", "Predict new samples with a trained model."),
     "evaluate": ("evaluate", "Judge predictions against the truth, and write a report."),
     "embed": ("embed", "Embed samples and ASVs, for other programs."),
+    "export": ("export", "Write a model as ONNX, for programs without PyTorch."),
     "baseline": ("baseline", "Predict a metadata column with classical models."),
     "check": ("check", "Read the inputs as train would and say what was found."),
     "info": ("info", "Say what a run or model file is."),
