@@ -34,7 +34,7 @@ from aam.integrations.onnx_graph import (
     require_exporter,
     write_graph,
 )
-from aam.integrations.onnx_session import feeds, session_of
+from aam.integrations.onnx_session import feeds, run, session_of
 from aam.loaders import loader
 from aam.models.sequence_encoder import SequenceEncoder
 from aam.networks import TorchNetworks
@@ -159,14 +159,13 @@ def export(
             source.graph,
             opset=opset,
             max_bp=file.config.model.max_bp,
-            sizes=source.sizes,
             header=header,
             arrays={**apart.weights, **apart.beside},
             reading=_reading(file.config, header),
         )
-        session = session_of(unfinished, threads=settings.threads)
+        session = session_of(unfinished, threads=settings.threads, name=output)
         batches, left_out = _batches(source, file.config, table, sequences, metadata, settings)
-        differences, samples, number = _compare(source, session, batches, unfinished)
+        differences, samples, number = _compare(source, session, batches, output)
         _require_equal(differences, output)
         timings = _time(source, session) if benchmark else []
         with unfinished.open("rb+") as written:
@@ -206,7 +205,7 @@ def _source(path: Path) -> _Source:
     sizes = (0, 0) if known is None else (len(known.categorical), len(known.numeric))
     modules = [networks.module(place) for place in range(len(members))]
     predicted: list[Target | SeveralTargets] = [target for target in fitted if target is not None]
-    return _Source(PredictorGraph(modules, predicted, networks.ensemble.folds, sizes).eval(), covariates, sizes)
+    return _Source(PredictorGraph(modules, predicted, networks.ensemble.folds, sizes), covariates, sizes)
 
 
 def _reading(config: RunConfig, header: dict[str, Any]) -> dict[str, Any]:
@@ -342,10 +341,7 @@ def _compare(
     samples = number = 0
     for batch, given in batches:
         expected = _by_pytorch(source, batch, given)
-        try:
-            found = session.run(list(names), _inputs(source, batch, given))
-        except Exception as error:  # ONNX Runtime's own kinds, of no common base
-            raise DataError(f"{path}: ONNX Runtime could not compute it ({' '.join(str(error).split())})") from None
+        found = run(session, names, _inputs(source, batch, given), path)
         for place, (one, other) in enumerate(zip(expected, found, strict=True)):
             if one.shape != other.shape:
                 raise DataError(f"{path}: {names[place]} has the shape {other.shape} where PyTorch has {one.shape}")
@@ -376,7 +372,8 @@ def _time(source: _Source, session: Any) -> list[Timing]:
         inputs, names = _inputs(source, batch, given), list(source.graph.signature.outputs)
         pytorch = _median(lambda b=batch, g=given: _by_pytorch(source, b, g))  # type: ignore[misc]
         onnx = _median(lambda n=names, i=inputs: session.run(n, i))  # type: ignore[misc]
-        found.append(Timing(len(batch), *batch.tokens.shape, pytorch, onnx))
+        asvs, length = batch.tokens.shape
+        found.append(Timing(len(batch), asvs, length, pytorch, onnx))
     return found
 
 

@@ -64,8 +64,8 @@ def predict(
     Parameters
     ----------
     model : Path
-        Run directory of ``aam train``, or its model file, or what ``aam export`` made of it. The models of folds and of seeds are averaged: their
-        numbers, or their probabilities; and likewise a classical model that was joined.
+        Run directory of ``aam train``, or its model file, or what ``aam export`` made of it. The models of folds and
+        of seeds are averaged: their numbers, or their probabilities; and likewise a classical model that was joined.
     table : Path, or several
     sequences : Path, or several
         Of the features.

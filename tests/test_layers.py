@@ -32,6 +32,8 @@ FRONT = {
     "folds",
     "predict",
     "embed",
+    "networks",
+    "export",
     "evaluate",
     "check",
     "demo",
@@ -59,7 +61,9 @@ FORBIDDEN = {
     "trainer_setup": {"cli", "run", "folds", "predict", "check", "demo", "assembly", "benchmarks"},
     "run": {"cli", "folds", "predict", "check", "demo", "benchmarks"},
     "folds": {"cli", "predict", "check", "demo", "benchmarks"},
-    "predict": {"cli", "embed", "check", "demo", *LEAVES},
+    "networks": {*(FRONT - {"networks", "loaders"}), *(LEAVES - {"integrations"})},
+    "export": {*(FRONT - {"export", "networks", "loaders", "predict"}), *(LEAVES - {"integrations"})},
+    "predict": {"cli", "export", "embed", "check", "demo", *LEAVES},
     "evaluate": {"cli", "models", *(FRONT - {"evaluate", "run_directory"}), *(LEAVES - {"evaluation"})},
     "embed": {"cli", "check", "demo", *LEAVES},
     "baselines": {"cli", "models", *(FRONT - {"baselines", "run_directory"}), *(LEAVES - {"evaluation"})},
@@ -69,6 +73,7 @@ FORBIDDEN = {
 }
 # What may be imported within a function, but not when the module is.
 LAZY_ONLY = {
+    "networks": LEAVES,
     "run": LEAVES,
     "outcome": LEAVES | {"baselines"},
     "searches": LEAVES,
@@ -89,6 +94,8 @@ HEAVY = {
     "matplotlib",
     "tensorboard",
     "rich",
+    "onnx",
+    "onnxruntime",
 }
 
 

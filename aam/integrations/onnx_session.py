@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,25 +25,39 @@ if TYPE_CHECKING:
 
     from aam.networks import Answer
 
-__all__ = ["OnnxNetworks", "feeds", "read_onnx", "session_of"]
+__all__ = ["OnnxNetworks", "feeds", "read_onnx", "run", "session_of"]
 
 
-def session_of(path: Path, *, threads: int | None = None, device: str = "cpu") -> onnxruntime.InferenceSession:
+def session_of(
+    source: Path | bytes,
+    *,
+    threads: int | None = None,
+    device: str = "cpu",
+    optimized: bool = True,
+    name: Path | None = None,
+) -> onnxruntime.InferenceSession:
     """A graph, ready to run.
 
     Parameters
     ----------
-    path : Path
+    source : Path or bytes
+        The file, or its content.
     threads : int, optional
     device : {"auto", "cpu", "cuda", "mps"}
+    optimized : bool
+        Whether it is to be quick, which takes a while first.
+    name : Path, optional
+        What messages call it; by default the file.
 
     Raises
     ------
     DataError
         If ONNX Runtime is missing, finds no such device, or cannot read the file.
     """
+    if name is None and isinstance(source, Path):
+        name = source
     if importlib.util.find_spec("onnxruntime") is None:
-        raise DataError(f"{path}: needs the package onnxruntime, which is not installed: pip install 'aam[onnx]'")
+        raise DataError(f"{name}: needs the package onnxruntime, which is not installed: pip install 'aam[onnx]'")
     import onnxruntime as ort
 
     of_device = {"auto": "CUDAExecutionProvider", "cuda": "CUDAExecutionProvider", "mps": "CoreMLExecutionProvider"}
@@ -53,13 +68,19 @@ def session_of(path: Path, *, threads: int | None = None, device: str = "cpu") -
     options.log_severity_level = 4
     if threads is not None:
         options.intra_op_num_threads = threads
+    if not optimized:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     providers = [wanted] if wanted in there else []
     try:
-        return ort.InferenceSession(str(path), options, providers=[*providers, "CPUExecutionProvider"])
+        return ort.InferenceSession(
+            str(source) if isinstance(source, Path) else source,
+            options,
+            providers=[*providers, "CPUExecutionProvider"],
+        )
     except Exception as error:  # its own kinds, of no common base
         reason = " ".join(str(error).split())
         raise DataError(
-            f"{path}: not a model that ONNX Runtime reads ({reason[:150]}); export it again, or take another copy"
+            f"{name}: not a model that ONNX Runtime reads ({reason[:150]}); export it again, or take another copy"
         ) from None
 
 
@@ -130,36 +151,81 @@ class OnnxNetworks:
     def __init__(self, path: Path, *, threads: int | None = None, device: str = "cpu") -> None:
         self.path = path
         self.device = torch.device("cpu")  # where batches are made
-        self.session = session_of(path, threads=threads, device=device)
-        self.ensemble: Ensemble = ensemble_of(read_onnx(self.session, path), path)
-        self.inputs = [each.name for each in self.session.get_inputs()]
-        outputs = {each.name for each in self.session.get_outputs()}
+        self.threads, self.chosen = threads, device
+        session = session_of(path, optimized=False)
+        self.ensemble: Ensemble = ensemble_of(read_onnx(session, path), path)
+        outputs = {each.name for each in session.get_outputs()}
         predicts = "target" in self.ensemble.members[0].file.header
         wanted = {"embedding", *(map(self._output, range(len(self.ensemble.members))) if predicts else ())}
-        if not {"tokens", "asv_index", "counts"} <= set(self.inputs) or not wanted <= outputs:
+        if (
+            not {"tokens", "asv_index", "counts"} <= {each.name for each in session.get_inputs()}
+            or not wanted <= outputs
+        ):
             raise DataError(f"{path}: damaged (its inputs and outputs are not those of AAM); export it again")
 
     def _output(self, place: int) -> str:
         return "output" if len(self.ensemble.members) == 1 else f"output_{place}"
 
-    def network(self, place: int) -> Callable[[Batch], Answer]:
-        """What one of them answers to batches; the others are not computed."""
-        import onnxruntime as ort
+    @cached_property
+    def _graph(self) -> Any:
+        if importlib.util.find_spec("onnx_ir") is None:
+            raise DataError(
+                f"{self.path}: needs the package onnxscript, which is not installed: pip install 'aam[onnx]'"
+            )
+        import onnx_ir as ir
 
+        try:
+            return ir.load(self.path)
+        except Exception as error:  # of any kind: a damaged file misleads the reader anywhere
+            raise _damaged(self.path, error) from None
+
+    def network(self, place: int) -> Callable[[Batch], Answer]:
+        """What one of them answers to batches, with an embedding of the first alone."""
         from aam.networks import Answer
 
-        options = ort.RunOptions()
-        options.only_execute_path_to_fetches = True
-        options.log_severity_level = 4
         names = [self._output(place), *(["embedding"] if place == 0 else [])]
+        several = len(self.ensemble.members) > 1
+        source = _part(self._graph, names, self.path) if several else self.path
+        session = session_of(source, threads=self.threads, device=self.chosen, name=self.path)
+        inputs = [each.name for each in session.get_inputs()]
 
         def answer(batch: Batch) -> Answer:
-            try:
-                found = self.session.run(names, feeds(batch, self.inputs), options)
-            except Exception as error:  # its own kinds, of no common base
-                reason = " ".join(str(error).split())
-                raise DataError(f"{self.path}: ONNX Runtime could not compute it ({reason[:150]})") from None
+            found = run(session, names, feeds(batch, inputs), self.path)
             embedding = found[1] if place == 0 else np.empty((len(batch), 0), dtype=np.float32)
             return Answer(found[0], embedding)
 
         return answer
+
+
+def run(
+    session: onnxruntime.InferenceSession, names: Sequence[str], inputs: Mapping[str, NDArray[Any]], path: Path
+) -> list[NDArray[Any]]:
+    """Outputs of these names.
+
+    Raises
+    ------
+    DataError
+        If they cannot be computed.
+    """
+    try:
+        found: list[NDArray[Any]] = session.run(list(names), dict(inputs))
+    except Exception as error:  # its own kinds, of no common base
+        raise DataError(f"{path}: ONNX Runtime could not compute it ({' '.join(str(error).split())[:150]})") from None
+    return found
+
+
+def _part(model: Any, outputs: Sequence[str], path: Path) -> bytes:
+    """What of a graph leads to some of its outputs; for a runtime computes all, whatever it is asked for."""
+    import onnx_ir as ir
+    from onnx_ir.convenience import extract
+
+    try:
+        part = extract(model.graph, [value.name or "" for value in model.graph.inputs], list(outputs))
+        written: bytes = ir.to_proto(ir.Model(part, ir_version=model.ir_version)).SerializeToString()
+    except Exception as error:  # of any kind: see above
+        raise _damaged(path, error) from None
+    return written
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path}: damaged ({' '.join(str(error).split())[:150]}); export it again, or take another copy")
