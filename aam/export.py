@@ -161,7 +161,7 @@ def export(
             max_bp=file.config.model.max_bp,
             header=header,
             arrays={**apart.weights, **apart.beside},
-            reading=_reading(file.config, header),
+            reading={"opset": opset, **_reading(file.config, header)},
         )
         session = session_of(unfinished, threads=settings.threads, name=output)
         batches, left_out = _batches(source, file.config, table, sequences, metadata, settings)
@@ -225,7 +225,7 @@ def _reading(config: RunConfig, header: dict[str, Any]) -> dict[str, Any]:
     for name in ("target", "covariates", "base_targets"):
         if first.get(name) is not None:
             said[name] = first[name]
-    if "target" in first:
+    if "target" in said:
         said["prediction"] = "mean of all models: numbers (or rising quantiles) in their own units, or probabilities"
         said["output"] = "of each model, before it is in units of the target, or softmax makes probabilities of it"
     return said

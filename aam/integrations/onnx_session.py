@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import importlib.util
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from aam.config import RunConfig
 from aam.data.batch import Batch
 from aam.errors import DataError
-from aam.integrations.onnx_graph import ARRAYS, HEADER
+from aam.integrations.onnx_graph import ARRAYS, HEADER, READING
 from aam.training.checkpoint import ModelFile, header_of
 from aam.training.ensemble import Ensemble, ensemble_of
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from aam.networks import Answer
 
-__all__ = ["OnnxNetworks", "feeds", "read_onnx", "run", "session_of"]
+__all__ = ["OnnxNetworks", "feeds", "header_of_onnx", "read_onnx", "run", "session_of"]
 
 
 def session_of(
@@ -108,6 +109,24 @@ def read_onnx(session: onnxruntime.InferenceSession, path: Path) -> ModelFile:
     return ModelFile(RunConfig.model_validate(header.pop("config")), header, weights, beside)
 
 
+def header_of_onnx(path: Path) -> dict[str, Any]:
+    """What an exported model says of itself, as `aam.training.checkpoint.read_header` gives it, and its ``opset``.
+
+    Raises
+    ------
+    DataError
+        See `session_of` and `read_onnx`.
+    """
+    session = session_of(path, optimized=False)
+    read_onnx(session, path)
+    said = session.get_modelmeta().custom_metadata_map
+    try:
+        opset = json.loads(said[READING])["opset"]
+    except (KeyError, TypeError, ValueError):
+        opset = "?"
+    return {**header_of(said[HEADER], path), "opset": opset}
+
+
 def feeds(
     batch: Batch,
     names: Sequence[str],
@@ -155,7 +174,7 @@ class OnnxNetworks:
         session = session_of(path, optimized=False)
         self.ensemble: Ensemble = ensemble_of(read_onnx(session, path), path)
         outputs = {each.name for each in session.get_outputs()}
-        predicts = "target" in self.ensemble.members[0].file.header
+        predicts = self.ensemble.members[0].file.header.get("target") is not None
         wanted = {"embedding", *(map(self._output, range(len(self.ensemble.members))) if predicts else ())}
         if (
             not {"tokens", "asv_index", "counts"} <= {each.name for each in session.get_inputs()}

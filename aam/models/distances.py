@@ -250,7 +250,10 @@ class CladeHead(nn.Module):
         memberships = self._logits(asv_embeddings).sigmoid()  # (U, K)
         shares = shares.to(memberships.dtype)
         with without_autocast(memberships):
-            of_asvs = shares.new_zeros(len(shares), len(memberships)).scatter_add_(1, asv_index, shares)  # (B, U)
+            # Not len(), which a graph for any number of samples could not hold.
+            of_asvs = shares.new_zeros(shares.shape[0], memberships.shape[0]).scatter_add_(
+                1, asv_index, shares
+            )  # (B, U)
             return of_asvs @ memberships
 
     def _logits(self, asv_embeddings: Tensor) -> Tensor:
