@@ -249,7 +249,7 @@ def _batches(
     data = data_as_trained(config, table, sequences=sequences, metadata=metadata)
     reads = {name: getattr(config.data, name) for name in ("categorical_columns", "numeric_columns")}
     data = data.model_copy(update=reads)
-    study = load_study(data, max_bp=config.model.max_bp, checksums=False)
+    study = load_study(data, max_bp=config.model.max_bp, keep_unlabelled=True, checksums=False)
     dataset = SampleDataset.of_study(study, DatasetOptions.of(data, config.train.seed))
     plan = BatchPlan(np.arange(len(study)), settings.samples_per_batch, False, 0)
     encoded = [None if known is None else known.encode(study.covariates) for known in source.covariates]  # type: ignore[arg-type]
