@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
@@ -27,21 +26,12 @@ from aam.data.targets import ClassTarget, NumericTarget, Part, SeveralTargets, T
 from aam.errors import DataError, named
 from aam.familiarity import Familiarity, familiarity, require_profile
 from aam.joined import Joined, counts_as_judged
-from aam.loaders import choose_device, loader
-from aam.models.sequence_predictor import SequencePredictor
-from aam.training.checkpoint import (
-    ModelFile,
-    build_model,
-    load_weights,
-    model_path,
-    read_covariates,
-    read_target,
-    without_base_heads,
-)
-from aam.training.ensemble import Ensemble, load_ensemble
+from aam.loaders import loader
+from aam.networks import Networks, open_networks
+from aam.training.checkpoint import model_path, read_covariates, read_target
+from aam.training.ensemble import Ensemble
 from aam.training.metrics import classification_metrics, regression_metrics
 from aam.training.tasks import answer_table, answers_of, table_columns
-from aam.training.trainer import precision
 
 __all__ = ["PredictionResult", "data_as_trained", "predict", "tracked"]
 
@@ -74,8 +64,8 @@ def predict(
     Parameters
     ----------
     model : Path
-        Run directory of ``aam train``, or its model file. The models of folds and of seeds are averaged: their
-        numbers, or their probabilities; and likewise a classical model that was joined.
+        Run directory of ``aam train``, or its model file, or what ``aam export`` made of it. The models of folds and
+        of seeds are averaged: their numbers, or their probabilities; and likewise a classical model that was joined.
     table : Path, or several
     sequences : Path, or several
         Of the features.
@@ -97,9 +87,9 @@ def predict(
     DataError
         If the model or the table cannot be used, or the model was not calibrated or on too few groups.
     """
-    device = choose_device(settings)
     path = model_path(model)
-    ensemble = load_ensemble(path)
+    networks = open_networks(path, settings)
+    ensemble = networks.ensemble
     first = ensemble.members[0].file
     if profile_needed:
         require_profile(first, path)
@@ -147,11 +137,11 @@ def predict(
     names = [study.sample_ids[i] for i in order]
     known = None if truth is None else truth[order]
     answers, familiar = [], None
-    for member, fitted, beside in zip(ensemble.members, targets, covariates, strict=True):
+    for place, (member, fitted, beside) in enumerate(zip(ensemble.members, targets, covariates, strict=True)):
         if fitted is None or fitted.outputs != target.outputs or (classifier and fitted != target):
             raise DataError(f"{path}: its models do not predict the same; train them together")
         options = DatasetOptions.of(data, member.file.config.train.seed)
-        values, embeddings = _answers(path, member.file, fitted, study, options, settings, device, beside)
+        values, embeddings = _answers(path, networks, place, fitted, study, options, settings, beside)
         answers.append(values[order])
         if member.file is first:
             familiar = familiarity(first, path, study, embeddings, order)
@@ -269,47 +259,35 @@ def data_as_trained(
 
 def _answers(
     path: Path,
-    file: ModelFile,
+    networks: Networks,
+    place: int,
     target: Target | SeveralTargets,
     study: Study,
     options: DatasetOptions,
     settings: TrainConfig,
-    device: torch.device,
     covariates: Covariates | None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
     """What a model says of the samples of a study, (N, C), the mean of its passes, and their embeddings, (N, D)."""
-    trained = file.config
-    predictor = build_model(trained.model, target.outputs, (), covariates)
-    assert isinstance(predictor, SequencePredictor)
-    load_weights(predictor, without_base_heads(file.weights), path)
-    predictor.to(device).eval()
+    answer, passes = networks.network(place), networks.ensemble.members[place].file.config.data.prediction_passes
     given = None
     if covariates is not None:
         assert study.covariates is not None
         given = covariates.encode(study.covariates)
     dataset = SampleDataset.of_study(study, options, covariates=given)
     plan = BatchPlan(np.arange(len(study)), settings.samples_per_batch, False, 0)
-    batches = loader(dataset, plan, settings, device)
+    batches = loader(dataset, plan, settings, networks.device)
     answers, embeddings = [], np.empty((0, 0), dtype=np.float32)
-    for number in range(trained.data.prediction_passes):
+    for number in range(passes):
         plan.epoch = number  # which draws of reads and of ASVs depend on
-        # In the arithmetic that the model was judged in: half precision rounds in the third digit.
-        with torch.no_grad(), precision(trained.train.mixed_precision, device):
-            made = (predictor(batch.to(device)) for batch in tracked(batches))
-            found = [(of_batch.target, of_batch.encoded.embedding) for of_batch in made]
-        output = _joined([values for values, _ in found])
+        found = [answer(batch) for batch in tracked(batches)]
+        output = np.concatenate([of_batch.output for of_batch in found])
         if not np.isfinite(output).all():
             name = study.sample_ids[int(np.flatnonzero(~np.isfinite(output).all(axis=1))[0])]
             raise DataError(f"the prediction of sample {name!r} by {path} is not finite; look at its counts")
         answers.append(answers_of(target, output))
         if number == 0:  # whose draws are those that the profile of the training samples is of
-            embeddings = _joined([embedding for _, embedding in found])
+            embeddings = np.concatenate([of_batch.embedding for of_batch in found])
     return (np.mean(answers, axis=0) if len(answers) > 1 else answers[0]), embeddings
-
-
-def _joined(parts: Sequence[torch.Tensor]) -> NDArray[np.float32]:
-    joined: NDArray[np.float32] = torch.cat(list(parts)).float().cpu().numpy()
-    return joined
 
 
 def tracked(batches: DataLoader[Batch], doing: str = "predicting") -> Iterable[Batch]:

@@ -33,6 +33,8 @@ FRONT = {
     "predict",
     "embed",
     "explain",
+    "networks",
+    "export",
     "evaluate",
     "check",
     "demo",
@@ -63,7 +65,9 @@ FORBIDDEN = {
     "trainer_setup": {"cli", "run", "folds", "predict", "check", "demo", "assembly", "benchmarks"},
     "run": {"cli", "folds", "predict", "check", "demo", "benchmarks"},
     "folds": {"cli", "predict", "check", "demo", "benchmarks"},
-    "predict": {"cli", "embed", "check", "demo", *LEAVES},
+    "networks": {*(FRONT - {"networks", "loaders"}), *(LEAVES - {"integrations"})},
+    "export": {*(FRONT - {"export", "networks", "loaders", "predict"}), *(LEAVES - {"integrations"})},
+    "predict": {"cli", "export", "embed", "check", "demo", *LEAVES},
     "evaluate": {"cli", "models", *(FRONT - {"evaluate", "run_directory"}), *(LEAVES - {"evaluation"})},
     "embed": {"cli", "check", "demo", *LEAVES},
     "explain": {"cli", "check", "demo", *(LEAVES - {"evaluation", "interpret"})},
@@ -78,6 +82,7 @@ FORBIDDEN = {
 }
 # What may be imported within a function, but not when the module is.
 LAZY_ONLY = {
+    "networks": LEAVES,
     "run": LEAVES,
     "outcome": LEAVES | {"baselines"},
     "searches": LEAVES,
@@ -103,6 +108,8 @@ HEAVY = {
     "rich",
     "captum",
     "shap",
+    "onnx",
+    "onnxruntime",
 }
 
 

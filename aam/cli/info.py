@@ -20,13 +20,15 @@ def command(run: Path, as_json: bool) -> None:
     """Say what RUN, a run directory or model file, is: task, settings, provenance, inputs, metrics."""
     from aam.data.targets import ClassTarget, SeveralTargets
     from aam.errors import DataError
+    from aam.integrations.onnx_session import header_of_onnx
+    from aam.networks import is_onnx
     from aam.training.checkpoint import MODEL_NAME, model_path, read_header, read_target
 
     if run.is_dir() and not (run / MODEL_NAME).is_file() and any(run.glob("fold_0*")):
         _print_folds(run, as_json)
         return
     path = model_path(run, finished=False)
-    header = read_header(path)
+    header = header_of_onnx(path) if is_onnx(path) else read_header(path)
     target = read_target(header, path)
     final = path.with_name("metrics.json")
     if final.is_file():
@@ -56,6 +58,8 @@ def command(run: Path, as_json: bool) -> None:
         share = joined.get("share", 0.0)
         task += f"; the network (weight {share:g}) with {joined.get('name', '?').replace('_', ' ')} ({1 - share:g})"
     click.echo(f"{path}\n{task}{together if members else ''}")
+    if "opset" in header:
+        click.echo(f"ONNX, opset {header['opset']}: `aam predict` takes it, and any program with ONNX Runtime")
     if run.is_dir() and not final.is_file():
         click.echo("not finished: this is the best model so far; --resume continues the run")
     provenance = _part(header, "provenance")

@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "Judge predictions against the truth, and write a report."),
     "embed": ("embed", "Embed samples and ASVs, for other programs."),
     "explain": ("explain", "Say which ASVs the predictions of a model depend on."),
+    "export": ("export", "Write a model as ONNX, for programs without PyTorch."),
     "baseline": ("baseline", "Predict a metadata column with classical models."),
     "check": ("check", "Read the inputs as train would and say what was found."),
     "info": ("info", "Say what a run or model file is."),

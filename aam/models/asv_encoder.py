@@ -6,6 +6,7 @@ Shapes: ``U`` distinct ASVs, ``L`` tokens of the longest, ``D`` width, ``R`` ref
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from aam.models.attention_pooling import AttentionPooling
 from aam.models.transformer import Transformer
 
-__all__ = ["PAD", "REFERENCE_ASVS", "VOCABULARY_SIZE", "ASVEncoder"]
+__all__ = ["PAD", "REFERENCE_ASVS", "VOCABULARY_SIZE", "ASVEncoder", "ReferenceScale"]
 
 VOCABULARY_SIZE = 8  # PAD 0, A 1, C 2, G 3, T 4, START 5, MASK 6, N 7: see aam.data.tokenizer
 PAD, START = 0, 5
@@ -24,6 +25,13 @@ REFERENCE_ASVS = 32
 # Tokens x width whose widest activation stays in a processor's cache. On two cores a whole batch at once reaches
 # 35% of the matrix rate, pieces of this size 50 to 55%.
 _CPU_CHUNK_ELEMENTS = 2**19
+
+
+class ReferenceScale(NamedTuple):
+    """What ASVs are centred and scaled by."""
+
+    mean: Tensor  # (D,)
+    spread: Tensor  # (D,)
 
 
 class ASVEncoder(nn.Module):
@@ -212,9 +220,20 @@ class ASVEncoder(nn.Module):
 
     def _normalised(self, pooled: Tensor, of_reference: Tensor) -> Tensor:
         """Pooled ASVs (U, D), centred and scaled by the reference ASVs, whose states (R, L, D) are not yet pooled."""
+        mean, spread = self._scale(of_reference)
+        return (pooled - mean) / spread
+
+    def _scale(self, of_reference: Tensor) -> ReferenceScale:
         reference = self._pool(of_reference, self.reference, self._reference_padded)  # (R, D)
-        spread = (reference.var(dim=0, correction=0) + 1e-5).sqrt()
-        return (pooled - reference.mean(dim=0)) / spread
+        return ReferenceScale(reference.mean(dim=0), (reference.var(dim=0, correction=0) + 1e-5).sqrt())
+
+    def reference_scale(self) -> ReferenceScale:
+        """What ASVs are centred and scaled by, which is the same for all as long as the weights are."""
+        return self._scale(self.encode_tokens(self.reference, self._reference_padded))
+
+    def embed_all_at_once(self, tokens: Tensor, padded: bool, scale: ReferenceScale) -> Tensor:
+        """`forward` without chunks, and with the scale known: a graph of the same steps whatever the shapes."""
+        return (self._pooled(tokens, padded) - scale.mean) / scale.spread
 
     def in_little_memory(self, encode: Callable[..., Tensor], *chunk: object) -> Tensor:
         """``encode(*chunk)``, whose activations are not kept for the backward pass where chunks have a given size."""

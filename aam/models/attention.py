@@ -67,6 +67,9 @@ class SelfAttention(nn.Module):
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     key_mask = None if mask is None else mask[:, None, None, :]  # (N, 1, 1, T)
+    if key_mask is not None and torch.compiler.is_exporting():
+        # Of a mask of bool an exporter makes twice the work: what if a sequence had no element at all.
+        key_mask = torch.zeros_like(key_mask, dtype=q.dtype).masked_fill(~key_mask, float("-inf"))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask, dropout_p=dropout)
 
 

@@ -30,6 +30,23 @@ __all__ = [
 _MOST_ELEMENTS = 2**24  # of an intermediate result over pairs and clades
 
 
+def _distances(a: Tensor, b: Tensor, p: float) -> Tensor:
+    """Minkowski distances (N, M) of degree 1 or 2 from vectors (N, D) to vectors (M, D)."""
+    if torch.compiler.is_exporting():  # to other programs, which have no such operator
+        differences = a[:, None] - b[None]  # (N, M, D)
+        return differences.abs().sum(-1) if p == 1.0 else differences.square().sum(-1).sqrt()
+    # Differences, not the faster |a|^2 + |b|^2 - 2ab, which leaves rounding noise where distances are near zero.
+    return torch.cdist(a, b, p=p, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _sigmoid(x: Tensor) -> Tensor:
+    """The logistic function, near 0 exact in as many digits as elsewhere."""
+    # ONNX Runtime's own is off by 1e-7 anywhere, which near 0 leaves no digit; generalised UniFrac sees that.
+    if torch.compiler.is_exporting():
+        return 1 / (1 + (-x).exp())
+    return x.sigmoid()
+
+
 def compute_stripe_distances(
     embeddings: Tensor, reference_embeddings: Tensor, normalize: bool = True, scale: float | Tensor = 10.0
 ) -> Tensor:
@@ -49,12 +66,7 @@ def compute_stripe_distances(
     Tensor (N, M)
         0 between identical embeddings, where the gradient is 0 too (the square root's own would be NaN).
     """
-    # Differences, not the faster |a|^2 + |b|^2 - 2ab, which leaves rounding noise where distances are near zero.
-    distances = torch.cdist(
-        at_least_float32(embeddings),
-        at_least_float32(reference_embeddings),
-        compute_mode="donot_use_mm_for_euclid_dist",
-    )
+    distances = _distances(at_least_float32(embeddings), at_least_float32(reference_embeddings), 2.0)
     return torch.tanh(distances / scale) if normalize else distances
 
 
@@ -98,7 +110,7 @@ def clade_distances(presence: Tensor, reference_presence: Tensor, weights: Tenso
     """
     a = presence * weights
     b = reference_presence * weights
-    unshared = torch.cdist(a, b, p=1.0)  # (N, M)
+    unshared = _distances(a, b, 1.0)  # (N, M)
     total = (a.sum(-1)[:, None] + b.sum(-1)[None, :] + unshared) / 2
     return unshared / total.clamp(min=1e-12)
 
@@ -127,7 +139,7 @@ def weighted_clade_distances(abundance: Tensor, reference_abundance: Tensor, wei
     a = abundance * weights
     b = reference_abundance * weights
     total = a.sum(-1)[:, None] + b.sum(-1)[None, :]  # (N, M)
-    return torch.cdist(a, b, p=1.0) / total.clamp(min=1e-12)
+    return _distances(a, b, 1.0) / total.clamp(min=1e-12)
 
 
 def generalized_clade_distances(
@@ -161,6 +173,8 @@ def generalized_clade_distances(
         unshared = (rows[:, None] - references[None]).abs() / safe
         return (importance * unshared).sum(-1) / importance.sum(-1).clamp(min=1e-12)
 
+    if torch.compiler.is_exporting():
+        return of_rows(abundance, reference_abundance, weights)
     chunk = max(1, _MOST_ELEMENTS // max(1, reference_abundance.numel()))
     if chunk >= len(abundance):
         return of_rows(abundance, reference_abundance, weights)
@@ -223,7 +237,7 @@ class CladeHead(nn.Module):
         in_samples = F.embedding(asv_index, logits)  # (B, S, K)
         if present is not None:
             in_samples = in_samples.masked_fill(~present[:, :, None], -math.inf)
-        return in_samples.amax(dim=1).sigmoid()
+        return _sigmoid(in_samples.amax(dim=1))
 
     def abundance(self, asv_embeddings: Tensor, asv_index: Tensor, shares: Tensor) -> Tensor:
         """How much of each sample is in each clade.
@@ -241,10 +255,13 @@ class CladeHead(nn.Module):
         Tensor (B, K)
             In [0, 1].
         """
-        memberships = self._logits(asv_embeddings).sigmoid()  # (U, K)
+        memberships = _sigmoid(self._logits(asv_embeddings))  # (U, K)
         shares = shares.to(memberships.dtype)
         with without_autocast(memberships):
-            of_asvs = shares.new_zeros(len(shares), len(memberships)).scatter_add_(1, asv_index, shares)  # (B, U)
+            # Not len(), which a graph for any number of samples could not hold.
+            of_asvs = shares.new_zeros(shares.shape[0], memberships.shape[0]).scatter_add_(
+                1, asv_index, shares
+            )  # (B, U)
             return of_asvs @ memberships
 
     def _logits(self, asv_embeddings: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ __all__ = [
     "build_encoder",
     "build_model",
     "build_predictor",
+    "header_of",
     "load_base",
     "load_checkpoint",
     "load_model_file",
@@ -220,22 +221,42 @@ def read_header(path: Path) -> dict[str, Any]:
     DataError
         See `load_model_file`.
     """
-    from pydantic import ValidationError
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})["aam"])
+            text = (file.metadata() or {})["aam"]
+    except (SafetensorError, OSError, KeyError):
+        raise _not_a_model(path) from None
+    return header_of(text, path)
+
+
+def header_of(text: str, path: Path) -> dict[str, Any]:
+    """A header, as a model file has it.
+
+    Raises
+    ------
+    DataError
+        If it is none, or of a later version.
+    """
+    from pydantic import ValidationError
+
+    try:
+        header: dict[str, Any] = json.loads(text)
         version = header["format_version"]
         # Files that do not say so are from before there was any.
         header["config"].setdefault("model", {}).setdefault("abundance_pooling", False)
         if version <= FORMAT_VERSION:
             RunConfig.model_validate(header["config"])
-    except (SafetensorError, OSError, KeyError, AttributeError, TypeError, ValueError, ValidationError, RecursionError):
-        raise DataError(f"{path}: not a model file of AAM; give a run directory or its {MODEL_NAME}") from None
+    except (KeyError, AttributeError, TypeError, ValueError, ValidationError, RecursionError):
+        raise _not_a_model(path) from None
     if version > FORMAT_VERSION:
         raise DataError(f"{path}: format {version} is newer than this AAM reads ({FORMAT_VERSION}); update AAM")
     return header
+
+
+def _not_a_model(path: Path) -> DataError:
+    return DataError(f"{path}: not a model file of AAM; give a run directory or its {MODEL_NAME}")
 
 
 def read_target(header: Mapping[str, Any], path: Path) -> Target | SeveralTargets | None:

@@ -15,7 +15,7 @@ from aam.config import RunConfig
 from aam.errors import DataError
 from aam.training.checkpoint import ModelFile, load_model_file, save_model_file
 
-__all__ = ["Ensemble", "Member", "load_ensemble", "save_ensemble"]
+__all__ = ["Ensemble", "Member", "ensemble_of", "load_ensemble", "save_ensemble", "without_weights"]
 
 _MEMBERS = "members"
 
@@ -79,7 +79,17 @@ def load_ensemble(path: Path) -> Ensemble:
     DataError
         If it is not one.
     """
-    file = load_model_file(path, several=True)
+    return ensemble_of(load_model_file(path, several=True), path)
+
+
+def ensemble_of(file: ModelFile, path: Path) -> Ensemble:
+    """The models of a file that has been read.
+
+    Raises
+    ------
+    DataError
+        If what it says of them is damaged.
+    """
     if _MEMBERS not in file.header:
         return Ensemble(file.header, file.beside, [Member("", 0, file)])
     members = []
@@ -96,3 +106,9 @@ def load_ensemble(path: Path) -> Ensemble:
     except (KeyError, TypeError, ValueError, ValidationError):
         raise DataError(f"{path}: what it says of its models is damaged; train again, or take another copy") from None
     return Ensemble(file.header, file.beside, members)
+
+
+def without_weights(file: ModelFile) -> ModelFile:
+    """What a file of one model or of several knows beside the weights, as `ensemble_of` takes it."""
+    kept = {name: tensor for name, tensor in file.weights.items() if name.split(".")[2:3] == ["beside"]}
+    return file._replace(weights=kept if _MEMBERS in file.header else {})
