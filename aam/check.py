@@ -55,7 +55,7 @@ def check(
     model: ModelConfig = _MODEL,
     task: TaskConfig = _TASK,
     epochs: int | None = None,
-    steps: int = USUAL_STEPS,
+    train_steps: int = USUAL_STEPS,
     batch_size: int = _BATCH_SIZE,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def check(
         What the target and the distance matrix hold.
     epochs : int, optional
         For the estimate; if left out as many as make the steps.
-    steps : int
+    train_steps : int
         For the estimate.
     batch_size : int
         For the estimate.
@@ -107,7 +107,7 @@ def check(
         if study.covariates is not None and list(study.covariates) == list(data.covariates):
             covariates = _attempt(problems, _covariates, study.covariates, train, data)
     sizes = None if study is None else sample_sizes(study, data, seed)
-    estimated = partial(_estimate, epochs=epochs, steps=steps, batch_size=batch_size, seed=seed)
+    estimated = partial(_estimate, epochs=epochs, train_steps=train_steps, batch_size=batch_size, seed=seed)
     return {
         "samples": _samples(files, study),
         "studies": _studies(files, study, data),
@@ -309,7 +309,7 @@ def _estimate(
     task: TaskConfig,
     *,
     epochs: int | None,
-    steps: int,
+    train_steps: int,
     batch_size: int,
     seed: int,
 ) -> Estimate:
@@ -324,7 +324,7 @@ def _estimate(
         distinct, per_sample = np.unique(rows.asvs), np.diff(rows.indptr)
         tokens = int(lengths[distinct].max()) + 1
         shapes.append(BatchShape(len(per_sample), int(per_sample.max()), len(distinct), tokens))
-    usual = UsualEpochs.of(len(train), batch_size, steps)
+    usual = UsualEpochs.of(len(train), batch_size, train_steps)
     return estimate(
         model,
         shapes,

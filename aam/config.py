@@ -583,11 +583,11 @@ class TrainConfig(Section):
     output_dir: Path = option(..., "The run directory to write.")
     epochs: int | None = option(
         None,
-        "Passes over the training samples; by default as many as make --steps, and at least 12, or in `aam train` "
+        "Passes over the training samples; by default as many as make --train-steps, and at least 12, or in `aam train` "
         "fewer: see --choose-epochs.",
         ge=1,
     )
-    steps: int = option(USUAL_STEPS, "Steps to learn for where --epochs is not given.", ge=1)
+    train_steps: int = option(USUAL_STEPS, "Steps to learn for where --epochs is not given.", ge=1)
     choose_epochs: bool | None = option(
         None,
         "Find out first, on a part of the training samples, whether learning for long is worse than a guess, and stop "

@@ -84,7 +84,7 @@ def with_epochs(config: RunConfig, train_samples: int) -> RunConfig:
     train_samples : int
     """
     of_a_step = config.train.samples_per_batch * config.accumulation_steps
-    usual = UsualEpochs.of(train_samples, of_a_step, config.train.steps)
+    usual = UsualEpochs.of(train_samples, of_a_step, config.train.train_steps)
     found: dict[str, Any] = {"epochs": usual.epochs, "freeze_asvs_after": usual.of_asvs}
     if config.command == "train":
         ends = (config.train.epochs, config.train.patience, config.train.stop_after)

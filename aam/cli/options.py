@@ -43,7 +43,7 @@ STUDY_OPTIONS: dict[str, tuple[str, ...]] = {
         *("gradient_checkpointing", "asv_chunk_size"),
     ),
     "task": ("classifier", "target_transform", "target_min", "target_max", "base_target"),
-    "train": ("epochs", "steps", "batch_size", "seed"),
+    "train": ("epochs", "train_steps", "batch_size", "seed"),
 }
 
 

@@ -302,7 +302,7 @@ def test_settings_make_the_estimate(study: StudyFiles) -> None:
             ["--embedding-dim", "256"],
             ["--gradient-checkpointing"],
             ["--epochs", "100"],
-            ["--steps", "90"],
+            ["--train-steps", "90"],
         )
     ]
     plain, wide, checkpointed, long, short = estimates

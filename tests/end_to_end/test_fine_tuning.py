@@ -246,7 +246,7 @@ class TestFreezing:
         arguments = list(study.train)
         place = arguments.index("--epochs")
         del arguments[place : place + 2]
-        arguments += ["--metadata-column", "age", "--batch-size", 5, "--nuc-asv-fraction", 0.9, "--steps", 240]
+        arguments += ["--metadata-column", "age", "--batch-size", 5, "--nuc-asv-fraction", 0.9, "--train-steps", 240]
         succeed(*arguments, "--output-dir", run)
         history = pd.read_csv(run / "history.csv")
         train = sum(part == "train" for part in read_splits(run / "splits.tsv").values())
