@@ -583,7 +583,7 @@ class TrainConfig(Section):
     output_dir: Path = option(..., "The run directory to write.")
     epochs: int | None = option(
         None,
-        "Passes over the training samples; by default as many as make --train-steps, and at least 12, or in `aam train` "
+        "Passes over the training samples; by default as many as make --train-steps, at least 12, or in `aam train` "
         "fewer: see --choose-epochs.",
         ge=1,
     )
