@@ -20,6 +20,18 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from aam import __version__
+from aam.answers import (
+    LEVEL,
+    AllAnswers,
+    Answers,
+    against_guess,
+    answer_metrics,
+    best_constant,
+    by_column,
+    calibrated_by,
+    calibration_summary,
+    write_answers,
+)
 from aam.calibration import Calibrator
 from aam.config import DataConfig, RunConfig
 from aam.data.splits import has_folds, read_folds, read_splits, write_splits
@@ -38,24 +50,9 @@ from aam.data.targets import (
 from aam.errors import DataError, in_file
 from aam.inputs import load_inputs
 from aam.joined import Joined
+from aam.joining import FittedClassical, join_classical, joined_summary, require_unseen
 from aam.loaders import choose_device, own_cores
-from aam.outcome import (
-    LEVEL,
-    AllAnswers,
-    Answers,
-    FittedClassical,
-    against_guess,
-    answer_metrics,
-    best_constant,
-    by_column,
-    calibrated_by,
-    calibration_summary,
-    join_classical,
-    joined_summary,
-    plot_answers,
-    require_unseen,
-    write_answers,
-)
+from aam.outcome_plots import plot_answers
 from aam.run import pretrained_split_options, require_same_config, require_trackers, run
 from aam.run_directory import RunDirectory, write_json, write_table
 from aam.side_by_side import side_by_side

@@ -31,9 +31,10 @@ from aam.data.targets import require_repeated_classes
 from aam.epochs import with_chosen_epochs
 from aam.errors import DataError, in_file, named
 from aam.inputs import load_inputs
+from aam.joining import require_unseen
 from aam.loaders import choose_device
 from aam.models.base_targets import require_readable
-from aam.outcome import judge_best, require_unseen
+from aam.outcome import judge_best
 from aam.run_directory import RunDirectory, write_json
 from aam.searches import (
     as_found,

@@ -17,7 +17,7 @@ from aam.data.dataset import BatchPlan, SampleDataset
 from aam.data.splits import watched_part
 from aam.data.study import Study
 from aam.loaders import datasets_of, loader
-from aam.outcome import figures
+from aam.outcome_plots import figures
 from aam.run_directory import RunDirectory
 from aam.training.averaging import build_average
 from aam.training.callbacks import (

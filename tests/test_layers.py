@@ -25,6 +25,9 @@ FRONT = {
     "run_directory",
     "loaders",
     "familiarity",
+    "answers",
+    "joining",
+    "outcome_plots",
     "outcome",
     "searches",
     "trainer_setup",
@@ -43,6 +46,7 @@ FRONT = {
     "trials",
     "tune",
 }
+OF_OUTCOME = {"answers", "joining", "outcome_plots"}
 # What a part must never import, at the top of a module or within a function.
 FORBIDDEN = {
     "errors": {"config", "data", "models", "training", *FRONT, *LEAVES},
@@ -56,8 +60,11 @@ FORBIDDEN = {
     "assembly": {*(FRONT - {"assembly"}), *LEAVES},
     "loaders": {*(FRONT - {"loaders"}), *LEAVES},
     "familiarity": {"models", *(FRONT - {"familiarity", "loaders"}), *LEAVES},
+    "answers": {"models", *(FRONT - {"answers", "calibration", "run_directory"}), *(LEAVES - {"evaluation"})},
+    "joining": {"models", *(FRONT - {"joining", "answers", "baselines", "run_directory"}), *LEAVES},
+    "outcome_plots": {"config", "models", *(FRONT - {"outcome_plots", "answers"}), *(LEAVES - {"evaluation"})},
     "outcome": {
-        *(FRONT - {"outcome", "loaders", "run_directory", "baselines", "calibration", "familiarity"}),
+        *(FRONT - {"outcome", "loaders", "run_directory", "baselines", "familiarity"} - OF_OUTCOME),
         *(LEAVES - {"evaluation"}),
     },
     "calibration": {"config", "data", "models", "training", *(FRONT - {"calibration"}), *LEAVES},
@@ -84,6 +91,9 @@ FORBIDDEN = {
 LAZY_ONLY = {
     "networks": LEAVES,
     "run": LEAVES,
+    "answers": LEAVES,
+    "joining": {"baselines"},
+    "outcome_plots": LEAVES,
     "outcome": LEAVES | {"baselines"},
     "searches": LEAVES,
     "trainer_setup": LEAVES,
