@@ -138,11 +138,15 @@ def test_custom_target(run_page):
         formula="float(np.abs(formula - hellinger).max())",
         r2="found",
         metrics="json.loads(Path('runs/hellinger/metrics.json').read_text())['test']",
+        orders="orders",
+        bias="float((read['clade'].numpy()[upper] - actual).mean())",
         samples="len(names)",
     )
     said = page.values
     assert said["formula"] < 0.01
-    assert said["r2"]["clade"] > 0.3
+    assert said["r2"]["euclidean"] > said["r2"]["clade"] > 0.3
+    assert said["bias"] < 0
+    assert min(said["orders"].values()) > 0.6
     assert said["r2"]["clade"] == pytest.approx(said["metrics"]["hellinger_r2"], abs=0.005)
     assert said["r2"]["euclidean"] == pytest.approx(said["metrics"]["hellinger_euclidean_r2"], abs=0.005)
     assert said["samples"] == 48
