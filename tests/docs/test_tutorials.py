@@ -40,7 +40,7 @@ def run_page(monkeypatch: pytest.MonkeyPatch):
         expressions = ", ".join(f"{key!r}: {expression}" for key, expression in asked.items())
         answer = nbformat.v4.new_code_cell(f"import json; print(json.dumps({{{expressions}}}, default=float))")
         notebook.cells.append(answer)
-        nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", coalesce_streams=True).execute()
+        nbclient.NotebookClient(notebook, timeout=1800, kernel_name="python3", coalesce_streams=True).execute()
         texts = ["".join(output.get("text", "") for output in cell.outputs) for cell in cells]
         assert max(len(text.splitlines()) for text in texts) < 45, "a cell floods the page"
         assert "image/png" in cells[-1].outputs[-1].get("data", {}), "a tutorial ends with a plot"
@@ -88,7 +88,7 @@ def test_pretraining(run_page):
     assert set(error) == {"pre-trained", "from scratch", "random forest", "guess"}
     for number, guess in error["guess"].items():
         assert error["pre-trained"][number] < guess
-    assert error["pre-trained"]["3"] < error["from scratch"]["3"]
+    assert error["pre-trained"]["4"] < error["from scratch"]["4"]
     assert max(map(int, error["guess"])) * 4 <= said["labelled"]
 
 
