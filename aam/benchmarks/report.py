@@ -170,8 +170,8 @@ def _page_of_comparison(runs: Sequence[BenchmarkRun], compared: Sequence[Compare
         "",
         *_markdown(_machine_rows(runs)),
         f"How many times as good as {letter(0)}: above 1 is faster, or takes less memory. The median of the ratios of "
-        "every repeat to every repeat, with the lowest and the highest. Where these lie on both sides of 1, there is no "
-        "clear difference.",
+        "every repeat to every repeat, with the lowest and the highest. Where these lie on both sides of 1, there is "
+        "no clear difference.",
         "",
         *_markdown(comparison_rows(runs, compared)),
         "![Ratios](ratios.png)",
