@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aam.benchmarks.comparison import Compared
+from aam.benchmarks.comparison import Compared, Ratio, ratios_within
 from aam.benchmarks.standard import BenchmarkRun, Measure
 from aam.evaluation.plots import BLUE, COLOURS, GREY, VERMILLION, _empty_figure, _wrap
 
@@ -31,16 +31,16 @@ def training_plot(run: BenchmarkRun) -> Figure:
     figure = _empty_figure(9.0, 4.0)
     panels = figure.subplots(1, 2)
     studies = [study.name for study in run.settings.studies]
-    for axes, what, title, more in (
-        (panels[0], "training", "training speed", "distinct"),
-        (panels[1], "memory of a step", "memory of a step", "padded"),
+    for axes, what, title in (
+        (panels[0], "training", "training speed, distinct over padded"),
+        (panels[1], "memory of a step", "memory of a step, padded over distinct"),
     ):
         series = [
             (layout, colour, [run.find(study, f"{what}, {layout}") for study in studies])
             for layout, colour in (("distinct", BLUE), ("padded", VERMILLION))
         ]
         _bars(axes, studies, series, title)
-        _say_ratios(axes, series, of=more)
+        _say_ratios(axes, series, {study: ratio for said, study, ratio in ratios_within(run) if said == title})
         axes.set_xlabel("samples × ASVs of the study")
     _legend(figure, panels[0])
     return figure
@@ -148,19 +148,21 @@ def _bars(axes: Axes, groups: Sequence[str], series: Series, title: str) -> None
     axes.set_ylabel(unit)
     axes.set_ylim(bottom=0)
     axes.set_title(_wrap(title, 40), fontsize=10)
+    if len(groups) == 1:  # else its bar would be as wide as the panel
+        axes.set_xlim(-1, 1)
     axes.grid(axis="y", alpha=0.25)
+    axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _say_ratios(axes: Axes, series: Series, *, of: str) -> None:
-    """Write above the higher bar of each group how many times the other it is."""
-    by_label = {label: measures for label, _, measures in series}
-    (other,) = by_label.keys() - {of}
+def _say_ratios(axes: Axes, series: Series, ratios: dict[str, Ratio]) -> None:
+    """Write above the bars of each study how many times the one is the other."""
     top = axes.get_ylim()[1]
-    for place, (over, under) in enumerate(zip(by_label[of], by_label[other], strict=True)):
-        if over is not None and under is not None:
-            height = max(*over.values, *under.values)
-            text = f"{over.median / under.median:.1f} ×"
+    for place, pair in enumerate(zip(*(measures for _, _, measures in series), strict=True)):
+        known = [measure for measure in pair if measure is not None]
+        if known and known[0].study in ratios:
+            height = max(value for measure in known for value in measure.values)
+            text = f"{ratios[known[0].study].median:.2f} ×"
             axes.text(place, height + 0.02 * top, text, ha="center", va="bottom", fontsize=9)
     axes.set_ylim(top=1.12 * top)
 

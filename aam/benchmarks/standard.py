@@ -59,7 +59,7 @@ class StandardStudy(NamedTuple):
     @property
     def name(self) -> str:
         """By which runs are compared, so it says all there is to a size."""
-        return f"{self.samples} × {self.asvs}" + ("" if self.length == 100 else f" × {self.length}")
+        return f"{self.samples} × {self.asvs}" + ("" if self.length == 100 else f", {self.length} bases")
 
 
 class Settings(NamedTuple):

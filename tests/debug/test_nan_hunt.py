@@ -32,21 +32,19 @@ def test_a_healthy_run_is_left_alone(command):
         ("encoder.asv_encoder.transformer.blocks.0", "output", "encoder.asv_encoder.transformer.blocks.0 "),
         ("target_head.layers.0.weight", "weight", "target_head.layers.0.weight, before the step"),
         ("counts", "input", "the batch, its counts"),
-        ("gradient:weight target_head.layers.3.weight", "gradient", "weight target_head.layers.3.weight"),
+        ("gradient:target_head.layers.3.weight", "gradient", "weight target_head.layers.3.weight"),
         ("gradient:target_head.layers.0.bias", "gradient", "weight target_head.layers.0.bias"),
     ],
 )
 def test_what_is_planted_is_found_where_and_when_it_was(training, study, where, what, named):
-    where = where.replace("gradient:weight ", "gradient:")
     found, done = nan_hunt.hunt(training, steps=5, poison=where, at_step=3)
     assert found is not None
     assert (found.what, found.step, done) == (what, 3, 2)
     assert named in found.name
     assert set(found.samples) <= set(load_table(study.table).sample_ids)
     assert len(found.samples) == (1 if where in ("counts", "target_head.layers.0") else 4)
-    assert (
-        any("1 NaN" in line for line in found.lines) and any("the step before" in line for line in found.lines)
-    ) or what == "input"
+    assert any("1 NaN" in line for line in found.lines)
+    assert any("the step before" in line for line in found.lines) or what == "input"
 
 
 def test_steps_that_are_too_large_are_found(training):
