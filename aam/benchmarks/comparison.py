@@ -34,18 +34,19 @@ class Ratio(NamedTuple):
     median: float
     low: float
     high: float
+    number: int  # of ratios that these are of
 
     @classmethod
     def of(cls, above: Sequence[float], below: Sequence[float], *, paired: bool = False) -> Ratio:
         """Of repeats that belong to each other, or else of each with each."""
         over, under = np.asarray(above, dtype=float), np.asarray(below, dtype=float)
         each = over / under if paired else np.divide.outer(over, under)
-        return cls(float(np.median(each)), float(each.min()), float(each.max()))
+        return cls(float(np.median(each)), float(each.min()), float(each.max()), each.size)
 
     @property
     def clear(self) -> bool:
-        """Whether all repeats lie on one side of 1."""
-        return not self.low <= 1 <= self.high
+        """Whether all repeats lie on one side of 1, and there are some."""
+        return self.number > 1 and not self.low <= 1 <= self.high
 
 
 class Compared(NamedTuple):

@@ -94,13 +94,15 @@ def _header(place: int) -> str:
 def _times(ratio: Ratio | None) -> str:
     if ratio is None:
         return "-"
+    if ratio.number == 1:
+        return f"{ratio.median:.2f}, of one measurement each"
     ends = f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
     return ends if ratio.clear else f"{ends}, no clear difference"
 
 
 def _ratio_cells(ratio: Ratio) -> tuple[str, str, str]:
     low, middle, high = (f"{value:.3g}" for value in (ratio.low, ratio.median, ratio.high))
-    return middle, low, high
+    return (middle, low, high) if ratio.number > 1 else (middle, "-", "-")
 
 
 def _markdown(rows: Rows) -> list[str]:
@@ -160,7 +162,9 @@ _MEASURED = ("measure", "samples × ASVs", "unit", "median", "lowest", "highest"
 
 def _measure_cells(measure: Measure) -> tuple[str, ...]:
     low, high = min(measure.values), max(measure.values)
-    numbers = (f"{value:.3g}" if value < 1000 else f"{value:,.0f}" for value in (measure.median, low, high))
+    numbers = [f"{value:.3g}" if value < 1000 else f"{value:,.0f}" for value in (measure.median, low, high)]
+    if len(measure.values) == 1:
+        numbers[1:] = "-", "-"
     return (measure.name, measure.study or "-", measure.unit, *numbers, str(len(measure.values)))
 
 

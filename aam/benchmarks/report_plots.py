@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["letter", "other_plot", "ratio_plot", "side_by_side_plot", "training_plot"]
 
+_NEAR_ONE = (0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.5, 1.75, 2, 2.5, 3, 4)
+
 Series = Sequence[tuple[str, str, Sequence[Measure | None]]]  # label, colour, and a measure for each group
 
 
@@ -83,7 +85,7 @@ def side_by_side_plot(runs: Sequence[BenchmarkRun]) -> Figure:
 
 def ratio_plot(runs: Sequence[BenchmarkRun], compared: Sequence[Compared]) -> Figure:
     """How many times as good as the first run the others are, from the lowest to the highest over the repeats."""
-    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
     shown = [row for row in compared if not row.name.startswith("encoded") and any(row.times_as_good)]
     figure = _empty_figure(8.4, 1.3 + 0.3 * len(shown) * (1 + 0.35 * (len(runs) - 2)))
@@ -110,10 +112,11 @@ def ratio_plot(runs: Sequence[BenchmarkRun], compared: Sequence[Compared]) -> Fi
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     axes.set_xlim(min(low, 0.8), max(high, 1.25))
-    axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
-    if high / low < 4:  # else no mark but 1 would stand on the axis
-        axes.xaxis.set_major_locator(LogLocator(base=10, subs=tuple(np.arange(1, 10, 0.5 if high / low > 2 else 0.2))))
-    axes.xaxis.set_major_formatter(ScalarFormatter())
+    if high / low < 4:
+        axes.xaxis.set_major_locator(FixedLocator(_NEAR_ONE))
+    else:
+        axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_yticks(range(len(shown)), [f"{row.name}, {row.study}" if row.study else row.name for row in shown])
     axes.set_ylim(len(shown) - 0.4, -0.6)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import psutil
@@ -49,7 +49,8 @@ PREDICTED = "age"
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class StandardStudy(NamedTuple):
+@dataclass(frozen=True)
+class StandardStudy:
     """A simulated study of one size; the same for everybody."""
 
     samples: int
@@ -62,7 +63,8 @@ class StandardStudy(NamedTuple):
         return f"{self.samples} × {self.asvs}" + ("" if self.length == 100 else f", {self.length} bases")
 
 
-class Settings(NamedTuple):
+@dataclass(frozen=True)
+class Settings:
     """What is measured, beside the machine: runs of different settings are not compared."""
 
     studies: tuple[StandardStudy, ...]

@@ -38,15 +38,16 @@ def run_of(name: str = "one", speed: float = 1.0, **measures: list[float]) -> Be
 def test_a_ratio_is_of_each_repeat_with_each_or_of_those_that_belong_together():
     over, under = [2.0, 6.0], [1.0, 4.0, 3.0]
     each = [a / b for a in over for b in under]
-    assert Ratio.of(over, under) == (np.median(each), min(each), max(each))
-    assert Ratio.of([2.0, 9.0], [1.0, 3.0], paired=True) == (2.5, 2.0, 3.0)
-    assert Ratio(1.5, 1.1, 2.0).clear and Ratio(0.5, 0.1, 0.9).clear and not Ratio(1.5, 0.9, 2.0).clear
+    assert Ratio.of(over, under) == (np.median(each), min(each), max(each), 6)
+    assert Ratio.of([2.0, 9.0], [1.0, 3.0], paired=True) == (2.5, 2.0, 3.0, 2)
+    assert Ratio(1.5, 1.1, 2.0, 9).clear and Ratio(0.5, 0.1, 0.9, 9).clear
+    assert not Ratio(1.5, 0.9, 2.0, 9).clear and not Ratio(1.5, 1.5, 1.5, 1).clear
 
 
 def test_layouts_are_compared_on_the_same_batches():
     found = {what: ratio for what, study, ratio in ratios_within(run_of()) if study == STUDY}
-    assert found["training speed, distinct over padded"] == (3.0, 2.0, 5.0)
-    assert found["memory of a step, padded over distinct"] == (2.5, 2.5, 2.5)
+    assert found["training speed, distinct over padded"] == (3.0, 2.0, 5.0, 3)
+    assert found["memory of a step, padded over distinct"] == (2.5, 2.5, 2.5, 1)
     steps = [1e3 * QUICK.batch_size / speed for speed in (8, 9, 10)]
     shares = [batch / step for batch in (1, 2) for step in steps]
     assert found["building a batch, over training on it"] == pytest.approx(
@@ -58,12 +59,12 @@ def test_more_than_one_is_better_for_speeds_and_for_times():
     found = {row.name: row.times_as_good[0] for row in compare([run_of(), run_of("two", 10.0)])}
     for name in ("training, distinct", "building a batch", "matrix product"):
         assert found[name] is not None and found[name].median == pytest.approx(10.0)
-    assert found["memory of a step, distinct"] == (1.0, 1.0, 1.0)
+    assert found["memory of a step, distinct"] == (1.0, 1.0, 1.0, 1)
     assert not found["memory of a step, distinct"].clear
 
 
 def test_runs_of_other_studies_are_not_compared():
-    other = replace(run_of("two"), settings=QUICK._replace(batch_size=99))
+    other = replace(run_of("two"), settings=replace(QUICK, batch_size=99))
     with pytest.raises(DataError, match="'one' and 'two' were measured on other studies"):
         compare([run_of(), other])
 
@@ -122,7 +123,7 @@ def test_runs_are_compared_without_measuring(tmp_path: Path):
     found = json.loads((tmp_path / "report" / "comparison.json").read_text())
     assert [run["name"] for run in found["runs"]] == ["slow | one", "fast", "faster"]
     ratio = next(r for r in found["times_as_good"] if (r["measure"], r["run"]) == ("matrix product", "C"))
-    assert ratio["median"] == 8.0 and ratio["clear"]
+    assert (ratio["median"], ratio["number"], ratio["clear"]) == (8.0, 1, False)
     page = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
     assert "| run | slow \\| one | fast | faster |" in page
     assert all(f"]({name})" in page for name in files if name.endswith(".png"))
