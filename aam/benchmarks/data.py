@@ -15,6 +15,7 @@ import numpy as np
 
 from aam.benchmarks.memory import PeakOwnMemory, fresh_process, own_memory, own_memory_kind, stoppable
 from aam.benchmarks.simulated_files import Size, simulated_sequences, write_matrix, write_table
+from aam.benchmarks.timing import seconds_of
 from aam.benchmarks.train import pretraining
 from aam.config import RunConfig
 from aam.data.batch import Batch
@@ -215,19 +216,19 @@ class _Reader:
         return self.seconds
 
     def batch(self, number: int) -> list[float]:
-        return [_seconds(self.dataset.__getitem__, next(self.keys)) for _ in range(number)]
+        return [seconds_of(self.dataset.__getitem__, next(self.keys)) for _ in range(number)]
 
     def counts(self, number: int) -> list[float]:
         read = self.dataset.counts.rows
-        return [_seconds(read, np.array(next(self.keys).samples)) for _ in range(number)]
+        return [seconds_of(read, np.array(next(self.keys).samples)) for _ in range(number)]
 
     def distances(self, number: int) -> list[float]:
         (labels,) = self.dataset.labels.values()
-        return [_seconds(labels.batch, np.array(next(self.keys).samples)) for _ in range(number)]
+        return [seconds_of(labels.batch, np.array(next(self.keys).samples)) for _ in range(number)]
 
     def train(self, number: int) -> list[float]:
         with PeakOwnMemory() as peak:
-            seconds = [_seconds(self.steps.train, self.dataset[next(self.keys)]) for _ in range(number)]
+            seconds = [seconds_of(self.steps.train, self.dataset[next(self.keys)]) for _ in range(number)]
         self.highest = max(self.highest, peak.highest)
         return seconds
 
@@ -236,12 +237,6 @@ class _Reader:
         return {f"own_memory{name}_mb": size / 1e6 for name, size in found.items()} | {
             "own_memory_is": own_memory_kind()
         }
-
-
-def _seconds(work: Any, argument: Any) -> float:
-    began = time.perf_counter()
-    work(argument)
-    return time.perf_counter() - began
 
 
 def _endless(plan: BatchPlan) -> Iterator[BatchKey]:

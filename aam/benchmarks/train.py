@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import psutil
@@ -33,11 +33,15 @@ from aam.training.trainer import precision
 
 __all__ = [
     "Layout",
+    "LayoutFigures",
+    "MeasuredStep",
     "TrainBenchmark",
     "TrainingSteps",
     "benchmark_train",
     "forward_flops",
+    "layout_memory",
     "matrix_rate",
+    "measure_layouts",
     "pretraining",
 ]
 
@@ -86,26 +90,50 @@ def benchmark_train(config: RunConfig, layouts: tuple[Layout, ...], steps: int) 
     steps : int
         Measured steps of each layout, on the same batches.
     """
+    measured = measure_layouts(config, load_inputs(config), layouts, steps)
+    rate = float(np.median(measured.matrix_rates))
+    waiting = {layouts[0]: measured.waiting_share}
+    return [
+        _summary(layout, measured.steps[layout], measured.memory_growth[layout], rate, waiting.get(layout))
+        for layout in layouts
+    ]
+
+
+class LayoutFigures(NamedTuple):
+    """What was measured of several layouts that took turns, step by step."""
+
+    steps: dict[Layout, list[MeasuredStep]]
+    memory_growth: dict[Layout, float]  # MB, of a first step that is not among them
+    matrix_rates: list[float]  # before each step
+    waiting_share: float  # of the first layout
+
+
+def measure_layouts(config: RunConfig, study: Study, layouts: tuple[Layout, ...], steps: int) -> LayoutFigures:
+    """Every figure that `benchmark_train` takes the medians of."""
     device = choose_device(config.train)
-    study = load_inputs(config)
     dataset, plan, run = pretraining(config, study, device)
     train_loader = loader(dataset, plan, config.train, device)
     batches = _forever(train_loader, plan)
 
     first = next(batches)
-    memory = {}
-    for layout in layouts:
-        memory[layout] = _memory_growth(device, partial(run.step, _laid_out(first, layout)))
-    measured: dict[Layout, list[_Step]] = {layout: [] for layout in layouts}
+    memory = {layout: _memory_growth(device, partial(run.step, _laid_out(first, layout))) for layout in layouts}
+    measured: dict[Layout, list[MeasuredStep]] = {layout: [] for layout in layouts}
     rates = []
     for _ in range(steps):
         batch = next(batches)
         rates.append(matrix_rate(device))
         for layout in layouts:
             measured[layout].append(run.step(_laid_out(batch, layout)))
-    rate = float(np.median(rates))
-    waiting = {layouts[0]: _waiting_share(run, batches, layouts[0], train_loader)}
-    return [_summary(layout, measured[layout], memory[layout], rate, waiting.get(layout)) for layout in layouts]
+    return LayoutFigures(measured, memory, rates, _waiting_share(run, batches, layouts[0], train_loader))
+
+
+def layout_memory(config: RunConfig, layout: Layout) -> float:
+    """What a first step takes, in MB, beyond what the process held before: for a process that has done nothing else."""
+    device = choose_device(config.train)
+    dataset, plan, run = pretraining(config, load_inputs(config), device)
+    plan.epoch = 1
+    batch = _laid_out(dataset[next(iter(plan))], layout)
+    return _memory_growth(device, partial(run.train, batch.to(device)))
 
 
 def pretraining(
@@ -148,7 +176,9 @@ def _waiting_share(
 
 
 @dataclass(frozen=True)
-class _Step:
+class MeasuredStep:
+    """One step of one layout."""
+
     seconds: float
     encoder_seconds: float
     samples: int
@@ -183,13 +213,13 @@ class TrainingSteps:
         self.optimizer.zero_grad(set_to_none=True)
         self._wait()
 
-    def step(self, batch: Batch) -> _Step:
+    def step(self, batch: Batch) -> MeasuredStep:
         on_device = batch.to(self.device)
         self._wait()
         began = time.perf_counter()
         self.train(on_device)
         seconds = time.perf_counter() - began
-        return _Step(
+        return MeasuredStep(
             seconds=seconds,
             encoder_seconds=self._encoder_seconds(on_device),
             samples=len(batch),
@@ -226,7 +256,7 @@ def _laid_out(batch: Batch, layout: Layout) -> Batch:
 
 
 def _summary(
-    layout: Layout, steps: list[_Step], memory_growth: float, rate: float, waiting: float | None
+    layout: Layout, steps: list[MeasuredStep], memory_growth: float, rate: float, waiting: float | None
 ) -> TrainBenchmark:
     seconds = np.array([step.seconds for step in steps])
     return TrainBenchmark(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from aam.cli.benchmark_report import command as report_command
 from aam.cli.options import config_options, log_to_console, run_config, sections_of
 from aam.cli.report import table
 
@@ -24,6 +25,9 @@ __all__ = ["command"]
 @click.group("benchmark")
 def command() -> None:
     """Measure speed and memory."""
+
+
+command.add_command(report_command)
 
 
 @command.command("train")
