@@ -18,7 +18,6 @@ version = release = aam.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_click"]
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
-suppress_warnings = ["toc.empty_glob"]  # of tutorials/, where there are none yet
 
 # The pages are plain Markdown first: links between them, to headings by GitHub's anchors, and to files beside docs/.
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "attrs_inline"]
