@@ -9,6 +9,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import aam
 from sphinx.application import Sphinx
+from sphinx.domains.python import PyObject
+from sphinx.util.docfields import TypedField
 from sphinx_click.ext import ClickDirective
 
 project = "AAM"
@@ -33,7 +35,6 @@ nb_merge_streams = True
 # a module of AAM that does not exist is an error; types of other packages are no links, for a build needs no network.
 default_role = "py:obj"
 napoleon_google_docstring = False
-napoleon_use_param = False  # types are prose ("ndarray of shape (N,)"), and no references
 napoleon_use_rtype = False
 napoleon_use_ivar = True
 autodoc_member_order = "bysource"
@@ -60,4 +61,7 @@ class Options(ClickDirective):
 
 
 def setup(app: Sphinx) -> None:
+    for field in PyObject.doc_field_types:
+        if isinstance(field, TypedField):
+            field.typerolename = ""  # types are prose: "ndarray of shape (N,)" refers to nothing of AAM
     app.add_directive("click", Options, override=True)
