@@ -7,11 +7,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import aam
 from sphinx.application import Sphinx
 from sphinx.domains.python import PyObject
 from sphinx.util.docfields import TypedField
 from sphinx_click.ext import ClickDirective
+
+import aam
 
 project = "AAM"
 author = "the AAM developers"

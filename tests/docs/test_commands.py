@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -36,6 +37,7 @@ PARSED_ALONE = {
     "MLFLOW_TRACKING_URI=sqlite:///mlflow.db aam train": "imports MLflow, seconds; tests/integrations/test_trackers.py",
 }
 SMALL = {
+    "simulate": ["--samples", "40", "--asvs", "30", "--subjects", "10", "--length", "40"],
     "pretrain": TINY,
     "train": TINY,
     "tune": [*TINY, "--trials", "2", "--folds", "2", "--epochs", "1"],
@@ -43,7 +45,6 @@ SMALL = {
     "predict": ["--num-workers", "0", "--threads", "1"],
     "embed": ["--num-workers", "0", "--threads", "1"],
     "explain": ["--num-workers", "0", "--threads", "1", "--max-samples", "12"],
-    "check": TINY_MODEL,
     "benchmark train": [*TINY_MODEL, "--threads", "1", "--num-workers", "0", "--steps", "1"],
     "benchmark devices": [*TINY_MODEL, "--threads", "1", "--num-workers", "0", "--steps", "1"],
 }
@@ -89,7 +90,7 @@ def parse(arguments: list[str]) -> None:
 
 
 ALL = [command for page in pages() for command in commands(page, "aam")]
-RUN = [page for page in dict.fromkeys(command.page for command in ALL)]
+RUN = list(dict.fromkeys(command.page for command in ALL))
 
 
 def test_the_pages_have_the_commands() -> None:
@@ -155,15 +156,31 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
     succeed(*train, "--cal-size", 0.3, "--output-dir", runs / "age")
     succeed("export", "--model", runs / "age", "--output", folder / "age.onnx")
     for name in ("a.tsv", "b.tsv"):
-        succeed("predict", "--model", runs / "age", "--table", study.table, "--metadata", study.metadata,
-                "--num-workers", 0, "--output", folder / name)  # fmt: skip
+        succeed(
+            "predict",
+            "--model",
+            runs / "age",
+            "--table",
+            study.table,
+            "--metadata",
+            study.metadata,
+            "--num-workers",
+            0,
+            "--output",
+            folder / name,
+        )
     return folder
 
 
 def provide(arguments: list[str], stock: Path) -> None:
     """Put files that a command reads, and no earlier one of the page wrote, where it looks for them."""
     for before, word in zip(["", *arguments], arguments, strict=False):
-        if before not in OUTPUTS and not Path(word).is_absolute() and not Path(word).exists() and (stock / word).exists():
+        if (
+            before not in OUTPUTS
+            and not Path(word).is_absolute()
+            and not Path(word).exists()
+            and (stock / word).exists()
+        ):
             Path(word).parent.mkdir(parents=True, exist_ok=True)
             (shutil.copytree if (stock / word).is_dir() else shutil.copy)(stock / word, word)
 
@@ -177,7 +194,7 @@ def test_commands_run(page: str, stock: Path, tmp_path: Path, monkeypatch: pytes
         if "--version" in arguments:
             continue
         provide(arguments, stock)
-        for option, value in zip(arguments, arguments[1:], strict=False):
+        for option, value in pairwise(arguments):
             if option == "--output-dir" and Path(value).exists():  # a page may show two ways to one result
                 shutil.rmtree(value)
             if option == "--output":
@@ -211,7 +228,7 @@ def test_ssu_and_its_matrices(stock: Path, tmp_path: Path, monkeypatch: pytest.M
     (code,) = blocks(page, "python")
     exec(compile(code, str(page), "exec"), {})  # its own lines, as a reader runs them
     for matrix in ("unifrac.h5", "stripes.npz"):
-        succeed("check", "--table", "table.biom", "--unifrac-matrix", matrix, *TINY_MODEL)
+        succeed("check", "--table", "table.biom", "--unifrac-matrix", matrix)
     succeed(*["check", "--table", "table.biom", "--base-target", "faith_pd"], "--unifrac-matrix", "faith_pd.tsv")
 
 

@@ -36,10 +36,30 @@ REFUSED: list[list[str]] = [
     [*TRAIN, "new", "--group-column", "subject_id", "--folds", "40"],
     [*TRAIN, "runs/age"],
     [*TRAIN, "new", "--resume"],
-    ["train", *TABLE, *AGE, *QUICK, "--pretrained-encoder", "runs/pretrain", "--embedding-dim", "32",
-     "--output-dir", "new"],  # fmt: skip
-    ["train", *TABLE, *AGE, *QUICK, "--pretrained-encoder", "runs/pretrain", "--splits", "splits.tsv",
-     "--output-dir", "new"],  # fmt: skip
+    [
+        "train",
+        *TABLE,
+        *AGE,
+        *QUICK,
+        "--pretrained-encoder",
+        "runs/pretrain",
+        "--embedding-dim",
+        "32",
+        "--output-dir",
+        "new",
+    ],
+    [
+        "train",
+        *TABLE,
+        *AGE,
+        *QUICK,
+        "--pretrained-encoder",
+        "runs/pretrain",
+        "--splits",
+        "splits.tsv",
+        "--output-dir",
+        "new",
+    ],
     ["predict", "--model", "runs/pretrain", *TABLE, "--output", "predictions.tsv"],
     ["predict", "--model", "runs/age", *TABLE, "--interval", "0.9", "--output", "predictions.tsv"],
     ["predict", "--model", "runs", *TABLE, "--output", "predictions.tsv"],
@@ -57,7 +77,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_table(folder / "hashes.biom", FeatureTable(table.counts, table.sample_ids, names))
     shares = sparse.csr_array(table.counts / table.counts.sum(axis=1)[:, None])
     write_table(folder / "relative.biom", FeatureTable(shares, table.sample_ids, table.feature_ids))
-    write_artifact(folder / "aligned.qza", "FeatureData[AlignedSequence]", {"aligned-dna-sequences.fasta": b">a\nAC-\n"})
+    write_artifact(
+        folder / "aligned.qza", "FeatureData[AlignedSequence]", {"aligned-dna-sequences.fasta": b">a\nAC-\n"}
+    )
     (folder / "other.nwk").write_text("((x:1,y:1):1,z:1);\n")
     (folder / "others.tsv").write_text("\ta\tb\na\t0\t0.5\nb\t0.5\t0\n")
     (folder / "part").write_bytes(bytes.fromhex("02ba8a0828000000070000"))
