@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types unit setup clean
+.PHONY: demo test docs lint types unit setup clean
 
 setup: $(STAMP)
 
@@ -27,7 +27,12 @@ types: $(STAMP)
 unit: $(STAMP)
 	$(BIN)/pytest --numprocesses 2 --dist worksteal
 
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo 'the manual: docs/_build/html/index.html'
+
 test: lint types unit
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build docs/_build *.egg-info .mypy_cache .ruff_cache .pytest_cache

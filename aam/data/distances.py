@@ -7,13 +7,13 @@ metric               definition                                                 
 ===================  ===================================================================  =====================
 unifrac              share of the branch length leading to either sample's ASVs that      ssu or scikit-bio
                      leads to one sample's alone (Lozupone & Knight 2005)
-weighted_unifrac     Σ l·|p − q| / Σ l·(p + q), p and q the shares of the samples'        ssu or scikit-bio
+weighted_unifrac     Σ l·abs(p − q) / Σ l·(p + q), p and q the shares of the samples'     ssu or scikit-bio
                      reads below a branch of length l: the normalised form (Lozupone
                      et al. 2007)
-generalized_unifrac  Σ l·(p + q)^α·|p − q|/(p + q) / Σ l·(p + q)^α (Chen et al. 2012)     ssu or NumPy
+generalized_unifrac  Σ l·(p + q)^α·abs(p − q)/(p + q) / Σ l·(p + q)^α (Chen et al. 2012)  ssu or NumPy
 faith_pd             length of all branches from the root to the sample's ASVs            faithpd or scikit-bio
                      (Faith 1992)
-bray_curtis          Σ |a − b| / Σ (a + b), a and b counts (Bray & Curtis 1957)           NumPy
+bray_curtis          Σ abs(a − b) / Σ (a + b), a and b counts (Bray & Curtis 1957)        NumPy
 jaccard              ASVs of one sample alone over those of either (Jaccard 1901)         NumPy
 aitchison            Euclidean distance between centred log-ratios of counts + 1          NumPy
                      (Aitchison et al. 2000)

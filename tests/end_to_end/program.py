@@ -89,9 +89,9 @@ class StudyFiles:
         return ["train", "--table", self.table, "--metadata", self.metadata, *TINY]
 
 
-def simulate(folder: Path) -> StudyFiles:
-    """24 samples of 8 subjects, 30 ASVs of 40 bases, with UniFrac distances."""
-    study = simulate_study(samples=24, asvs=30, subjects=8, length=40, depth=300)
+def simulate(folder: Path, samples: int = 24, subjects: int = 8) -> StudyFiles:
+    """Samples of some subjects, with 30 ASVs of 40 bases, and UniFrac distances."""
+    study = simulate_study(samples=samples, asvs=30, subjects=subjects, length=40, depth=300)
     write_study(study, folder)
     distances = unweighted_unifrac(study.counts, study.sequences, study.tree, study.sample_ids)
     write_distances_h5(folder / "unifrac.h5", study.sample_ids, distances)
