@@ -61,6 +61,7 @@ METHODS = ("integrated-gradients", "gradient-shap", "attention", "permutation")
 DEFAULT_METHODS = ("integrated-gradients", "attention", "permutation")
 SPLITS = ("train", "val", "test", "cal")
 _RANDOM_CURVES = 3
+_MOST_EXPECTED = 0.1  # standard error of a sum of attributions, as a share of the change
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Question:
     class_name: str | None = None
     baseline: BaselineKind = "mean"
     tolerance: float = 0.01
-    draws: int = 50  # of gradient-shap
+    draws: int = 200  # of gradient-shap
     repeats: int = 1  # of permutation
     layers: tuple[int, ...] = ()  # from 1
     heads: tuple[int, ...] = ()  # from 1
@@ -549,19 +550,29 @@ def _of_entries(
     else:
         found = gradient_shap(explained, samples, draws=question.draws, seed=question.seed)
         checks = {"baseline": "random ASVs"}
-    share = np.abs(found.missing) / np.maximum(np.abs(found.change), spread)
+    of_change = np.maximum(np.abs(found.change), spread)
+    share = np.abs(found.missing) / of_change
     checks |= {
         "steps": found.steps,
         "largest_share_missing": float(share.max()),
         "mean_share_missing": float(share.mean()),
         "share_by_abundance": float(np.abs(found.by_abundance).sum() / np.abs([*found[:2]]).sum()),
     }
-    if method == "integrated-gradients":
-        within = share <= question.tolerance
-        checks |= {"complete": bool(within.all()), "samples_beyond_tolerance": int((~within).sum())}
-        if not within.all():
+    if method == "gradient-shap":
+        expected = float((found.standard_error / of_change).mean())
+        checks["mean_standard_error"] = expected if np.isfinite(expected) else None
+        if not expected <= _MOST_EXPECTED:
             logger.warning(
-                "integrated gradients of %d samples miss more than %g of the change; the most is %.3g",
-                *(int((~within).sum()), question.tolerance, share.max()),
+                "gradient-shap of %d draws is still noisy: its sums have a standard error of %.0f%% of the change; "
+                "give more --draws",
+                *(question.draws, 100 * expected),
             )
+        return found.values, checks, found
+    within = share <= question.tolerance
+    checks |= {"complete": bool(within.all()), "samples_beyond_tolerance": int((~within).sum())}
+    if not within.all():
+        logger.warning(
+            "integrated gradients of %d samples miss more than %g of the change; the most is %.3g",
+            *(int((~within).sum()), question.tolerance, share.max()),
+        )
     return found.values, checks, found

@@ -36,6 +36,11 @@ __all__ = [
 ]
 
 _SHOWN = 20
+_WRITTEN = "summary.json"
+_FILES = (
+    *(_WRITTEN, "samples.tsv", "importances*.tsv", "nucleotides.tsv", "per_sample/*.npz", "qiime2/*.tsv"),
+    *("plots/*.png", "attention/*.tsv", "attention/*.png"),
+)
 _PREFIX = re.compile("^([a-z]|D_[0-9]+)__", re.IGNORECASE)
 _NO_NAME = {"", UNASSIGNED, "uncultured"}
 
@@ -99,9 +104,6 @@ class Explanation:
     bases: Bases | None = None
 
 
-_WRITTEN = "summary.json"
-
-
 def require_free(directory: Path, *, overwrite: bool) -> None:
     """Refuse a directory that holds something.
 
@@ -163,7 +165,9 @@ def write_explanation(directory: Path, explanation: Explanation) -> None:
     from aam.interpret.plots import deletion_plot, importance_plot
 
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / _WRITTEN).unlink(missing_ok=True)
+    for pattern in _FILES:  # of an explanation that is replaced, which may have had more of them
+        for path in directory.glob(pattern):
+            path.unlink()
     explanation.samples.to_csv(directory / "samples.tsv", sep="\t", index=False)
     kinds = list(dict.fromkeys(found.units.name for found in explanation.found))
     for kind in kinds:

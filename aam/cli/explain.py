@@ -64,7 +64,7 @@ _PRINTED = 10
     show_default=True,
     help="Share of a change that integrated gradients may miss.",
 )
-@click.option("--draws", type=click.IntRange(min=1), default=50, show_default=True, help="Of gradient-shap.")
+@click.option("--draws", type=click.IntRange(min=2), default=200, show_default=True, help="Of gradient-shap.")
 @click.option("--repeats", type=click.IntRange(min=1), default=1, show_default=True, help="Of permutation.")
 @click.option("--layer", type=int, multiple=True, help="Attention of this layer alone, from 1; may be given again.")
 @click.option("--head", type=int, multiple=True, help="Attention of this head alone, from 1; may be given again.")
@@ -196,6 +196,7 @@ def _trust(checks: dict[str, Any]) -> str:
         said.append(
             f"attributions miss {checks['mean_share_missing']:.2%} of the change on average, "
             f"{checks['largest_share_missing']:.2%} at most"
+            + (f" (standard error {error:.2%})" if (error := checks.get("mean_standard_error")) is not None else "")
         )
     deletion = checks["deletion"]
     moved = ", ".join(

@@ -17,7 +17,7 @@ from aam.errors import DataError
 from aam.interpret.output import BaselineKind, Explained, Inputs, Network
 from aam.interpret.samples import Chunk, Samples, chunks
 
-__all__ = ["Attributions", "gradient_shap", "integrated_gradients", "require_captum"]
+__all__ = ["Attributions", "closed", "gradient_shap", "integrated_gradients", "require_captum"]
 
 _FIRST_STEPS, _MOST_STEPS = 16, 512
 
@@ -36,6 +36,22 @@ class Attributions(NamedTuple):
     def values(self) -> NDArray[np.float64]:
         """Of both parts together, (nnz,)."""
         return self.by_sequence + self.by_abundance
+
+
+def closed(inputs: Inputs, chunk: Chunk) -> Inputs:
+    """The same with abundances that add up to what the samples' own do.
+
+    Between two compositions, logarithms of abundances pass points that are none: a few percent of the reads are all
+    there are, say. A network that weighs ASVs by abundance would be asked of samples such as it never saw.
+    """
+    present = torch.from_numpy(chunk.present).to(inputs.logs.device)
+    total = torch.from_numpy(chunk.counts.sum(axis=1) / chunk.depth).to(inputs.logs)
+    own = inputs.logs.masked_fill(~present, float("-inf")).logsumexp(dim=1)
+    return inputs._replace(logs=torch.where(present, inputs.logs + (total.log() - own)[:, None], 0.0))
+
+
+def _read(explained: Explained, network: Network, inputs: Inputs, chunk: Chunk) -> Tensor:
+    return explained.read(network, closed(inputs, chunk), chunk)
 
 
 class _Sums:
@@ -70,7 +86,7 @@ class _Sums:
         self.variance[chunk.origin] += (weight * error) ** 2
 
     def done(self) -> Attributions:
-        return Attributions(*self.parts, self.change, self.missing, self.steps, np.sqrt(self.variance))
+        return Attributions(self.parts[0], self.parts[1], self.change, self.missing, self.steps, np.sqrt(self.variance))
 
 
 def integrated_gradients(
@@ -78,9 +94,9 @@ def integrated_gradients(
 ) -> Attributions:
     """Integrated gradients (Sundararajan et al. 2017) with respect to the embeddings and log abundances of ASVs.
 
-    A path leads from a sample whose ASVs all are the baseline, at its abundance, straight to the sample. The integral
-    is by Gauss and Legendre's rule, with twice as many points until what is missing from the sum of the attributions
-    is within the tolerance.
+    A path leads from a sample whose ASVs all are the baseline, equally abundant, straight to the sample; abundances
+    are scaled so that the reads are all there everywhere on it (`closed`). The integral is by Gauss and Legendre's
+    rule, with twice as many points until what is missing from the sum of the attributions is within the tolerance.
 
     Parameters
     ----------
@@ -101,7 +117,7 @@ def integrated_gradients(
                 inputs = network.inputs(chunk)
                 at_start = Inputs(start.embedding.expand_as(inputs.embeddings), torch.full_like(inputs.logs, start.log))
                 with torch.no_grad():
-                    change = explained.read(network, inputs, chunk) - explained.read(network, at_start, chunk)
+                    change = _read(explained, network, inputs, chunk) - _read(explained, network, at_start, chunk)
                 parts = _along(explained, network, at_start, inputs, chunk, steps)
                 missing = (change - sum(part.sum(dim=1) for part in parts)).abs()
                 enough = missing <= tolerance * change.abs().clamp(min=scale)
@@ -123,7 +139,7 @@ def _along(
     slopes = [torch.zeros_like(part) for part in way]
     for point, weight in zip((points + 1) / 2, weights / 2, strict=True):
         at = Inputs(*((a + float(point) * b).requires_grad_() for a, b in zip(start, way, strict=True)))
-        found = torch.autograd.grad(explained.read(network, at, chunk).sum(), at, materialize_grads=True)
+        found = torch.autograd.grad(_read(explained, network, at, chunk).sum(), at, materialize_grads=True)
         for slope, gradient in zip(slopes, found, strict=True):
             slope += float(weight) * gradient
     present = torch.from_numpy(chunk.present).to(network.device)
@@ -178,7 +194,7 @@ def gradient_shap(explained: Explained, samples: Samples, *, draws: int = 200, s
             inputs = network.inputs(chunk)
 
             def forward(embeddings: Tensor, logs: Tensor, network: Network = network, chunk: Chunk = chunk) -> Tensor:
-                return explained.read(network, Inputs(embeddings, logs), chunk)
+                return _read(explained, network, Inputs(embeddings, logs), chunk)
 
             method = attr.GradientShap(forward)
             parts = (torch.zeros_like(inputs.logs), torch.zeros_like(inputs.logs))

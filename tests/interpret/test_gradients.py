@@ -29,7 +29,9 @@ def test_they_add_up(unequal_study: TinyStudy, baseline: str, networks: int) -> 
         start = network.baseline(baseline, samples.rows.asvs, np.log(samples.shares))  # type: ignore[arg-type]
         for sample in range(len(samples)):
             size = len(samples[sample].asvs)
-            inputs = Inputs(start.embedding.expand(1, size, -1), torch.full((1, size), start.log))
+            inputs = Inputs(
+                start.embedding.expand(1, size, -1), torch.full((1, size), -np.log(size))
+            )  # all the reads, evenly
             with torch.no_grad():
                 output = network.outputs(inputs, torch.ones(1, size, dtype=torch.bool), np.array([sample]))
             starts[sample] += float(output) / networks
@@ -60,6 +62,7 @@ def test_against_captum(unequal_study: TinyStudy) -> None:
             embeddings: Tensor, logs: Tensor, chunk: object = chunk, present: Tensor = present, sample: int = sample
         ) -> Tensor:
             origin = np.full(len(logs), sample)
+            logs = logs.log_softmax(dim=1)  # no reads are beyond those that are read
             return network.outputs(Inputs(embeddings, logs), present.expand(len(logs), -1), origin)[:, 0]
 
         begins = (start.embedding.expand_as(inputs.embeddings), torch.full_like(inputs.logs, start.log))
