@@ -214,12 +214,28 @@ def test_covariates_and_several_columns(study: StudyFiles, tmp_path: Path) -> No
         output = tmp_path / f"{name}.tsv"
         succeed("predict", "--model", run, "--table", study.table, "--output", output, *metadata)
         samples = pd.read_csv(tmp_path / name / "samples.tsv", sep="\t", index_col="sample_id")
-        np.testing.assert_allclose(samples["explained"], read_predictions(output)["predicted_storage_days"], rtol=1e-4)
+        np.testing.assert_allclose(samples["explained"], read_predictions(output)["storage_days_predicted"], rtol=1e-4)
         assert "predicted storage_days" in outcome.out and ("read as unknown" in outcome.err) == (name == "unknown")
         values.append(samples["explained"].to_numpy())
     assert np.abs(values[0] - values[1]).max() > 1e-4
     outcome = aam(*explain(run, study, tmp_path / "no"))
     assert_one_line_error(outcome, 1, "age, storage_days", "--column")
+
+
+def test_errors_are_of_samples_whose_truth_is_known(study: StudyFiles, trained: Path, tmp_path: Path) -> None:
+    """The increase over all samples is the mean of those over two parts of them."""
+    metadata = pd.read_csv(study.metadata, sep="\t", index_col="sample_id")
+    found = []
+    for part in (slice(0, 24), slice(0, 6), slice(6, 24)):
+        known = metadata.copy()
+        known["age"] = known["age"].where(known.index.isin(known.index[part]))
+        known.to_csv(tmp_path / "metadata.tsv", sep="\t")
+        options = ("--method", "permutation", "--metadata", tmp_path / "metadata.tsv", "--overwrite")
+        succeed(*explain(trained, study, tmp_path / "out", *options))
+        table = pd.read_csv(tmp_path / "out" / "importances.tsv", sep="\t", index_col="feature_id")
+        found.append(table["error_increase"].sort_index())
+    np.testing.assert_allclose(found[0], (6 * found[1] + 18 * found[2]) / 24, rtol=1e-3, atol=1e-7)
+    assert np.abs(found[1] - found[2]).max() > 1e-4
 
 
 def test_streaming_and_empty_samples(study: StudyFiles, trained: Path, tmp_path: Path) -> None:
