@@ -691,6 +691,9 @@ class TrainConfig(Section):
     )
     plots: bool = option(True, "Draw pictures for plots/ and TensorBoard: a second or two, of each run and fold.")
     log_histograms: bool = option(False, "Show the distribution of every weight in TensorBoard, too.")
+    log_attention: int | None = option(
+        None, "Every so many epochs, draw attention over ASVs of three validation samples in TensorBoard.", ge=1
+    )
     profile: int | None = option(None, "Trace so many training steps, and write RUN/profile/.", ge=1, le=1000)
     track: Trackers = option((), "Keep the run there, too; by an extra: pip install 'aam[mlflow]' or 'aam[wandb]'.")
     resume: bool = option(False, "Continue the run in --output-dir.")

@@ -5,42 +5,42 @@ Shapes: ``n`` samples, ``A`` ASVs, ``nnz`` ASVs that the samples have in all, ``
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from scipy import sparse
 
-from aam.config import TrainConfig
+from aam.config import DataConfig, RunConfig, TrainConfig
 from aam.data.counts import SampleRows
+from aam.data.covariates import Covariates
 from aam.data.dataset import DatasetOptions, SampleDataset
 from aam.data.metadata import load_metadata, require_column
+from aam.data.splits import has_folds, read_splits
 from aam.data.study import Study, load_study
-from aam.data.targets import ClassTarget, NumericTarget, Part, parts_of
-from aam.data.taxonomy import RANKS, UNASSIGNED, load_taxonomy, taxa_at
+from aam.data.targets import ClassTarget, NumericTarget, Part, SeveralTargets, Target, parts_of
+from aam.data.taxonomy import load_taxonomy, taxa_at
 from aam.data.tokenizer import PAD
 from aam.errors import DataError, named
+from aam.explanation import AttentionMap, Bases, Explanation, Found, Units
 from aam.interpret.attention import attention_flow, attention_of_chunk, attention_weights, nucleotide_attention
 from aam.interpret.deletion import NUMBERS, deletion_curve, random_ranking
 from aam.interpret.gradients import Attributions, gradient_shap, integrated_gradients, require_captum
-from aam.interpret.importances import Importances, importances, summed
+from aam.interpret.importances import importances, summed
 from aam.interpret.nucleotides import base_attributions, mean_gradients
 from aam.interpret.output import BaselineKind, Explained, Network, Reading
-from aam.interpret.permutation import Permuted, permutation
+from aam.interpret.permutation import permutation
 from aam.interpret.samples import Samples, chunks
 from aam.loaders import choose_device
 from aam.models.sequence_predictor import SequencePredictor
 from aam.predict import data_as_trained
-from aam.run_directory import write_json
 from aam.training.checkpoint import (
     build_model,
     load_weights,
@@ -49,29 +49,19 @@ from aam.training.checkpoint import (
     read_target,
     without_base_heads,
 )
-from aam.training.ensemble import load_ensemble
+from aam.training.ensemble import Member, load_ensemble
 from aam.training.frozen import encode_asvs
 from aam.training.tasks import answers_of
 
-__all__ = [
-    "DEFAULT_METHODS",
-    "METHODS",
-    "Explanation",
-    "Found",
-    "Question",
-    "explain",
-    "require_free",
-    "write_explanation",
-]
+__all__ = ["DEFAULT_METHODS", "METHODS", "SPLITS", "Question", "explain"]
 
 logger = logging.getLogger("aam")
 
 METHODS = ("integrated-gradients", "gradient-shap", "attention", "permutation")
 DEFAULT_METHODS = ("integrated-gradients", "attention", "permutation")
+SPLITS = ("train", "val", "test", "cal")
 _RANDOM_CURVES = 3
-_SHOWN = 20
-_PREFIX = re.compile("^([a-z]|D_[0-9]+)__", re.IGNORECASE)
-_NO_NAME = {"", UNASSIGNED, "uncultured"}
+_MOST_EXPECTED = 0.1  # standard error of a sum of attributions, as a share of the change
 
 
 @dataclass(frozen=True)
@@ -80,11 +70,12 @@ class Question:
 
     methods: tuple[str, ...] = DEFAULT_METHODS
     ranks: tuple[str, ...] = ()  # at which taxa are looked at, beside ASVs
+    splits: tuple[str, ...] = ()  # of the run, whose samples are explained; all samples if none is named
     column: str | None = None
     class_name: str | None = None
     baseline: BaselineKind = "mean"
     tolerance: float = 0.01
-    draws: int = 50  # of gradient-shap
+    draws: int = 200  # of gradient-shap
     repeats: int = 1  # of permutation
     layers: tuple[int, ...] = ()  # from 1
     heads: tuple[int, ...] = ()  # from 1
@@ -93,65 +84,6 @@ class Question:
     attention: int = 0  # samples whose attention is drawn
     nucleotides: int = 0  # ASVs whose bases are looked at
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Units:
-    """What importances are of: ASVs, or the taxa of a rank."""
-
-    name: str  # asv, or the rank
-    of_asv: NDArray[np.int64]  # (A,)
-    names: list[str]
-
-
-@dataclass(frozen=True)
-class Found:
-    """What one method found of the units of one kind."""
-
-    method: str
-    units: Units
-    by_sample: sparse.csr_array  # (n, T)
-    importances: Importances
-    error: NDArray[np.float64] | None = None  # (T,): increase of the mean error, where the truth is known
-
-
-@dataclass(frozen=True)
-class AttentionMap:
-    """What the first model attends to in a sample."""
-
-    sample: int  # row of the samples
-    asvs: NDArray[np.int64]  # (S,)
-    layers: dict[str, NDArray[np.float32]]  # (S, S): the heads' mean of each layer, and rollout
-    weights: NDArray[np.float32]  # (S,): of each ASV in all
-
-
-@dataclass(frozen=True)
-class Bases:
-    """What the bases of some ASVs have to do with predictions."""
-
-    asvs: NDArray[np.int64]  # (U,)
-    values: NDArray[np.float64]  # (U, L): attributions
-    attention: NDArray[np.float64]  # (U, L): of the first model
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Importances, and how far they can be trusted."""
-
-    sample_ids: list[str]
-    feature_ids: list[str]  # (A,)
-    sequences: list[str]  # (A,)
-    taxa: list[str] | None  # (A,): whole lineages
-    prevalence: NDArray[np.float64]  # (A,)
-    samples: pd.DataFrame  # a row a sample: what is explained, and the truth
-    found: list[Found]
-    curves: dict[str, NDArray[np.float64]]  # by method, and `random`, (K,)
-    summary: dict[str, Any]
-    what: str  # that is explained, for a person to read
-    left_out: dict[str, list[str]] = field(default_factory=dict)
-    maps: list[AttentionMap] = field(default_factory=list)
-    flow: dict[str, NDArray[np.float64]] = field(default_factory=dict)  # by rank, (T, T)
-    bases: Bases | None = None
 
 
 def explain(
@@ -191,184 +123,335 @@ def explain(
     """
     if question.ranks and taxonomy is None:
         raise DataError(f"--by {question.ranks[0]}: taxa are named by --taxonomy; give one")
+    if question.group_column is not None and not metadata:
+        raise DataError(f"--group-column {question.group_column} is a column of --metadata; give one")
     if "gradient-shap" in question.methods:
         require_captum()
-    lineages = None if taxonomy is None else load_taxonomy(taxonomy)
     device = choose_device(settings)
+    lineages = None if taxonomy is None else load_taxonomy(taxonomy)
+    asked = _asked(model, question)
+    split = _split_of(asked.path) if question.splits else {}
+    columns = load_metadata(tuple(metadata)) if metadata else None
+    study, data = _study(asked, table, sequences=sequences, metadata=metadata, streaming=streaming)
+    rows = _chosen(study, question, split)
+    samples, used = _samples(study, DatasetOptions.of(data, asked.config.train.seed), rows)
+    networks = _networks(asked, study, rows, used, device)
+    explained, what, units = _explained(networks, asked.part, samples, question)
+    names = [study.sample_ids[row] for row in rows]
+    actual, truth = _truth(columns, names, asked.part, explained)
+    groups = _groups(columns, names, question, metadata)
+    feature_ids = [study.feature_ids[column] for column in used]
+    letters = [study.sequences[column] for column in used]
+    taxa = None if lineages is None else _taxa(lineages, feature_ids, letters, taxonomy)
+    kinds = _kinds(feature_ids, taxa, question.ranks)
+
+    values = explained.values(samples)
+    if not np.isfinite(values).all():
+        name = names[int(np.flatnonzero(~np.isfinite(values))[0])]
+        raise DataError(f"the prediction of sample {name!r} by {asked.path} is not finite; look at its counts")
+    spread = float(values.std()) or 1.0
+    by_method = [
+        _by_method(method, explained, samples, kinds, question, truth, groups, spread) for method in question.methods
+    ]
+    curves = _curves(explained, samples, by_method, question.seed)
+    summary = {
+        "model": str(asked.path),
+        "models": len(networks),
+        "column": asked.part.target.column,
+        "explains": what,
+        "units": units,
+        "split": list(question.splits) or "all",
+        "samples": len(samples),
+        "samples_in_table": len(study),
+        "asvs": len(used),
+        "sd_of_predictions": spread,
+        "intervals": "samples" if groups is None else f"groups of {question.group_column}",
+        "methods": {one.method: one.checks | {"deletion": _deletion(curves, one.method)} for one in by_method},
+    }
+    bases = None
+    if question.nucleotides:
+        bases, summary["bases_largest_share_missing"] = _bases(
+            explained, samples, by_method[0].found[0].importances.importance, study.tokens[used], question.nucleotides
+        )
+    maps, flow = [], {}
+    if question.attention:
+        maps = _maps(networks[0], samples, values, question)
+        flow = {unit.name: attention_flow(explained, samples, unit.of_asv) for unit in kinds[1:]}
+    return Explanation(
+        *(names, feature_ids, letters, taxa, samples.prevalence),
+        samples=_table_of_samples(names, values, explained, asked.part, actual, by_method),
+        found=[found for one in by_method for found in one.found],
+        curves=curves,
+        summary=summary,
+        what=what,
+        left_out=study.left_out,
+        maps=maps,
+        flow=flow,
+        bases=bases,
+    )
+
+
+# ------------------------------------------------------------------------------------------------ the model, the study
+
+
+class _Asked(NamedTuple):
+    """A model file, read, and the column of it that is explained."""
+
+    path: Path
+    config: RunConfig  # of the first model, as of all of them
+    members: list[Member]
+    targets: list[Target | SeveralTargets]  # of each model
+    covariates: list[Covariates | None]
+    part: Part
+
+
+def _asked(model: Path, question: Question) -> _Asked:
     path = model_path(model)
     ensemble = load_ensemble(path)
-    first = ensemble.members[0].file
-    targets = [read_target(member.file.header, path) for member in ensemble.members]
-    covariates = [read_covariates(member.file.header, path) for member in ensemble.members]
-    target = targets[0]
-    if target is None:
+    members = ensemble.members
+    targets = [target for member in members if (target := read_target(member.file.header, path)) is not None]
+    if len(targets) < len(members):
         raise DataError(f"{model}: a pre-trained encoder, which predicts no column; give a run of `aam train`")
-    of_classes = isinstance(parts_of(target)[0].target, ClassTarget)
-    alike = [fitted is not None and fitted.outputs == target.outputs for fitted in targets]
-    if not all(alike) or (of_classes and any(fitted != target for fitted in targets)):
+    first = targets[0]
+    of_classes = isinstance(parts_of(first)[0].target, ClassTarget)
+    if any(other.outputs != first.outputs or (of_classes and other != first) for other in targets):
         raise DataError(f"{path}: its models do not predict the same; train them together")
-    part = _part(parts_of(target), question)
     if "joined" in ensemble.header:
         logger.warning("%s: the network alone is explained, and not the classical model that was joined to it", path)
-    config = first.config
+    config = members[0].file.config
     _require_layers(question, 2 * config.model.attention_layers, config.model.attention_heads)
+    covariates = [read_covariates(member.file.header, path) for member in members]
+    return _Asked(path, config, members, targets, covariates, _part(parts_of(first), question))
 
-    columns = None if not metadata else load_metadata(tuple(metadata))
-    reads = {name: getattr(config.data, name) for name in ("categorical_columns", "numeric_columns")}
-    with_covariates = any(known is not None for known in covariates)
-    read = metadata if with_covariates else ()
-    data = data_as_trained(config, table, sequences=sequences, metadata=read, streaming=streaming)
-    if with_covariates:
+
+def _study(
+    asked: _Asked,
+    table: Path | Sequence[Path],
+    *,
+    sequences: Path | Sequence[Path],
+    metadata: Sequence[Path],
+    streaming: bool,
+) -> tuple[Study, DataConfig]:
+    """The table, read as that of the training was, with covariates where the model reads any."""
+    known = [covariates for covariates in asked.covariates if covariates is not None]
+    data = data_as_trained(
+        *(asked.config, table), sequences=sequences, metadata=metadata if known else (), streaming=streaming
+    )
+    if known:
+        reads = {name: getattr(asked.config.data, name) for name in ("categorical_columns", "numeric_columns")}
         data = data.model_copy(update=reads)
-    study = load_study(data, max_bp=config.model.max_bp, keep_unlabelled=True, checksums=False)
-    for warning in study.warnings:
-        logger.warning(warning)
-    if study.covariates is not None:
-        told = [known.unknown(study.covariates) for known in covariates if known is not None]
-        for sentence in dict.fromkeys(chain(*told)):
-            logger.warning(sentence)
+    study = load_study(data, max_bp=asked.config.model.max_bp, keep_unlabelled=True, checksums=False)
+    told = [] if study.covariates is None else [one.unknown(study.covariates) for one in known]
+    for sentence in (*study.warnings, *dict.fromkeys(chain(*told))):
+        logger.warning(sentence)
+    return study, data
 
-    rows = _chosen(study, question)
-    dataset = SampleDataset.of_study(study, DatasetOptions.of(data, config.train.seed))
-    drawn, depth = dataset.drawn(rows, 0)
+
+def _chosen(study: Study, question: Question, split: Mapping[str, str]) -> NDArray[np.int64]:
+    """Rows of the samples that are explained, in the order of the table."""
+    order = np.argsort(study.file_order)
+    if question.splits:
+        order = order[[split.get(study.sample_ids[row]) in question.splits for row in order]]
+        if not len(order):
+            raise DataError(
+                f"--split {' '.join(question.splits)}: of the {len(study)} samples of the table none is in it; "
+                f"splits.tsv of the run names {_counted(split)}"
+            )
+    if len(order) <= question.max_samples:
+        return order
+    kept = np.random.default_rng(question.seed).choice(len(order), question.max_samples, replace=False)
+    logger.info("%d of %d samples are explained; --max-samples says how many", question.max_samples, len(order))
+    return order[np.sort(kept)]
+
+
+def _split_of(path: Path) -> dict[str, str]:
+    """The split of each sample of the run that a model file is of."""
+    file = path.parent / "splits.tsv"
+    if not file.is_file():
+        raise DataError(
+            f"--split: there is no splits.tsv beside {path}, so nobody can say which samples were held out; "
+            "give the run directory, or a --table of these samples alone"
+        )
+    if has_folds(file):
+        raise DataError(
+            f"--split: every fold of {path.parent} holds out samples of its own, and has learnt from the others'; "
+            f"explain one of them, --model {path.parent / 'fold_0'} say, or leave --split out"
+        )
+    return read_splits(file)
+
+
+def _counted(split: Mapping[str, str]) -> str:
+    return ", ".join(f"{number} {name}" for name, number in Counter(split.values()).items())
+
+
+def _samples(study: Study, options: DatasetOptions, rows: NDArray[np.int64]) -> tuple[Samples, NDArray[np.int64]]:
+    """What is read of the samples, its ASVs numbered from 0; and which of the study's these are, (A,)."""
+    drawn, depth = SampleDataset.of_study(study, options).drawn(rows, 0)
     used, place = np.unique(drawn.asvs, return_inverse=True)
-    samples = Samples(SampleRows(drawn.indptr, place.astype(np.int64), drawn.counts), depth, len(used))
+    return Samples(SampleRows(drawn.indptr, place.astype(np.int64), drawn.counts), depth, len(used)), used
+
+
+def _networks(
+    asked: _Asked, study: Study, rows: NDArray[np.int64], used: NDArray[np.int64], device: torch.device
+) -> list[Network]:
     networks = []
-    for member, fitted, beside in zip(ensemble.members, targets, covariates, strict=True):
-        assert fitted is not None
+    for member, fitted, beside in zip(asked.members, asked.targets, asked.covariates, strict=True):
         predictor = build_model(member.file.config.model, fitted.outputs, (), beside)
         assert isinstance(predictor, SequencePredictor)
-        load_weights(predictor, without_base_heads(member.file.weights), path)
+        load_weights(predictor, without_base_heads(member.file.weights), asked.path)
         predictor.to(device).eval()
-        table_of_asvs = encode_asvs(predictor.encoder.asv_encoder, study.tokens[used], device)
+        embeddings = np.asarray(encode_asvs(predictor.encoder.asv_encoder, study.tokens[used], device))
         categories = numbers = None
         if beside is not None:
             assert study.covariates is not None
             known = beside.encode(study.covariates)
             categories, numbers = torch.from_numpy(known.categories[rows]), torch.from_numpy(known.numbers[rows])
-        like = next(other.target for other in parts_of(fitted) if other.target.column == part.target.column)
-        scale, shift = (like.scale, like.shift) if isinstance(like, NumericTarget) else (1.0, 0.0)
-        embeddings = torch.from_numpy(np.asarray(table_of_asvs)).float().to(device)
-        networks.append(Network(predictor, embeddings, categories, numbers, scale, shift))
+        own = next(part.target for part in parts_of(fitted) if part.target.column == asked.part.target.column)
+        scale, shift = (own.scale, own.shift) if isinstance(own, NumericTarget) else (1.0, 0.0)
+        networks.append(
+            Network(predictor, torch.from_numpy(embeddings).float().to(device), categories, numbers, scale, shift)
+        )
+    return networks
 
-    names = [study.sample_ids[row] for row in rows]
-    explained, what, units = _explained(networks, part, samples, question)
-    actual, truth = _truth(columns, names, part, explained)
-    groups = None
-    if question.group_column is not None:
-        if columns is None:
-            raise DataError(f"--group-column {question.group_column} is a column of --metadata; give one")
-        of_sample = require_column(columns, question.group_column, metadata[0]).reindex(names)
-        if of_sample.isna().any():
-            lacking = names[int(np.flatnonzero(of_sample.isna())[0])]
-            raise DataError(f"{named(tuple(metadata))}: {question.group_column} of sample {lacking!r} is not known")
-        groups = of_sample.to_numpy(dtype=object)
 
-    feature_ids = [study.feature_ids[column] for column in used]
-    letters = [study.sequences[column] for column in used]
-    taxa = None
-    if lineages is not None:
-        taxa = [lineages.get(name, lineages.get(bases, "")) for name, bases in zip(feature_ids, letters, strict=True)]
-        if not any(taxa):
-            raise DataError(f"{taxonomy}: names none of the features of the table, such as {feature_ids[0][:40]!r}")
-    kinds = [Units("asv", np.arange(len(used)), feature_ids)]
-    for rank in question.ranks:
+def _groups(
+    columns: pd.DataFrame | None, names: list[str], question: Question, metadata: Sequence[Path]
+) -> NDArray[Any] | None:
+    """The group of each sample, (n,)."""
+    if question.group_column is None:
+        return None
+    assert columns is not None
+    of_sample = require_column(columns, question.group_column, metadata[0]).reindex(names)
+    if of_sample.isna().any():
+        lacking = names[int(np.flatnonzero(of_sample.isna())[0])]
+        raise DataError(f"{named(tuple(metadata))}: {question.group_column} of sample {lacking!r} is not known")
+    return of_sample.to_numpy(dtype=object)
+
+
+def _taxa(lineages: Mapping[str, str], feature_ids: list[str], letters: list[str], taxonomy: Path | None) -> list[str]:
+    """Whole lineages of the ASVs, named by their IDs or by their sequences; empty where there is none."""
+    taxa = [lineages.get(name, lineages.get(bases, "")) for name, bases in zip(feature_ids, letters, strict=True)]
+    if not any(taxa):
+        raise DataError(f"{taxonomy}: names none of the features of the table, such as {feature_ids[0][:40]!r}")
+    return taxa
+
+
+def _kinds(feature_ids: list[str], taxa: list[str] | None, ranks: Sequence[str]) -> list[Units]:
+    """ASVs, and the taxa of each rank that is asked for."""
+    kinds = [Units("asv", np.arange(len(feature_ids)), feature_ids)]
+    for rank in ranks:
         assert taxa is not None
         at_rank = taxa_at(dict(zip(feature_ids, taxa, strict=True)), feature_ids, rank)
         of_rank, of_asv = np.unique(np.array(at_rank, dtype=object).astype(str), return_inverse=True)
         kinds.append(Units(rank, of_asv, of_rank.tolist()))
+    return kinds
 
-    values = explained.values(samples)
-    if not np.isfinite(values).all():
-        name = names[int(np.flatnonzero(~np.isfinite(values))[0])]
-        raise DataError(f"the prediction of sample {name!r} by {path} is not finite; look at its counts")
+
+# ------------------------------------------------------------------------------------------------------- what is found
+
+
+class _ByMethod(NamedTuple):
+    """What one method found, and how it checks itself."""
+
+    method: str
+    found: list[Found]  # of each kind of units
+    ranking: NDArray[np.float64]  # (nnz,): the ASVs of each sample, the most important the highest
+    checks: dict[str, Any]
+    attributions: Attributions | None = None
+
+
+def _by_method(
+    method: str,
+    explained: Explained,
+    samples: Samples,
+    kinds: Sequence[Units],
+    question: Question,
+    truth: NDArray[np.float64] | None,
+    groups: NDArray[Any] | None,
+    spread: float,
+) -> _ByMethod:
+    logger.info("%s of %d samples and %d ASVs", method, len(samples), samples.asvs)
+    if method == "permutation":
+        draws: dict[str, Any] = {"repeats": question.repeats, "seed": question.seed, "truth": truth}
+        found = []
+        for unit in kinds:
+            permuted = permutation(explained, samples, unit.of_asv, **draws)
+            of_unit = importances(permuted.change, permuted.direction, groups, seed=question.seed)
+            error = None
+            if permuted.error is not None and truth is not None:
+                # Signs count: an ASV that the model is better off without has a negative one.
+                error = np.asarray(permuted.error.sum(axis=0)).ravel() / np.isfinite(truth).sum()
+            found.append(Found(method, unit, permuted.change, of_unit, error))
+        checks = {"repeats": question.repeats, "truth_known": truth is not None}
+        return _ByMethod(method, found, found[0].importances.importance[samples.rows.asvs], checks)
+    per_entry, checks, attributions = _of_entries(method, explained, samples, question, spread)
+    by_sample = samples.matrix(per_entry)
+    found = []
+    for unit in kinds:
+        within = summed(by_sample, unit.of_asv)
+        unsigned = np.zeros(len(unit.names)) if method == "attention" else None
+        found.append(Found(method, unit, within, importances(within, unsigned, groups, seed=question.seed)))
+    return _ByMethod(method, found, np.abs(per_entry), checks, attributions)
+
+
+def _curves(
+    explained: Explained, samples: Samples, by_method: Sequence[_ByMethod], seed: int
+) -> dict[str, NDArray[np.float64]]:
+    """Deletion curves, of each method and of ASVs drawn at random."""
+    curves = {one.method: deletion_curve(explained, samples, one.ranking) for one in by_method}
+    draws = (random_ranking(samples, seed + draw) for draw in range(_RANDOM_CURVES))
+    curves["random"] = np.mean([deletion_curve(explained, samples, ranking) for ranking in draws], axis=0)
+    return curves
+
+
+def _deletion(curves: Mapping[str, NDArray[np.float64]], method: str) -> dict[str, Any]:
+    top, random = curves[method], curves["random"]
+    return {
+        "left_out": list(NUMBERS),
+        "top": top.round(6).tolist(),
+        "random": random.round(6).tolist(),
+        "beyond_random": bool((top > random).all()),
+        "ratio": round(float(top.sum() / max(random.sum(), 1e-12)), 4),
+    }
+
+
+def _table_of_samples(
+    names: list[str],
+    values: NDArray[np.float64],
+    explained: Explained,
+    part: Part,
+    actual: NDArray[Any] | None,
+    by_method: Sequence[_ByMethod],
+) -> pd.DataFrame:
     frame = pd.DataFrame({"sample_id": names, "explained": values})
     if explained.reading.classes is not None:
         assert isinstance(part.target, ClassTarget)
         frame["class"] = part.target.decode(explained.reading.classes)
     if actual is not None:
         frame["actual"] = actual
+    for one in by_method:
+        if one.attributions is not None:
+            frame[f"{one.method}_change"] = one.attributions.change
+            frame[f"{one.method}_missing"] = one.attributions.missing
+    return frame
 
-    found: list[Found] = []
-    curves: dict[str, NDArray[np.float64]] = {}
-    checks: dict[str, Any] = {}
-    spread = float(values.std()) or 1.0
-    for method in question.methods:
-        logger.info("%s of %d samples and %d ASVs", method, len(samples), len(used))
-        if method == "permutation":
-            own = [
-                _of_permutation(
-                    unit,
-                    permutation(
-                        explained, samples, unit.of_asv, repeats=question.repeats, seed=question.seed, truth=truth
-                    ),
-                    groups,
-                    question.seed,
-                )
-                for unit in kinds
-            ]
-            ranking = own[0].importances.importance[samples.rows.asvs]  # of an ASV the same in every sample
-            checks[method] = {"repeats": question.repeats, "truth_known": truth is not None}
-        else:
-            per_entry, checks[method], attributions = _of_entries(method, explained, samples, question, spread)
-            if attributions is not None:
-                frame[f"{method}_change"] = attributions.change
-                frame[f"{method}_missing"] = attributions.missing
-            by_sample = samples.matrix(per_entry)
-            own = []
-            for unit in kinds:
-                of_unit = summed(by_sample, unit.of_asv)
-                unsigned = np.zeros(len(unit.names)) if method == "attention" else None
-                own.append(Found(method, unit, of_unit, importances(of_unit, unsigned, groups, seed=question.seed)))
-            ranking = np.abs(per_entry)
-        found += own
-        curves[method] = deletion_curve(explained, samples, ranking)
-    draws = (random_ranking(samples, question.seed + draw) for draw in range(_RANDOM_CURVES))
-    curves["random"] = np.mean([deletion_curve(explained, samples, ranking) for ranking in draws], axis=0)
-    for method in question.methods:
-        checks[method]["deletion"] = {
-            "left_out": list(NUMBERS),
-            "top": curves[method].round(6).tolist(),
-            "random": curves["random"].round(6).tolist(),
-            "beyond_random": bool((curves[method] > curves["random"]).all()),
-            "ratio": round(float(curves[method].sum() / max(curves["random"].sum(), 1e-12)), 4),
-        }
-    summary = {
-        "model": str(path),
-        "models": len(networks),
-        "column": part.target.column,
-        "explains": what,
-        "units": units,
-        "samples": len(samples),
-        "samples_in_table": len(study),
-        "asvs": len(used),
-        "sd_of_predictions": spread,
-        "intervals": "groups of " + str(question.group_column) if groups is not None else "samples",
-        "methods": checks,
-    }
-    bases = None
-    if question.nucleotides:
-        score = found[0].importances.importance
-        top = np.argsort(-score, kind="stable")[: question.nucleotides]
-        tokens = study.tokens[used[top]]
-        tokens = tokens[:, : int((tokens != PAD).sum(axis=1).max())]
-        of_bases = base_attributions(explained, mean_gradients(explained, samples), top, tokens)
-        summary["bases_largest_share_missing"] = float(
-            (np.abs(of_bases.missing) / np.abs(of_bases.change).clip(1e-12)).max()
-        )
-        bases = Bases(top, of_bases.values, nucleotide_attention(networks[0], tokens))
-    maps, flow = [], {}
-    if question.attention:
-        spread_out = np.linspace(0, len(samples) - 1, min(question.attention, len(samples))).round().astype(int)
-        maps = [_map(networks[0], samples, int(row), question) for row in np.argsort(values, kind="stable")[spread_out]]
-        flow = {unit.name: attention_flow(explained, samples, unit.of_asv) for unit in kinds[1:]}
-    return Explanation(
-        *(names, feature_ids, letters, taxa, samples.prevalence, frame, found, curves, summary, what),
-        left_out=study.left_out,
-        maps=maps,
-        flow=flow,
-        bases=bases,
-    )
+
+def _bases(
+    explained: Explained, samples: Samples, scores: NDArray[np.float64], tokens: NDArray[np.uint8], number: int
+) -> tuple[Bases, float]:
+    """The bases of the ASVs with the highest scores (A,); and the largest share that their attributions miss."""
+    top = np.argsort(-scores, kind="stable")[:number]
+    own = tokens[top]
+    own = own[:, : int((own != PAD).sum(axis=1).max())]
+    found = base_attributions(explained, mean_gradients(explained, samples), top, own)
+    missing = float((np.abs(found.missing) / np.abs(found.change).clip(1e-12)).max())
+    return Bases(top, found.values, nucleotide_attention(explained.networks[0], own)), missing
+
+
+def _maps(network: Network, samples: Samples, values: NDArray[np.float64], question: Question) -> list[AttentionMap]:
+    """Attention in some samples, from the lowest to the highest of the values (n,)."""
+    places = np.linspace(0, len(samples) - 1, min(question.attention, len(samples))).round().astype(int)
+    return [_map(network, samples, int(row), question) for row in np.argsort(values, kind="stable")[places]]
 
 
 def _map(network: Network, samples: Samples, row: int, question: Question) -> AttentionMap:
@@ -398,16 +481,6 @@ def _require_layers(question: Question, layers: int, heads: int) -> None:
         for number in given:
             if not 1 <= number <= most:
                 raise DataError(f"{option} {number}: the model has {most}, counted from 1")
-
-
-def _chosen(study: Study, question: Question) -> NDArray[np.int64]:
-    """Rows of the samples that are explained, in the order of the table."""
-    order = np.argsort(study.file_order)
-    if len(order) <= question.max_samples:
-        return order
-    kept = np.random.default_rng(question.seed).choice(len(order), question.max_samples, replace=False)
-    logger.info("%d of %d samples are explained; --max-samples says how many", question.max_samples, len(order))
-    return order[np.sort(kept)]
 
 
 def _explained(networks: list[Network], part: Part, samples: Samples, question: Question) -> tuple[Explained, str, str]:
@@ -455,18 +528,6 @@ def _truth(
     return (labels, truth) if known.any() else (None, None)
 
 
-def _of_permutation(units: Units, permuted: Permuted, groups: NDArray[Any] | None, seed: int) -> Found:
-    # Signs count: an ASV that the model is better off without has a negative one.
-    error = None if permuted.error is None else np.asarray(permuted.error.mean(axis=0)).ravel()
-    return Found(
-        "permutation",
-        units,
-        permuted.change,
-        importances(permuted.change, permuted.direction, groups, seed=seed),
-        error,
-    )
-
-
 def _of_entries(
     method: str, explained: Explained, samples: Samples, question: Question, spread: float
 ) -> tuple[NDArray[np.float64], dict[str, Any], Attributions | None]:
@@ -489,226 +550,29 @@ def _of_entries(
     else:
         found = gradient_shap(explained, samples, draws=question.draws, seed=question.seed)
         checks = {"baseline": "random ASVs"}
-    share = np.abs(found.missing) / np.maximum(np.abs(found.change), spread)
+    of_change = np.maximum(np.abs(found.change), spread)
+    share = np.abs(found.missing) / of_change
     checks |= {
         "steps": found.steps,
         "largest_share_missing": float(share.max()),
         "mean_share_missing": float(share.mean()),
         "share_by_abundance": float(np.abs(found.by_abundance).sum() / np.abs([*found[:2]]).sum()),
     }
-    if method == "integrated-gradients":
-        within = share <= question.tolerance
-        checks |= {"complete": bool(within.all()), "samples_beyond_tolerance": int((~within).sum())}
-        if not within.all():
+    if method == "gradient-shap":
+        expected = float((found.standard_error / of_change).mean())
+        checks["mean_standard_error"] = expected if np.isfinite(expected) else None
+        if not expected <= _MOST_EXPECTED:
             logger.warning(
-                "integrated gradients of %d samples miss more than %g of the change; the most is %.3g",
-                *(int((~within).sum()), question.tolerance, share.max()),
+                "gradient-shap of %d draws is still noisy: its sums have a standard error of %.0f%% of the change; "
+                "give more --draws",
+                *(question.draws, 100 * expected),
             )
+        return found.values, checks, found
+    within = share <= question.tolerance
+    checks |= {"complete": bool(within.all()), "samples_beyond_tolerance": int((~within).sum())}
+    if not within.all():
+        logger.warning(
+            "integrated gradients of %d samples miss more than %g of the change; the most is %.3g",
+            *(int((~within).sum()), question.tolerance, share.max()),
+        )
     return found.values, checks, found
-
-
-# ------------------------------------------------------------------------------------------------------------- writing
-
-_WRITTEN = "summary.json"
-
-
-def require_free(directory: Path, *, overwrite: bool) -> None:
-    """Refuse a directory that holds something.
-
-    Raises
-    ------
-    DataError
-    """
-    if directory.exists() and not directory.is_dir():
-        raise DataError(f"{directory}: is a file; give another --output-dir")
-    held = sorted(path.name for path in directory.iterdir()) if directory.exists() else []
-    if not held:
-        return
-    if _WRITTEN not in held or "config.json" in held:
-        raise DataError(f"{directory}: holds other files, {held[0]} say; give an empty or a new --output-dir")
-    if not overwrite:
-        raise DataError(f"{directory}: holds an explanation already; give --overwrite to replace it")
-
-
-def table_of(explanation: Explanation, kind: str) -> pd.DataFrame:
-    """Importances of the ASVs or of the taxa of a rank, the methods one after the other, the highest first."""
-    blocks = []
-    for found in explanation.found:
-        units, own = found.units, found.importances
-        if units.name != kind:
-            continue
-        columns: dict[str, Any] = {"method": found.method}
-        if kind == "asv":
-            columns["feature_id"] = explanation.feature_ids
-            columns["sequence"] = explanation.sequences
-            columns["md5"] = [hashlib.md5(bases.encode()).hexdigest() for bases in explanation.sequences]
-            if explanation.taxa is not None:
-                columns["taxon"] = explanation.taxa
-            columns["prevalence"] = explanation.prevalence
-        else:
-            columns["taxon"] = units.names
-            columns["asvs"] = np.bincount(units.of_asv)
-        columns |= {
-            "importance": own.importance,
-            "low": own.low,
-            "high": own.high,
-            "direction": own.direction.astype(int),
-        }
-        if found.error is not None:
-            columns["error_increase"] = found.error
-        blocks.append(pd.DataFrame(columns).sort_values("importance", ascending=False, kind="stable"))
-    return pd.concat(blocks, ignore_index=True)
-
-
-def write_explanation(directory: Path, explanation: Explanation) -> None:
-    """Write tables, matrices, pictures and the summary; the summary last.
-
-    Parameters
-    ----------
-    directory : Path
-        Made where it is missing.
-    explanation : Explanation
-    """
-    from aam.evaluation.plots import save_figure
-    from aam.interpret.plots import deletion_plot, importance_plot
-
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / _WRITTEN).unlink(missing_ok=True)
-    explanation.samples.to_csv(directory / "samples.tsv", sep="\t", index=False)
-    kinds = list(dict.fromkeys(found.units.name for found in explanation.found))
-    for kind in kinds:
-        name = "importances.tsv" if kind == "asv" else f"importances_{kind}.tsv"
-        table_of(explanation, kind).to_csv(directory / name, sep="\t", index=False, float_format="%.6g")
-    for folder in ("per_sample", "qiime2"):
-        (directory / folder).mkdir(exist_ok=True)
-    labels = asv_labels(explanation)
-    for found in explanation.found:
-        kind, own = found.units.name, found.importances
-        suffix = found.method if kind == "asv" else f"{found.method}_{kind}"
-        matrix = found.by_sample
-        np.savez_compressed(
-            directory / "per_sample" / f"{suffix}.npz",
-            format=np.array("csr"),  # as scipy.sparse.load_npz reads it
-            shape=np.array(matrix.shape),
-            data=matrix.data.astype(np.float32),
-            indices=matrix.indices,
-            indptr=matrix.indptr,
-            sample_ids=np.array(explanation.sample_ids, dtype=np.str_),
-            names=np.array(found.units.names, dtype=np.str_),
-        )
-        if kind == "asv":
-            scores = pd.DataFrame({"feature-id": explanation.feature_ids, "importance": own.importance})
-            scores.to_csv(directory / "qiime2" / f"{found.method}.tsv", sep="\t", index=False, float_format="%.6g")
-        top = np.argsort(-own.importance, kind="stable")[:_SHOWN]
-        names = labels if kind == "asv" else [short_taxon(name) for name in found.units.names]
-        measure = "share of attention" if found.method == "attention" else f"mean change of {explanation.what}"
-        figure = importance_plot(
-            [names[place] for place in top],
-            *(values[top] for values in own),
-            title=f"{found.method}, {'ASVs' if kind == 'asv' else kind}",
-            what=measure,
-        )
-        save_figure(figure, directory / "plots" / f"{suffix}.png")
-    curves = {name: curve.tolist() for name, curve in explanation.curves.items() if name != "random"}
-    figure = deletion_plot(
-        NUMBERS,
-        curves,
-        explanation.curves["random"].tolist(),
-        title="Leaving out the most important ASVs",
-        what=f"mean change of {explanation.what}",
-    )
-    save_figure(figure, directory / "plots" / "deletion.png")
-    _write_attention(directory / "attention", explanation, labels)
-    if explanation.bases is not None:
-        _write_bases(directory, explanation, explanation.bases, labels)
-    write_json(directory / _WRITTEN, explanation.summary)
-
-
-def _write_attention(folder: Path, explanation: Explanation, labels: list[str]) -> None:
-    from aam.evaluation.plots import save_figure
-    from aam.interpret.plots import attention_plot, matrix_plot
-
-    if explanation.maps or explanation.flow:
-        folder.mkdir(exist_ok=True)
-    for number, found in enumerate(explanation.maps, 1):
-        name = explanation.sample_ids[found.sample]
-        stem = f"{number:02d}_" + "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)
-        own = [explanation.feature_ids[asv] for asv in found.asvs]
-        pairs = pd.MultiIndex.from_product([own, own], names=["from", "to"])
-        columns = {layer: weights.ravel() for layer, weights in found.layers.items()}
-        frame = pd.DataFrame(columns, index=pairs)
-        frame.to_csv(folder / f"{stem}.tsv", sep="\t", float_format="%.6g")
-        top = np.argsort(-found.weights, kind="stable")[:_SHOWN]
-        value = explanation.samples["explained"].iloc[found.sample]
-        figure = attention_plot(
-            {layer: weights[np.ix_(top, top)] for layer, weights in found.layers.items()},
-            [labels[found.asvs[place]] for place in top],
-            found.weights[top].astype(np.float64),
-            title=f"{name}: {explanation.what} {value:.3g}, its {len(top)} most attended ASVs of {len(own)}",
-        )
-        save_figure(figure, folder / f"{stem}.png")
-    for rank, flow in explanation.flow.items():
-        lineages = next(found.units.names for found in explanation.found if found.units.name == rank)
-        pd.DataFrame(flow, index=pd.Index(lineages, name="from"), columns=lineages).to_csv(
-            folder / f"flow_{rank}.tsv", sep="\t", float_format="%.6g"
-        )
-        top = np.argsort(-flow.sum(axis=0), kind="stable")[:_SHOWN]
-        shown = [short_taxon(lineages[place]) for place in top]
-        title = f"Attention from {rank} to {rank}"
-        style: dict[str, Any] = {"label": "share of all attention", "axes_labels": ("to", "from")}
-        figure = matrix_plot(flow[np.ix_(top, top)], shown, shown, title=title, **style)
-        save_figure(figure, folder / f"flow_{rank}.png")
-
-
-def _write_bases(directory: Path, explanation: Explanation, bases: Bases, labels: list[str]) -> None:
-    from aam.evaluation.plots import save_figure
-    from aam.interpret.plots import matrix_plot
-
-    blocks = []
-    for place, asv in enumerate(bases.asvs):
-        letters = explanation.sequences[asv][: bases.values.shape[1] - 1]  # sequences may have been cut
-        part = slice(1, len(letters) + 1)
-        blocks.append(
-            pd.DataFrame(
-                {
-                    "feature_id": explanation.feature_ids[asv],
-                    "position": np.arange(1, len(letters) + 1),
-                    "base": list(letters),
-                    "attribution": bases.values[place, part],
-                    "attention": bases.attention[place, part],
-                }
-            )
-        )
-    pd.concat(blocks).to_csv(directory / "nucleotides.tsv", sep="\t", index=False, float_format="%.6g")
-    names = [labels[asv] for asv in bases.asvs]
-    positions = [str(position) for position in range(1, bases.values.shape[1])]
-    for name, values, label, signed in (
-        ("nucleotides", bases.values, "attribution", True),
-        ("nucleotides_attention", bases.attention, "share of attention", False),
-    ):
-        title = f"Bases of the {len(names)} most important ASVs"
-        style: dict[str, Any] = {"signed": signed, "tick_every": 10, "axes_labels": ("position in the ASV", "")}
-        figure = matrix_plot(values[:, 1:], names, positions, title=title, label=label, **style)
-        save_figure(figure, directory / "plots" / f"{name}.png")
-
-
-def asv_labels(explanation: Explanation) -> list[str]:
-    """What pictures call the ASVs: their taxon, and their ID, or of sequences the beginning of their MD5 hash."""
-    found = []
-    for place, (name, bases) in enumerate(zip(explanation.feature_ids, explanation.sequences, strict=True)):
-        short = hashlib.md5(bases.encode()).hexdigest()[:6] if name == bases else name[:12]
-        taxon = "" if explanation.taxa is None else short_taxon(explanation.taxa[place])
-        found.append(f"{taxon} {short}".strip())
-    return found
-
-
-def short_taxon(lineage: str) -> str:
-    """The last rank of a lineage that has a name, a species with its genus; and that one below it has none."""
-    parts = [part.strip() for part in lineage.split(";")]
-    names = [_PREFIX.sub("", part) for part in parts]
-    known = [name for name in names if name.lower() not in _NO_NAME]
-    if not known:
-        return "unassigned"
-    if len(names) == len(RANKS) == len(known) and " " not in known[-1]:
-        return f"{known[-2]} {known[-1]}"
-    return f"{known[-1]} (unassigned)" if names[-1] == UNASSIGNED else known[-1]

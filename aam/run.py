@@ -162,7 +162,7 @@ def run(config: RunConfig) -> RunResult:
                     "start again with --overwrite"
                 ) from None
             logger.info("resuming after epoch %d, step %d", trainer.state.epoch, trainer.state.step)
-        trainer.callbacks = build_callbacks(config, study, task, directory, header, inputs, trainer.callbacks)
+        trainer.callbacks = build_callbacks(config, study, split, task, directory, header, inputs, trainer.callbacks)
         if processes.first:
             write_json(directory / "config.json", config.model_dump(mode="json"))
             write_splits(directory / "splits.tsv", study.sample_ids, split)
@@ -405,7 +405,7 @@ def require_same_config(config: RunConfig, stored: Mapping[str, Any], directory:
     machine = {"output_dir", "device", "threads", "num_workers", "parallel", "save_every_minutes"}
     machine |= {"tf32", "attn_implementation", "compile_model", "gradient_checkpointing", "asv_chunk_size"}
     machine |= {"strategy", "reshard_after_forward", "sharded_checkpoints"}
-    watched = {"baseline", "join", "plots", "log_histograms", "profile", "track"}
+    watched = {"baseline", "join", "plots", "log_histograms", "log_attention", "profile", "track"}
     free = machine | watched | {"epochs", "choose_epochs", "stop_after", "patience", "resume", "overwrite"}
     now = config.model_dump(mode="json")
     moved = {str(Path(part["train"]["output_dir"]) / "splits.tsv") for part in (now, stored) if "train" in part}

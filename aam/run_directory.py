@@ -50,7 +50,15 @@ class RunDirectory:
         *("profile/trace.json.gz", "profile/operations.txt"),
     )
     FOLDERS = (
-        *("tensorboard/train", "tensorboard/validation", "tensorboard/steps", "tensorboard", "plots", "profile"),
+        *(
+            "tensorboard/train",
+            "tensorboard/validation",
+            "tensorboard/steps",
+            "tensorboard/attention",
+            "tensorboard",
+            "plots",
+            "profile",
+        ),
         *("shards/step_*", "shards"),
     )
 

@@ -73,6 +73,13 @@ class Range:
         places = sorted({0, min(1, last), last // 2, max(0, last - 1), last})
         return [int(self.low) + place * step for place in places][:_MOST_TRIED]
 
+    def has(self, value: Value) -> bool:
+        """Whether it is one of these numbers."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
+            return False
+        steps = 0.0 if self.step is None else (value - self.low) / self.step
+        return abs(steps - round(steps)) < 1e-9
+
 
 @dataclass(frozen=True)
 class Choices:
@@ -82,6 +89,10 @@ class Choices:
 
     def tried(self) -> list[Value]:
         return list(self.values)
+
+    def has(self, value: Value) -> bool:
+        """Whether it is one of these values."""
+        return value in (*self.values, *(tuple(one) for one in self.values if isinstance(one, list)))
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,13 +13,16 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from aam.config import FrozenPart, RunConfig
-from aam.data.batch import Batch
-from aam.data.dataset import BatchPlan, SampleDataset
+from aam.data.batch import Batch, arrange
+from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
 from aam.data.splits import watched_part
 from aam.data.study import Study
 from aam.loaders import datasets_of, loader
+from aam.models.sequence_encoder import SequenceEncoder
+from aam.models.sequence_predictor import SequencePredictor
 from aam.outcome_plots import figures
 from aam.run_directory import RunDirectory
+from aam.training.attention_maps import AttentionMaps
 from aam.training.averaging import build_average
 from aam.training.callbacks import (
     Checkpoints,
@@ -42,13 +46,18 @@ from aam.training.tensorboard import StepCurves, TensorBoard
 from aam.training.tracking import Tracking
 from aam.training.trainer import Callback, Trainer
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 __all__ = ["build_callbacks", "build_trainer", "require_sharding"]
 
 logger = logging.getLogger("aam")
 
+_ATTENTION_SAMPLES = 3
+
 # How a run is written and watched is no property of its model.
 _NO_PARAMETERS = {"output_dir", "resume", "overwrite", "save_every_minutes"}
-_NO_PARAMETERS |= {"baseline", "join", "plots", "log_histograms", "profile", "track"}
+_NO_PARAMETERS |= {"baseline", "join", "plots", "log_histograms", "log_attention", "profile", "track"}
 
 
 def require_sharding(config: RunConfig) -> None:
@@ -64,6 +73,8 @@ def require_sharding(config: RunConfig) -> None:
         require_whole_tensors(config.train, "--lookahead")
     if config.train.log_histograms:
         require_whole_tensors(config.train, "--log-histograms")
+    if config.train.log_attention is not None:
+        require_whole_tensors(config.train, "--log-attention")
 
 
 def build_trainer(
@@ -155,6 +166,7 @@ def _plans(config: RunConfig, study: Study, split: NDArray[Any], processes: Proc
 def build_callbacks(
     config: RunConfig,
     study: Study,
+    split: NDArray[Any],
     task: Task,
     directory: RunDirectory,
     header: Mapping[str, Any],
@@ -167,6 +179,8 @@ def build_callbacks(
     ----------
     config : RunConfig
     study : Study
+    split : ndarray (N,) of str
+        ``train``, ``val``, … of each sample.
     task : Task
     directory : RunDirectory
     header : mapping
@@ -188,7 +202,7 @@ def build_callbacks(
         Signals(),
         *frozen,
         FiniteLosses(study.sample_ids, directory / "last.ckpt"),
-        *_watching(config, study, task, directory, shown),
+        *_watching(config, study, split, task, directory, shown),
         Plateau(config.optim.plateau_patience, config.optim.restart_on_plateau),
         *(
             []
@@ -200,7 +214,12 @@ def build_callbacks(
 
 
 def _watching(
-    config: RunConfig, study: Study, task: Task, directory: RunDirectory, shown: tuple[str, ...]
+    config: RunConfig,
+    study: Study,
+    split: NDArray[Any],
+    task: Task,
+    directory: RunDirectory,
+    shown: tuple[str, ...],
 ) -> list[Callback]:
     """What the run is watched by: the meter first, which the others read."""
     meter, parameters, board = Meter(), _parameters(config), directory / "tensorboard"
@@ -218,6 +237,9 @@ def _watching(
             histograms=config.train.log_histograms,
         ),
     ]
+    if config.train.log_attention is not None:
+        draw = _attention_in(config, study, study.rows_of(split, watched_part(split)), task)
+        watching.append(AttentionMaps(board / "attention", draw, config.train.log_attention))
     if config.train.profile is not None:
         watching.append(Profile(directory / "profile", config.train.profile))
     if config.train.track:
@@ -227,6 +249,31 @@ def _watching(
         plots, model, memory = directory / "plots", directory / MODEL_NAME, directory / "tracking.json"
         watching.append(Tracking(trackers, parameters, plots, model, memory))
     return watching
+
+
+def _attention_in(
+    config: RunConfig, study: Study, rows: NDArray[np.int64], task: Task
+) -> Callable[[], Mapping[str, Figure]]:
+    """What draws attention in some of these samples."""
+    from aam.interpret.attention_figures import attention_figures
+
+    some = rows[np.unique(np.linspace(0, len(rows) - 1, _ATTENTION_SAMPLES).round().astype(int))]
+    dataset = SampleDataset.of_study(study, DatasetOptions.of(config.data, config.train.seed))
+    batch, asvs = arrange(*dataset.drawn(some, 0), study.tokens, some)
+    labels = [study.feature_ids[asv] for asv in asvs]
+    labels = [
+        hashlib.md5(name.encode()).hexdigest()[:6] if name == study.sequences[asv] else name[:12]
+        for name, asv in zip(labels, asvs, strict=True)
+    ]
+
+    def draw() -> Mapping[str, Figure]:
+        model = task.model
+        encoder = model.encoder if isinstance(model, SequencePredictor) else model
+        assert isinstance(encoder, SequenceEncoder)
+        device = next(encoder.parameters()).device
+        return attention_figures(encoder, batch.to(device), [study.sample_ids[row] for row in some], labels)
+
+    return draw
 
 
 def _parameters(config: RunConfig) -> dict[str, str | float | bool]:

@@ -18,7 +18,7 @@ import pandas as pd
 import yaml
 
 from aam.config import RunConfig
-from aam.data.augmentation import has_whole_counts
+from aam.data.augmentation import has_whole_counts, with_defaults
 from aam.data.splits import write_splits
 from aam.errors import DataError
 from aam.launch import Launch
@@ -81,6 +81,7 @@ class TuneResult:
     objective: Objective
     trials: list[Trial]
     best: Trial
+    usual: Trial | None  # with the values that ``aam train`` would take by itself
 
 
 def tune(config: RunConfig, space_file: Path | None, options: TuneOptions) -> TuneResult:
@@ -303,9 +304,22 @@ def _run(search: Search, setting: Setting, options: TuneOptions, objective: Obje
     if missing <= 0:
         logger.info("%d trials are done, and --trials asks for %d", search.done(), options.trials)
         return
+    if not search.trials():
+        usual = _usual_values(setting, search.space)
+        if usual is not None:
+            search.begin_with(usual)
+            logger.info("trial 0 has the values that `aam train` would take by itself")
 
     def ended(asked: Asked, outcome: Outcome) -> None:
-        logger.info("trial %d: %s", asked.number, _told(asked, outcome, objective))
+        trials, best = search.trials(), search.best()
+        done, seconds = search.done(), trials[asked.number].seconds
+        took = "" if seconds is None else f" in {seconds:.0f} s"
+        so_far = "" if best is None else f"; the best is trial {best.number}, {best.value:.4g}"
+        logger.info(
+            "%d of %d done%s: trial %d, %s%s",
+            *(done, options.trials, took, asked.number, _told(asked, outcome, objective), so_far),
+        )
+        _write_found(search, setting, directory)  # so that a search may be stopped at any time
 
     parallel = min(options.parallel, missing)
     config = setting.config
@@ -326,6 +340,14 @@ def _run(search: Search, setting: Setting, options: TuneOptions, objective: Obje
     run_trials(search, setting, missing, parallel, ended)
 
 
+def _usual_values(setting: Setting, space: Space) -> dict[str, Any] | None:
+    """What ``aam train`` would take of the options that are searched; None where the space has it not."""
+    config = setting.config
+    usual = config.model_copy(update={"augmentation": with_defaults(config, setting.prepared.study.counts)})
+    values = {name: getattr(getattr(usual, WHERE[name]), name) for name in space.options}
+    return values if all(space.options[name].has(value) for name, value in values.items()) else None
+
+
 def _told(asked: Asked, outcome: Outcome, objective: Objective) -> str:
     shown = ", ".join(f"{spelled(name)} {_short(value)}" for name, value in asked.values.items())
     if outcome.value is None:
@@ -342,15 +364,22 @@ def _short(value: Any) -> str:
 
 
 def _finish(search: Search, setting: Setting, directory: Path, objective: Objective) -> TuneResult:
+    _write_found(search, setting, directory)
     trials, best = search.trials(), search.best()
-    write_table(directory / "trials.tsv", _table(trials, search.space))
     if best is None:
         failed = [trial for trial in trials if trial.why]
         why = f"; trial {failed[0].number}: {failed[0].why}" if failed else ""
         raise DataError(f"{directory}: none of {len(trials)} trials was trained to its end{why}")
-    write_json(directory / "best_config.json", _best_config(setting.config, best))
     _plot(search, trials, directory / "plots", objective)
-    return TuneResult(directory, objective, trials, best)
+    return TuneResult(directory, objective, trials, best, search.usual())
+
+
+def _write_found(search: Search, setting: Setting, directory: Path) -> None:
+    """What is known so far."""
+    write_table(directory / "trials.tsv", _table(search.trials(), search.space))
+    best = search.best()
+    if best is not None:
+        write_json(directory / "best_config.json", _best_config(setting.config, best))
 
 
 def _table(trials: Sequence[Trial], space: Space) -> pd.DataFrame:

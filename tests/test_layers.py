@@ -36,6 +36,7 @@ FRONT = {
     "predict",
     "embed",
     "explain",
+    "explanation",
     "networks",
     "export",
     "evaluate",
@@ -78,6 +79,10 @@ FORBIDDEN = {
     "evaluate": {"cli", "models", *(FRONT - {"evaluate", "run_directory"}), *(LEAVES - {"evaluation"})},
     "embed": {"cli", "check", "demo", *LEAVES},
     "explain": {"cli", "check", "demo", *(LEAVES - {"evaluation", "interpret"})},
+    "explanation": {
+        *("cli", "config", "models", "training", *(FRONT - {"explanation", "run_directory"})),
+        *(LEAVES - {"evaluation", "interpret"}),
+    },
     "interpret": {"config", "training", *FRONT, *(LEAVES - {"interpret"})},
     "baselines": {"cli", "models", *(FRONT - {"baselines", "run_directory"}), *(LEAVES - {"evaluation"})},
     "distances": {"cli", "models", "training", "run", "folds", "predict", "check", "demo", *LEAVES},

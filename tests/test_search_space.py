@@ -149,6 +149,19 @@ def test_lists_are_choices() -> None:
     assert with_values(config(), {"head_width": [32, 32]}).model.head_width == (32, 32)
 
 
+def test_what_a_space_has() -> None:
+    space = parse_space(
+        {
+            "lr": {"low": 1e-4, "high": 1e-2, "log": True},
+            "batch-size": {"low": 16, "high": 64, "step": 16},
+            "head-width": {"choices": [[], [32]]},
+        }
+    ).options
+    assert space["lr"].has(1e-3) and space["lr"].has(1e-4) and not space["lr"].has(0.1)
+    assert space["batch_size"].has(32) and not space["batch_size"].has(40) and not space["batch_size"].has("auto")
+    assert space["head_width"].has(()) and space["head_width"].has((32,)) and not space["head_width"].has((16,))
+
+
 def test_values_leave_the_rest_as_it_was() -> None:
     fixed = config(optim={"weight_decay": 0.3}, model={"clades": 16})
     changed = with_values(fixed, {"lr": 0.5, "dropout": 0.2})

@@ -38,6 +38,12 @@ _PRINTED = 10
     multiple=True,
     help="Beside ASVs, taxa of these ranks; may be given several times.  [default: genus, with --taxonomy]",
 )
+@click.option(
+    "--split",
+    type=click.Choice(("train", "val", "test", "cal")),
+    multiple=True,
+    help="Samples of these parts of the run's split alone; may be given several times.  [default: all samples]",
+)
 @click.option("--column", help="Of a model of several columns, the one that is explained.")
 @click.option(
     "--class",
@@ -58,7 +64,7 @@ _PRINTED = 10
     show_default=True,
     help="Share of a change that integrated gradients may miss.",
 )
-@click.option("--draws", type=click.IntRange(min=1), default=50, show_default=True, help="Of gradient-shap.")
+@click.option("--draws", type=click.IntRange(min=2), default=200, show_default=True, help="Of gradient-shap.")
 @click.option("--repeats", type=click.IntRange(min=1), default=1, show_default=True, help="Of permutation.")
 @click.option("--layer", type=int, multiple=True, help="Attention of this layer alone, from 1; may be given again.")
 @click.option("--head", type=int, multiple=True, help="Attention of this head alone, from 1; may be given again.")
@@ -97,6 +103,7 @@ def command(
     overwrite: bool,
     method: tuple[str, ...],
     by: tuple[str, ...],
+    split: tuple[str, ...],
     column: str | None,
     class_name: str | None,
     baseline: Any,
@@ -123,13 +130,15 @@ def command(
     log_to_console()
     with usage_errors():
         settings = TrainConfig(output_dir=output_dir, **{k: v for k, v in machine.items() if v is not None})
-    from aam.explain import DEFAULT_METHODS, Question, explain, require_free, write_explanation
+    from aam.explain import DEFAULT_METHODS, Question, explain
+    from aam.explanation import require_free, write_explanation
 
     require_free(output_dir, overwrite=overwrite)
     ranks = tuple(dict.fromkeys(rank for rank in by if rank != "asv")) if by else ("genus",) * (taxonomy is not None)
     question = Question(
         methods=tuple(dict.fromkeys(method)) or DEFAULT_METHODS,
         ranks=ranks,
+        splits=tuple(dict.fromkeys(split)),
         column=column,
         class_name=class_name,
         baseline=baseline,
@@ -158,7 +167,7 @@ def command(
 
 
 def _report(directory: Path, found: Any) -> None:
-    from aam.explain import asv_labels, short_taxon
+    from aam.explanation import asv_labels, short_taxon
 
     models = found.summary["models"]
     click.echo(
@@ -187,6 +196,7 @@ def _trust(checks: dict[str, Any]) -> str:
         said.append(
             f"attributions miss {checks['mean_share_missing']:.2%} of the change on average, "
             f"{checks['largest_share_missing']:.2%} at most"
+            + (f" (standard error {error:.2%})" if (error := checks.get("mean_standard_error")) is not None else "")
         )
     deletion = checks["deletion"]
     moved = ", ".join(

@@ -109,6 +109,11 @@ def _print(result: TuneResult) -> None:
     states = [trial.state for trial in result.trials]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     click.echo(f"\n{len(states)} trials: {counts}\n{table(rows)}\n")
+    usual = result.usual
+    if usual is not None and usual.value is not None and usual.state == "complete":
+        click.echo(f"Trial {usual.number}, {objective.metric} {usual.value:.4f}, has the usual values of `aam train`.")
+        if usual.number == result.best.number:
+            click.echo("None was better, so there is nothing to change.")
     click.echo(f"Train with the best: aam train --config {result.directory / 'best_config.json'} --output-dir RUN")
 
 

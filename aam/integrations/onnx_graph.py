@@ -48,6 +48,7 @@ HEADER, ARRAYS, READING = "aam", "aam_arrays", "aam_reading"  # of the metadata 
 _SAMPLES = ("tokens", "asv_index", "counts", "depth")
 _GIVES = ("answer", "embedding", "output")
 _MOST_BYTES = 2_000_000_000
+_TRACED: dict[tuple[object, ...], Any] = {}  # the last graph, for other networks that are alike
 _EXAMPLE = {"asvs": 7, "length": 6, "samples": 3, "asvs_per_sample": 5}  # sizes that stand for any
 
 
@@ -220,16 +221,16 @@ class PredictorGraph:
         import onnx_ir as ir
 
         kinds = tuple(name.partition("_")[0] for name in self.given[0])
-        traced: dict[tuple[object, ...], Any] = {}
         inputs: dict[str, Any] = {}
         answers, embeddings, outputs, nodes, weights = [], [], [], [], []
         model = None
         for place, (network, target, share) in enumerate(zip(self.networks, self.targets, self.shares, strict=True)):
             member = _Member(network, target, share, kinds).eval()
-            structure = member.structure
-            if structure not in traced:
-                traced[structure] = _traced(member, (*_SAMPLES, *kinds), _GIVES, self.sizes, max_bp, opset)
-            model = traced[structure]
+            key = (*member.structure, kinds, self.sizes, max_bp, opset)
+            if key not in _TRACED:
+                _TRACED.clear()  # it holds weights
+                _TRACED[key] = _traced(member, (*_SAMPLES, *kinds), _GIVES, self.sizes, max_bp, opset)
+            model = _TRACED[key]
             own = _copy(model.graph, member.state_dict(), f"network_{place}.")
             for kind, value in zip((*_SAMPLES, *kinds), own.inputs, strict=True):
                 name = kind if kind in _SAMPLES else self.given[place][kinds.index(kind)]

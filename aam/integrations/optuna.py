@@ -98,6 +98,16 @@ class Search:
         except (KeyError, TypeError, ValueError):
             raise DataError(f"{self.options.url}: study {self.options.name!r} was not begun by `aam tune`") from None
 
+    def begin_with(self, values: Mapping[str, Any]) -> None:
+        """Have these values tried first: what is searched for is to be better than them."""
+        params = {name: label(list(value) if isinstance(value, tuple) else value) for name, value in values.items()}
+        self.study.enqueue_trial(params, user_attrs={"usual": True})
+
+    def usual(self) -> Trial | None:
+        """The trial of the values that `begin_with` was given."""
+        found = [frozen for frozen in self.study.get_trials(deepcopy=False) if frozen.user_attrs.get("usual")]
+        return self._trial(found[-1]) if found else None
+
     def ask(self) -> Asked:
         """The next trial: one that was interrupted, or new values."""
         number = len(self.study.get_trials(deepcopy=False))
@@ -124,7 +134,8 @@ class Search:
         """Count a trial that was interrupted as failed, and run it again later."""
         frozen = self.study.get_trials(deepcopy=False)[number]
         self.study.tell(number, state=TrialState.FAIL)
-        self.study.enqueue_trial(frozen.params, user_attrs={"again": number})
+        usual = {"usual": True} if frozen.user_attrs.get("usual") else {}
+        self.study.enqueue_trial(frozen.params, user_attrs={"again": number, **usual})
 
     def redo_interrupted(self) -> int:
         """Have all that never came to an end run again; how many."""

@@ -7,7 +7,7 @@ have, ``B`` samples of a chunk, ``S`` most ASVs of any.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -21,7 +21,8 @@ from aam.interpret.samples import Chunk, Samples, chunks
 from aam.models.asv_encoder import PAD
 from aam.models.attention import SelfAttention
 from aam.models.attention_pooling import AttentionPooling
-from aam.models.transformer import Transformer, TransformerBlock
+from aam.models.sequence_encoder import SequenceEncoder
+from aam.models.transformer import Transformer, TransformerBlock, through
 
 __all__ = [
     "Recorded",
@@ -29,6 +30,7 @@ __all__ = [
     "attention_flow",
     "attention_of_chunk",
     "attention_weights",
+    "attention_while",
     "attentive_layers",
     "nucleotide_attention",
     "recorded",
@@ -127,33 +129,70 @@ class SampleAttention(NamedTuple):
         return torch.einsum("bt,bts->bs", self.pooling, self.rollout)
 
 
+@contextmanager
+def _uncompiled(*transformers: Transformer) -> Iterator[None]:
+    """Let hooks be called, which compiled blocks pass over."""
+    blocks = [block for transformer in transformers for block in transformer.blocks]
+    whole, single = [one.through for one in transformers], [block._compiled_call_impl for block in blocks]
+    try:
+        for transformer in transformers:
+            transformer.through = through
+        for block in blocks:
+            block._compiled_call_impl = None
+        yield
+    finally:
+        for transformer, own in zip(transformers, whole, strict=True):
+            transformer.through = own
+        for block, call in zip(blocks, single, strict=True):
+            block._compiled_call_impl = call
+
+
 @torch.no_grad()
-def attention_of_chunk(
-    network: Network, chunk: Chunk, layers: Sequence[int] = (), heads: Sequence[int] = ()
+def attention_while(
+    read: Callable[[], object],
+    encoder: SequenceEncoder,
+    shape: tuple[int, int],
+    layers: Sequence[int] = (),
+    heads: Sequence[int] = (),
 ) -> SampleAttention:
-    """Attention over the ASVs of samples.
+    """Attention over the ASVs of samples while these are read.
 
     Parameters
     ----------
-    network : Network
-    chunk : Chunk
+    read : callable
+        Makes the encoder read ``B`` samples of at most ``S`` ASVs, once.
+    encoder : SequenceEncoder
+        In evaluation.
+    shape : tuple of int
+        ``B`` and ``S``.
     layers, heads : sequence of int
         The ones that are read, from 0; all if none is named. Others are passed over, as if they had attended to nothing
         but what the residual connection passes on.
     """
-    encoder = network.predictor.encoder
-    watched = attentive_layers(encoder.sample_encoder.transformer, encoder.transformer)
+    transformers = encoder.sample_encoder.transformer, encoder.transformer
+    watched = attentive_layers(*transformers)
     if layers:
         watched = [watched[layer] for layer in layers]
-    present = torch.from_numpy(chunk.present).to(network.device)
-    with recorded([*watched, encoder.pooling]) as found:
-        network.outputs(network.inputs(chunk), present, chunk.origin)
-    width = chunk.present.shape[1]
-    cut = [weights[: len(present), :, :width, :width] for weights in found.attention]
+    with _uncompiled(*transformers), recorded([*watched, encoder.pooling]) as found:
+        read()
+    samples, width = shape
+    cut = [weights[:samples, :, :width, :width] for weights in found.attention]
+    pooling = found.pooling[0]
     if heads:
-        cut = [weights[:, list(heads)] for weights in cut]
-    pooling = found.pooling[0] if not heads else found.pooling[0][..., list(heads)]
+        cut, pooling = [weights[:, list(heads)] for weights in cut], pooling[..., list(heads)]
     return SampleAttention(cut, rollout(cut), pooling.mean(dim=-1))
+
+
+def attention_of_chunk(
+    network: Network, chunk: Chunk, layers: Sequence[int] = (), heads: Sequence[int] = ()
+) -> SampleAttention:
+    """Attention over the ASVs of the samples of a chunk; see `attention_while`."""
+    present = torch.from_numpy(chunk.present).to(network.device)
+
+    def read() -> None:
+        network.outputs(network.inputs(chunk), present, chunk.origin)
+
+    return attention_while(read, network.predictor.encoder, chunk.present.shape, layers, heads)
 
 
 def attention_weights(
@@ -161,7 +200,8 @@ def attention_weights(
 ) -> NDArray[np.float64]:
     """How much each ASV of each sample is attended to, (nnz,): rollout through the layers, then pooling.
 
-    Of a sample they add up to 1. What reaches the prediction past attention, by way of clades, they do not say.
+    Of a sample they add up to 1. What reaches the prediction past attention, by way of clades and of means
+    weighted by abundance, they do not say.
     """
     found = np.zeros(len(samples.rows.asvs))
     for network in explained.networks:

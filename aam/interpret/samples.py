@@ -47,7 +47,7 @@ class Chunk(NamedTuple):
         """Which places are no padding, (B, S)."""
         return self.counts > 0
 
-    def rows(self, rows: slice) -> Chunk:
+    def rows(self, rows: slice | NDArray[np.bool_]) -> Chunk:
         """Some of them."""
         return Chunk(self.place[rows], self.origin[rows], self.asvs[rows], self.counts[rows], self.depth[rows])
 

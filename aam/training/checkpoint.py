@@ -45,6 +45,7 @@ __all__ = [
     "reference_length",
     "save_checkpoint",
     "save_model_file",
+    "stored_config",
     "without_base_heads",
 ]
 
@@ -244,15 +245,25 @@ def header_of(text: str, path: Path) -> dict[str, Any]:
     try:
         header: dict[str, Any] = json.loads(text)
         version = header["format_version"]
-        # Files that do not say so are from before there was any.
-        header["config"].setdefault("model", {}).setdefault("abundance_pooling", False)
         if version <= FORMAT_VERSION:
-            RunConfig.model_validate(header["config"])
+            stored_config(header["config"])
     except (KeyError, AttributeError, TypeError, ValueError, ValidationError, RecursionError):
         raise _not_a_model(path) from None
     if version > FORMAT_VERSION:
         raise DataError(f"{path}: format {version} is newer than this AAM reads ({FORMAT_VERSION}); update AAM")
     return header
+
+
+def stored_config(stored: dict[str, Any]) -> RunConfig:
+    """The configuration in a header. One that says nothing of means by abundance is from before there were any.
+
+    Raises
+    ------
+    ValueError, AttributeError, TypeError
+        If it is none.
+    """
+    stored.setdefault("model", {}).setdefault("abundance_pooling", False)
+    return RunConfig.model_validate(stored)
 
 
 def _not_a_model(path: Path) -> DataError:

@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
 from torch import Tensor
 
 from aam.config import RunConfig
 from aam.errors import DataError
-from aam.training.checkpoint import ModelFile, load_model_file, save_model_file
+from aam.training.checkpoint import ModelFile, load_model_file, save_model_file, stored_config
 
 __all__ = ["Ensemble", "Member", "ensemble_of", "load_ensemble", "save_ensemble", "without_weights"]
 
@@ -99,11 +98,11 @@ def ensemble_of(file: ModelFile, path: Path) -> Ensemble:
             for kind, tensors in parts.items():
                 prefix = f"{_MEMBERS}.{place}.{kind}."
                 tensors |= {k.removeprefix(prefix): t for k, t in file.weights.items() if k.startswith(prefix)}
-            own = ModelFile(RunConfig.model_validate(known["config"]), dict(known["header"]), **parts)
+            own = ModelFile(stored_config(known["config"]), dict(known["header"]), **parts)
             members.append(Member(str(known["name"]), int(known["fold"]), own))
         if not members:
             raise ValueError
-    except (KeyError, TypeError, ValueError, ValidationError):
+    except (KeyError, TypeError, AttributeError, ValueError):
         raise DataError(f"{path}: what it says of its models is damaged; train again, or take another copy") from None
     return Ensemble(file.header, file.beside, members)
 

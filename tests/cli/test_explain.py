@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from PIL import Image
 from scipy import sparse
 
-from aam.data.biom_loader import load_table
+from aam.data.biom_loader import FeatureTable, load_table
 from tests.end_to_end.program import (
     StudyFiles,
     aam,
@@ -20,6 +22,7 @@ from tests.end_to_end.program import (
     read_predictions,
     simulate,
     succeed,
+    write_table,
 )
 
 METHODS = ("integrated-gradients", "attention", "permutation")
@@ -181,6 +184,106 @@ def test_classes_and_folds(study: StudyFiles, tmp_path: Path) -> None:
     assert (named == read_predictions(tmp_path / "p.tsv")["predicted"]).all()
     outcome = aam(*explain(run, study, tmp_path / "no", *method, "--class", "adult"))
     assert_one_line_error(outcome, 1, "adult", "child, infant, toddler")
+    outcome = aam(*explain(run, study, tmp_path / "no", *method, "--split", "test"))
+    assert_one_line_error(outcome, 1, "--split", run / "fold_0")
+
+
+def test_split(study: StudyFiles, trained: Path, tmp_path: Path) -> None:
+    method = ("--method", "attention")
+    printed = succeed(*explain(trained, study, tmp_path / "val", *method, "--split", "val")).out
+    split = pd.read_csv(trained / "splits.tsv", sep="\t", index_col="sample_id")["split"]
+    held_out = set(split.index[split == "val"])
+    assert set(pd.read_csv(tmp_path / "val" / "samples.tsv", sep="\t")["sample_id"]) == held_out
+    assert f"{len(held_out)} samples" in printed
+    assert json.loads((tmp_path / "val" / "summary.json").read_text())["split"] == ["val"]
+    outcome = aam(*explain(trained, study, tmp_path / "no", "--split", "test"))
+    assert_one_line_error(outcome, 1, "--split test", f"{len(held_out)} val")
+    alone = Path(shutil.copy(trained / "best_model.safetensors", tmp_path))
+    assert_one_line_error(aam(*explain(alone, study, tmp_path / "no", "--split", "val")), 1, alone, "splits.tsv")
+
+
+def test_covariates_and_several_columns(study: StudyFiles, tmp_path: Path) -> None:
+    """What is explained is what is predicted of the column, with covariates and where there are none."""
+    run = tmp_path / "run"
+    columns = ("--metadata-column", "age", "--metadata-column", "storage_days", "--categorical-columns", "group")
+    succeed(*study.train, *columns, "--target-transform", "minmax", "--output-dir", run)
+    method, known = ("--method", "integrated-gradients", "--column", "storage_days"), ("--metadata", study.metadata)
+    values = []
+    for name, metadata in (("known", known), ("unknown", ())):
+        outcome = succeed(*explain(run, study, tmp_path / name, *method, *metadata))
+        output = tmp_path / f"{name}.tsv"
+        succeed("predict", "--model", run, "--table", study.table, "--output", output, *metadata)
+        samples = pd.read_csv(tmp_path / name / "samples.tsv", sep="\t", index_col="sample_id")
+        np.testing.assert_allclose(samples["explained"], read_predictions(output)["storage_days_predicted"], rtol=1e-4)
+        assert "predicted storage_days" in outcome.out and ("read as unknown" in outcome.err) == (name == "unknown")
+        values.append(samples["explained"].to_numpy())
+    assert np.abs(values[0] - values[1]).max() > 1e-4
+    outcome = aam(*explain(run, study, tmp_path / "no"))
+    assert_one_line_error(outcome, 1, "age, storage_days", "--column")
+
+
+def test_errors_are_of_samples_whose_truth_is_known(study: StudyFiles, trained: Path, tmp_path: Path) -> None:
+    """The increase over all samples is the mean of those over two parts of them."""
+    metadata = pd.read_csv(study.metadata, sep="\t", index_col="sample_id")
+    found = []
+    for part in (slice(0, 24), slice(0, 6), slice(6, 24)):
+        known = metadata.copy()
+        known["age"] = known["age"].where(known.index.isin(known.index[part]))
+        known.to_csv(tmp_path / "metadata.tsv", sep="\t")
+        options = ("--method", "permutation", "--metadata", tmp_path / "metadata.tsv", "--overwrite")
+        succeed(*explain(trained, study, tmp_path / "out", *options))
+        table = pd.read_csv(tmp_path / "out" / "importances.tsv", sep="\t", index_col="feature_id")
+        found.append(table["error_increase"].sort_index())
+    np.testing.assert_allclose(found[0], (6 * found[1] + 18 * found[2]) / 24, rtol=1e-3, atol=1e-7)
+    assert np.abs(found[1] - found[2]).max() > 1e-4
+
+
+def test_streaming_and_empty_samples(study: StudyFiles, trained: Path, tmp_path: Path) -> None:
+    table = load_table(study.table)
+    counts = table.counts.toarray()
+    counts[3] = 0
+    other = write_table(
+        tmp_path / "t.biom", FeatureTable(sparse.csr_array(counts), table.sample_ids, table.feature_ids)
+    )
+    files = StudyFiles(tmp_path)
+    (tmp_path / "table.biom").write_bytes(other.read_bytes())
+    found = []
+    for name, options in (("memory", ()), ("streamed", ("--streaming",))):
+        printed = succeed(*explain(trained, files, tmp_path / name, "--method", "integrated-gradients", *options)).out
+        assert "1 left out" in printed and table.sample_ids[3] in printed
+        samples = pd.read_csv(tmp_path / name / "samples.tsv", sep="\t", index_col="sample_id")
+        assert table.sample_ids[3] not in samples.index and len(samples) == 23
+        found.append((tmp_path / name / "importances.tsv").read_text())
+    assert found[0] == found[1]
+
+
+def test_gradient_shap_says_how_noisy_it_is(study: StudyFiles, trained: Path, tmp_path: Path) -> None:
+    pytest.importorskip("captum.attr", reason="pip install 'aam[explain]'")
+    output = tmp_path / "out"
+    method = ("--method", "gradient-shap", "--draws", 2)
+    outcome = succeed(*explain(trained, study, output, *method))
+    assert "standard error" in outcome.out and "give more --draws" in outcome.err
+    known = json.loads((output / "summary.json").read_text())["methods"]["gradient-shap"]
+    assert known["mean_standard_error"] > 0.1
+    samples = pd.read_csv(output / "samples.tsv", sep="\t")
+    assert (samples["gradient-shap_missing"] != 0).all()
+
+
+def test_captum_is_missing(study: StudyFiles, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "captum.attr", None)  # which Python takes for one that is not there
+    outcome = aam(*explain(trained, study, tmp_path / "out", "--method", "gradient-shap"))
+    assert_one_line_error(outcome, 1, "--method gradient-shap", "pip install 'aam[explain]'")
+
+
+def test_what_is_replaced_is_gone(study: StudyFiles, trained: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    method = ("--method", "attention", "--attention", 1)
+    succeed(*explain(trained, study, output, *method))
+    assert list((output / "attention").iterdir())
+    (output / "attention" / "notes.md").write_text("my own")
+    succeed(*explain(trained, study, output, "--method", "integrated-gradients", "--overwrite"))
+    assert [path.name for path in (output / "attention").iterdir()] == ["notes.md"]
+    assert [path.name for path in (output / "per_sample").iterdir()] == ["integrated-gradients.npz"]
 
 
 def test_what_is_refused(study: StudyFiles, trained: Path, explained: tuple[Path, str], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,18 @@ import pandas as pd
 import pytest
 import torch
 
-from aam.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from aam.config import TrainConfig
 from aam.data.batch import Batch
 from aam.data.biom_loader import load_table
 from aam.data.dataset import BatchKey
-from aam.integrations.onnx_graph import ARRAYS, HEADER, READING
+from aam.data.targets import ClassTarget, NumericTarget, SeveralTargets, Target, parts_of
+from aam.integrations.onnx_graph import ARRAYS, HEADER, READING, _decoded
 from aam.models.base_targets import base_target
+from aam.models.covariates import CovariateFusion
 from aam.models.sequence_encoder import SequenceEncoder
 from aam.networks import TorchNetworks, is_onnx, open_networks
 from aam.training.checkpoint import build_model, load_model_file, read_base_targets, save_model_file
+from aam.training.tasks import answers_of
 from tests.conftest import TinyStudy
 from tests.end_to_end.program import (
     StudyFiles,
@@ -51,14 +55,37 @@ def train(study: StudyFiles, path: Path, *options: object) -> Path:
 @pytest.fixture(scope="module")
 def number(study: StudyFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "number"
-    return train(study, path, "--metadata-column", "age", "--cal-size", 0.4, "--test-size", 0.2)
+    options = [
+        "--loss",
+        "quantile",
+        "--target-transform",
+        "log-zscore",
+        "--target-max",
+        30,
+        "--count-embedding",
+        "film",
+    ]
+    options += ["--cal-size", 0.4, "--test-size", 0.2, "--categorical-columns", "group", "--fusion", "concat"]
+    return train(study, path, "--metadata-column", "age", *options)
 
 
 @pytest.fixture(scope="module")
 def said(study: StudyFiles, number: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A file that was checked on the table, alone in its folder, and what was printed of it."""
     output = tmp_path_factory.mktemp("exported") / "number.onnx"
-    checked = ("--table", study.table, "--batch-size", 7, "--benchmark", "--num-workers", 0, "--threads", 1)
+    checked = (
+        "--table",
+        study.table,
+        "--metadata",
+        study.metadata,
+        "--batch-size",
+        7,
+        "--benchmark",
+        "--num-workers",
+        0,
+        "--threads",
+        1,
+    )
     return output, succeed("export", "--model", number, "--output", output, *checked).out
 
 
@@ -72,6 +99,7 @@ def ensemble(study: StudyFiles, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """Folds and seeds, each with covariates, reads and a classical model of its own."""
     options = ["--metadata-column", "age", "--folds", 2, "--seeds", 2, "--join", "linear", "--rarefy-depth", 150]
     options += ["--categorical-columns", "group", "--numeric-columns", "storage_days", "--fusion", "cross-attention"]
+    options += ["--distance-head", "clade"]
     return train(study, tmp_path_factory.mktemp("runs") / "ensemble", *options)
 
 
@@ -152,7 +180,9 @@ class TestNumbers:
             "counts": counts.astype(np.float32),
             "depth": counts.sum(axis=1).astype(np.float32),
         }
-        found = run_graph(exported, inputs)["prediction"][:, 0]
+        groups = pd.read_csv(study.metadata, sep="\t", index_col="sample_id")["group"][table.sample_ids]
+        inputs["categories"] = np.array([[sorted(set(groups)).index(group) + 1] for group in groups])
+        found = run_graph(exported, inputs)["prediction"][:, 1]  # the median
         expected, _ = predict(exported, study, tmp_path / "p.tsv")
         np.testing.assert_allclose(found, expected["predicted"][table.sample_ids], rtol=1e-4)
 
@@ -169,49 +199,63 @@ class TestNumbers:
         assert "train: age, a number" in said and "ONNX, opset 18" in said and "embedding_dim=16" in said
 
 
-# Losses, heads, ways of joining abundances and covariates, and base heads, each somewhere; `ensemble` has the rest.
-TASKS = {
-    "quantiles": [
-        *("--metadata-column", "age", "--loss", "quantile", "--target-transform", "log-zscore", "--target-max", 30),
-        *("--count-embedding", "film", "--categorical-columns", "group", "--fusion", "concat"),
-    ],
-    "classes": [
-        *(
-            "--metadata-column",
-            "group",
-            "--classifier",
-            "--head-width",
-            8,
-            "--head-width",
-            4,
-            "--distance-head",
-            "clade",
-        ),
-        *("--count-embedding", "none", "--numeric-columns", "storage_days", "--fusion", "gmu"),
-    ],
-    "columns": [
-        *("--metadata-column", "age", "--metadata-column", "storage_days", "--distance-head", "euclidean"),
-        *("--count-embedding", "concat", "--categorical-columns", "group", "--fusion", "add", "--token-limit", 9),
-    ],
-}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("task", TASKS)
-def test_every_task(task: str, study: StudyFiles, tmp_path: Path) -> None:
-    run = train(study, tmp_path / "run", *TASKS[task])
-    opset = {"quantiles": 18, "classes": 20, "columns": 19}[task]
-    model = export(run, tmp_path / "m.onnx", "--opset", opset)
-    assert opset in {entry.version for entry in onnx.load(model).opset_import if not entry.domain}
-    assert_same_predictions(run, model, study, tmp_path)
+def test_several_columns_of_classes(study: StudyFiles, tmp_path: Path) -> None:
+    """With what `number` and `ensemble` have not, and as networks were before there were means by abundance."""
+    metadata = pd.read_csv(study.metadata, sep="\t", index_col="sample_id")
+    metadata["late"] = np.where(metadata["storage_days"] > metadata["storage_days"].median(), "yes", "no")
+    metadata.to_csv(tmp_path / "metadata.tsv", sep="\t")
+    options = ["--metadata-column", "group", "--metadata-column", "late", "--classifier", "--no-abundance-pooling"]
+    options += ["--head-width", 8, "--head-width", 4, "--distance-head", "euclidean", "--count-embedding", "none"]
+    options += ["--numeric-columns", "storage_days", "--fusion", "gmu", "--token-limit", 9]
+    run = train(study, tmp_path / "run", *options, "--metadata", tmp_path / "metadata.tsv")
+    model = export(run, tmp_path / "m.onnx", "--opset", 20)
+    assert 20 in {entry.version for entry in onnx.load(model).opset_import if not entry.domain}
+    table = assert_same_predictions(run, model, study, tmp_path)
+    assert {"group_prob_child", "late_prob_yes"} <= set(table)
+
+
+NUMBERS = (
+    NumericTarget("a", "zscore", 3.0, 2.0),
+    NumericTarget("b", "log-minmax", 0.5, 3.0, (0.1, 0.5, 0.9), lower=0.0, upper=20.0),
+)
+
+
+@pytest.mark.parametrize(
+    "target", [*NUMBERS, ClassTarget("c", ("x", "y", "z")), SeveralTargets(NUMBERS)], ids=lambda target: target.column
+)
+def test_answers_are_those_of_predict(target: Target | SeveralTargets) -> None:
+    """Each kind of target, and several columns of numbers, in operations of a graph."""
+    output = torch.randn(50, target.outputs, generator=torch.Generator().manual_seed(0)) * 2
+    parts = [part.target for part in parts_of(target) for _ in range(part.target.outputs)]
+    scale, shift = (torch.tensor([getattr(part, name, 1.0) for part in parts]) for name in ("scale", "shift"))
+    found = _decoded(target, output, scale, shift)
+    np.testing.assert_allclose(found.numpy(), answers_of(target, output.numpy()), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["concat", "add", "gmu", "cross-attention"])
+def test_every_fusion(kind: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    fusion = CovariateFusion(16, 2, [3, 2], 2, kind).eval()
+    given = torch.randn(5, 16), torch.randint(0, 3, (5, 2)), torch.randn(5, 2)
+    given[2][1, 0] = torch.nan
+    with warnings.catch_warnings(action="ignore"), torch.no_grad():
+        program = torch.onnx.export(fusion, given, dynamo=True, optimize=False, verbose=False)
+        expected = fusion(*given)
+    assert program is not None
+    program.save(tmp_path / "m.onnx")
+    names = [each.name for each in onnx.load(tmp_path / "m.onnx").graph.input]
+    (found,) = run_graph(tmp_path / "m.onnx", dict(zip(names, (part.numpy() for part in given), strict=True))).values()
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow
 class TestEnsembles:
     def test_one_graph_for_all(self, study: StudyFiles, ensemble: Path, tmp_path: Path) -> None:
         files = ("--table", study.table, "--metadata", study.metadata, "--num-workers", 0, "--threads", 1)
-        said = succeed("export", "--model", ensemble, "--output", tmp_path / "m.onnx", *files).out
-        assert "4 models in one graph" in said and "joined linear" in said
+        model = ("--model", ensemble, "--output", tmp_path / "m.onnx", "--opset", 19)
+        said = succeed("export", *model, *files).out
+        assert "4 models in one graph, opset 19" in said and "joined linear" in said
         graph = onnx.load(tmp_path / "m.onnx").graph
         assert {each.name for each in graph.input} >= {"categories_0", "numbers_3"}
         assert [each.name for each in graph.output] == ["prediction", "embedding", *(f"output_{i}" for i in range(4))]
@@ -222,46 +266,42 @@ class TestEnsembles:
 BASE_TARGETS = ["unifrac", "weighted_unifrac", "generalized_unifrac", "aitchison", "faith_pd", "taxonomy"]
 
 
-class TestEncoders:
-    def test_every_base_target(self, unequal_study: TinyStudy, study: StudyFiles, tmp_path: Path) -> None:
-        """Readings of a network that has learnt nothing, on samples of lengths and numbers that the example has not."""
-        targets = [base_target(name, parts=("A", "B", "C"), alpha=0.3) for name in BASE_TARGETS]
-        torch.manual_seed(0)
-        config = RunConfig(
-            command="pretrain",
-            data=DataConfig(table=study.table, unifrac_matrix=study.matrix),
-            model=ModelConfig(embedding_dim=16, attention_heads=2, attention_layers=1, clades=8, max_bp=20),
-            train=TrainConfig(output_dir=tmp_path),
-        )
-        encoder = build_model(config.model, None, targets).eval()
-        assert isinstance(encoder, SequenceEncoder)
-        header = {"base_targets": [target.to_dict() for target in targets]}
-        save_model_file(tmp_path / "encoder.safetensors", encoder, config, header)
-        output = export(tmp_path / "encoder.safetensors", tmp_path / "m.onnx", "--opset", 20)
-        dataset = unequal_study.dataset()
-        for rows in ([0], [3, 1], [0, 1, 2, 3, 4]):
-            batch = dataset[BatchKey(0, np.array(rows))]
-            found = run_graph(output, graph_inputs(batch))
-            with torch.no_grad():
-                encoded = encoder(batch)
-                expected = {"embedding": encoded.embedding}
-                for target in encoder.targets.values():
-                    for name, reading in encoder.read(target, encoded.summary).items():
-                        shares = target.kind == "composition"
-                        expected[f"{target.name}_{name}"] = reading.exp() if shares else reading
-            assert found.keys() == expected.keys()
-            for name, values in expected.items():
-                np.testing.assert_allclose(found[name], values.numpy(), rtol=1e-5, atol=1e-5, err_msg=name)
+def test_encoders(unequal_study: TinyStudy, study: StudyFiles, tmp_path: Path) -> None:
+    """A run of `aam pretrain` with heads for every base target, of which all but one have learnt nothing.
 
-    def test_a_pretrained_run(self, study: StudyFiles, tmp_path: Path) -> None:
-        succeed(*study.pretrain, "--epochs", 1, "--output-dir", tmp_path / "run")
-        said = succeed("export", "--model", tmp_path / "run", "--output", tmp_path / "m.onnx", "--table", study.table)
-        assert "unifrac_clade" in said.out and "unifrac_euclidean" in said.out
-        targets = read_base_targets(load_model_file(tmp_path / "run" / "best_model.safetensors").header, tmp_path)
-        assert [target.name for target in targets] == ["unifrac"]
-        assert "pretrain: distances" in succeed("info", tmp_path / "m.onnx").out
-        outcome = aam("predict", "--model", tmp_path / "m.onnx", "--table", study.table, "--output", tmp_path / "p")
-        assert_one_line_error(outcome, 1, "predicts no column")
+    On samples of lengths and numbers that the example has not.
+    """
+    succeed(*study.pretrain, "--epochs", 1, "--count-embedding", "concat", "--output-dir", tmp_path / "run")
+    file = load_model_file(tmp_path / "run" / "best_model.safetensors")
+    assert [target.name for target in read_base_targets(file.header, tmp_path)] == ["unifrac"]
+    targets = [base_target(name, parts=("A", "B", "C"), alpha=0.3) for name in BASE_TARGETS]
+    torch.manual_seed(0)
+    encoder = build_model(file.config.model, None, targets).eval()
+    assert isinstance(encoder, SequenceEncoder)
+    left_out = encoder.load_state_dict(file.weights, strict=False)
+    assert not left_out.unexpected_keys and all(name.startswith("target_heads") for name in left_out.missing_keys)
+    header = file.header | {"base_targets": [target.to_dict() for target in targets]}
+    save_model_file(tmp_path / "encoder.safetensors", encoder, file.config, header)
+    output, table = tmp_path / "m.onnx", ("--table", study.table, "--num-workers", 0)
+    said = succeed("export", "--model", tmp_path / "encoder.safetensors", "--output", output, "--opset", 20, *table).out
+    assert "unifrac_clade" in said and "unifrac_euclidean" in said
+    dataset = unequal_study.dataset()
+    for rows in ([0], [3, 1], [0, 1, 2, 3, 4]):
+        batch = dataset[BatchKey(0, np.array(rows))]
+        found = run_graph(output, graph_inputs(batch))
+        with torch.no_grad():
+            encoded = encoder(batch)
+            expected = {"embedding": encoded.embedding}
+            for target in encoder.targets.values():
+                for name, reading in encoder.read(target, encoded.summary).items():
+                    shares = target.kind == "composition"
+                    expected[f"{target.name}_{name}"] = reading.exp() if shares else reading
+        assert found.keys() == expected.keys()
+        for name, values in expected.items():
+            np.testing.assert_allclose(found[name], values.numpy(), rtol=1e-5, atol=1e-5, err_msg=name)
+    assert "pretrain: distances" in succeed("info", output).out
+    outcome = aam("predict", "--model", output, "--table", study.table, "--output", tmp_path / "p")
+    assert_one_line_error(outcome, 1, "predicts no column")
 
 
 class TestRefusals:

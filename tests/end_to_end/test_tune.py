@@ -57,7 +57,9 @@ def tuned(study: StudyFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two trials, then the same study continued to four."""
     out = tmp_path_factory.mktemp("tuned") / "out"
     succeed(*age(study, out), "--trials", 2, "--folds", 2)
-    succeed("tune", "--resume", "--trials", 4, "--output-dir", out)
+    outcome = succeed("tune", "--resume", "--trials", 4, "--output-dir", out)
+    assert "3 of 4 done in " in outcome.err and "the best is trial " in outcome.err
+    assert "has the usual values of `aam train`" in outcome.out
     return out
 
 
@@ -70,6 +72,8 @@ def test_a_study_that_is_continued_is_one_that_was_not_stopped(study: StudyFiles
     columns = ["number", "state", "value", "lr", "dropout", "attention-heads"]
     pd.testing.assert_frame_equal(trials(tuned)[columns], trials(whole)[columns], check_exact=True)
     assert trials(tuned)["lr"].nunique() == 4
+    first = trials(tuned).iloc[0]  # what `aam train` takes by itself
+    assert first[["lr", "dropout", "attention-heads"]].tolist() == [1e-3, 0.1, 2]
 
 
 @pytest.mark.slow

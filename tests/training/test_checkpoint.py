@@ -19,6 +19,7 @@ from aam.errors import DataError
 from aam.training.checkpoint import (
     FORMAT_VERSION,
     MODEL_NAME,
+    ModelFile,
     build_model,
     load_checkpoint,
     load_model_file,
@@ -28,6 +29,7 @@ from aam.training.checkpoint import (
     save_checkpoint,
     save_model_file,
 )
+from aam.training.ensemble import Member, load_ensemble, save_ensemble
 from tests.conftest import MAX_BP, TinyStudy
 
 ON_DISK = settings(
@@ -149,6 +151,23 @@ def test_models_from_before_means_weighted_by_abundance(tmp_path):
     found = load_model_file(tmp_path / "old")
     load_weights(build_model(found.config.model, outputs=2), found.weights, tmp_path / "old")
     assert found.config == saved
+
+
+def test_ensembles_from_before_means_weighted_by_abundance(tmp_path):
+    saved = config(abundance_pooling=False)
+    model = build_model(saved.model, outputs=2)
+    members = []
+    for fold in range(2):
+        weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        members.append(Member(f"fold_{fold}", fold, ModelFile(saved, {}, weights, {})))
+    save_ensemble(tmp_path / MODEL_NAME, members, saved, {}, {})
+    header = read_header(tmp_path / MODEL_NAME)
+    for known in (header, *header["members"]):
+        del known["config"]["model"]["abundance_pooling"]
+    save_file(load_file(tmp_path / MODEL_NAME), tmp_path / "old", metadata={"aam": json.dumps(header)})
+    for member in load_ensemble(tmp_path / "old").members:
+        load_weights(build_model(member.file.config.model, outputs=2), member.file.weights, tmp_path / "old")
+        assert member.file.config == saved
 
 
 def test_a_newer_format_is_refused(tmp_path):
