@@ -181,7 +181,10 @@ class TestNumbers:
             "depth": counts.sum(axis=1).astype(np.float32),
         }
         groups = pd.read_csv(study.metadata, sep="\t", index_col="sample_id")["group"][table.sample_ids]
-        inputs["categories"] = np.array([[sorted(set(groups)).index(group) + 1] for group in groups])
+        said = {entry.key: entry.value for entry in onnx.load(exported).metadata_props}
+        (known,) = json.loads(said[READING])["covariates"]["categorical"]  # of the training samples
+        places = {name: place for place, name in enumerate(known["categories"], 1)}
+        inputs["categories"] = np.array([[places.get(group, 0)] for group in groups])
         found = run_graph(exported, inputs)["prediction"][:, 1]  # the median
         expected, _ = predict(exported, study, tmp_path / "p.tsv")
         np.testing.assert_allclose(found, expected["predicted"][table.sample_ids], rtol=1e-4)
