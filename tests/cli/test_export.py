@@ -189,6 +189,15 @@ class TestNumbers:
         expected, _ = predict(exported, study, tmp_path / "p.tsv")
         np.testing.assert_allclose(found, expected["predicted"][table.sample_ids], rtol=1e-4)
 
+    def test_answers_that_differ_write_nothing(
+        self, number: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With a tolerance that rounding is beyond."""
+        monkeypatch.setattr("aam.export.TOLERANCE", 0.0)
+        outcome = aam("export", "--model", number, "--output", tmp_path / "m.onnx")
+        assert_one_line_error(outcome, 1, tmp_path / "m.onnx", "not written", "differ in prediction")
+        assert not list(tmp_path.iterdir())
+
     def test_what_is_printed(self, said: tuple[Path, str]) -> None:
         output, text = said
         assert "1 model, opset 18" in text and "24 samples in 4 batches" in text
@@ -353,15 +362,6 @@ class TestRefusals:
     def test_it_is_known_by_its_content(self, exported: Path, number: Path, tmp_path: Path) -> None:
         other = Path(shutil.copy(exported, tmp_path / "model"))
         assert is_onnx(other) and not is_onnx(number / "best_model.safetensors")
-
-    def test_answers_that_differ_write_nothing(
-        self, number: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """With a tolerance that rounding is beyond."""
-        monkeypatch.setattr("aam.export.TOLERANCE", 0.0)
-        outcome = aam("export", "--model", number, "--output", tmp_path / "m.onnx")
-        assert_one_line_error(outcome, 1, tmp_path / "m.onnx", "not written", "differ in prediction")
-        assert not list(tmp_path.iterdir())
 
     def test_what_cannot_be_written(self, number: Path, study: StudyFiles, tmp_path: Path) -> None:
         def refuse(code: int, output: Path, *words: str, options: tuple[object, ...] = ()) -> None:
