@@ -28,8 +28,10 @@ myst_heading_anchors = 4
 smartquotes = False  # `--epochs` has two hyphens
 highlight_language = "none"
 
-# Notebooks are shown with the outputs that they hold.
-nb_execution_mode = "off"
+# Notebooks are text without outputs: they are run when the manual is built, and again only when they change.
+nb_execution_mode = "cache"
+nb_execution_timeout = 600
+nb_execution_raise_on_error = True
 nb_merge_streams = True
 
 # Docstrings are numpydoc. `name` within them is a reference where it names something of AAM, else code. A reference to

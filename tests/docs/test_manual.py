@@ -80,7 +80,11 @@ def test_sphinx_builds_it_without_a_warning(tmp_path: Path) -> None:
         pytest.importorskip(package, reason="the extra `docs` is not installed")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", str(DOCS), str(tmp_path)],
+        # The tutorials are run by tests/docs/test_tutorials.py.
+        [
+            *(sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"),
+            *("-D", "nb_execution_mode=off", str(DOCS), str(tmp_path)),
+        ],
         env=environment,
         capture_output=True,
         text=True,
