@@ -28,7 +28,6 @@ unit: $(STAMP)
 	$(BIN)/pytest --numprocesses 2 --dist worksteal
 
 docs: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo 'the manual: docs/_build/html/index.html'
 

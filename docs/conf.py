@@ -23,7 +23,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_cl
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
 
 # The pages are plain Markdown first: links between them, to headings by GitHub's anchors, and to files beside docs/.
-myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "attrs_inline"]
+myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
 smartquotes = False  # `--epochs` has two hyphens
 highlight_language = "none"

@@ -68,7 +68,7 @@ def test_the_examples_of_what_can_be_added_work(monkeypatch: pytest.MonkeyPatch)
     torch.testing.assert_close(names["ScaledFusion"](8, 2)(embedding, tokens), embedding, atol=0.2, rtol=0.1)
 
     names = dict(vars(schedules))
-    exec(compile(curve + "\nrecord = (" + record.rstrip().rstrip(",") + ")", "extending.md", "exec"), names)
+    exec(compile(curve + "\nrecord = (" + record + ")", "extending.md", "exec"), names)
     config = OptimConfig(lr=1.0, min_lr=0.2)
     shares = [names["record"].curve(config, 8)(step) for step in (0, 4, 8, 9)]
     np.testing.assert_allclose(shares, [1, 0.6, 0.2, 0.2])
