@@ -111,7 +111,7 @@ class LayoutFigures(NamedTuple):
 def measure_layouts(
     config: RunConfig, study: Study, layouts: tuple[Layout, ...], steps: int, *, encoder_alone: bool = True
 ) -> LayoutFigures:
-    """Every figure that `benchmark_train` takes the medians of; ``encoder_seconds`` are NaN unless they are asked for."""
+    """Every figure that `benchmark_train` takes the medians of; ``encoder_seconds`` are NaN unless asked for."""
     device = choose_device(config.train)
     dataset, plan, run = pretraining(config, study, device)
     train_loader = loader(dataset, plan, config.train, device)
