@@ -7,7 +7,10 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+import click
+
 from aam.assembly import build_task
+from aam.cli.main import cli
 from aam.cli.options import run_config
 from aam.config import RunConfig
 from aam.errors import DataError
@@ -37,7 +40,8 @@ def config_of(arguments: list[str]) -> RunConfig:
             raise DataError(f"{first}: neither a run directory with a config.json, nor train or pretrain")
         name, rest = json.loads(path.read_text(encoding="utf-8"))["command"], ["--config", str(path), *rest]
     command = importlib.import_module(f"aam.cli.{name}").command
-    with command.make_context(name, list(rest)) as ctx:
+    program = click.Context(cli, info_name="aam", **cli.context_settings)  # click remembers what it is called within
+    with command.make_context(name, list(rest), parent=program) as ctx:
         config = run_config(name, ctx, output_dir=Path("unused"))
     if config.several_runs:
         raise DataError(f"{first}: asks for several runs; give one of them, fold_0 or seed_0 say, or leave --folds out")

@@ -207,7 +207,7 @@ def _write(study: StandardStudy, settings: Settings, train: TrainConfig, folder:
 
 def _training(study: str, config: RunConfig, repeats: int) -> tuple[list[float], list[Measure]]:
     """Rates of matrix products, and steps of both layouts on the same batches."""
-    found = measure_layouts(config, load_inputs(config), LAYOUTS, repeats)
+    found = measure_layouts(config, load_inputs(config), LAYOUTS, repeats, encoder_alone=False)
     measures = []
     for layout, steps in found.steps.items():
         speeds = tuple(step.samples / step.seconds for step in steps)

@@ -108,22 +108,26 @@ class LayoutFigures(NamedTuple):
     waiting_share: float  # of the first layout
 
 
-def measure_layouts(config: RunConfig, study: Study, layouts: tuple[Layout, ...], steps: int) -> LayoutFigures:
-    """Every figure that `benchmark_train` takes the medians of."""
+def measure_layouts(
+    config: RunConfig, study: Study, layouts: tuple[Layout, ...], steps: int, *, encoder_alone: bool = True
+) -> LayoutFigures:
+    """Every figure that `benchmark_train` takes the medians of; ``encoder_seconds`` are NaN unless asked for."""
     device = choose_device(config.train)
     dataset, plan, run = pretraining(config, study, device)
     train_loader = loader(dataset, plan, config.train, device)
     batches = _forever(train_loader, plan)
 
     first = next(batches)
-    memory = {layout: _memory_growth(device, partial(run.step, _laid_out(first, layout))) for layout in layouts}
+    memory = {
+        layout: _memory_growth(device, partial(run.step, _laid_out(first, layout), encoder_alone)) for layout in layouts
+    }
     measured: dict[Layout, list[MeasuredStep]] = {layout: [] for layout in layouts}
     rates = []
     for _ in range(steps):
         batch = next(batches)
         rates.append(matrix_rate(device))
         for layout in layouts:
-            measured[layout].append(run.step(_laid_out(batch, layout)))
+            measured[layout].append(run.step(_laid_out(batch, layout), encoder_alone))
     return LayoutFigures(measured, memory, rates, _waiting_share(run, batches, layouts[0], train_loader))
 
 
@@ -213,7 +217,7 @@ class TrainingSteps:
         self.optimizer.zero_grad(set_to_none=True)
         self._wait()
 
-    def step(self, batch: Batch) -> MeasuredStep:
+    def step(self, batch: Batch, encoder_alone: bool = True) -> MeasuredStep:
         on_device = batch.to(self.device)
         self._wait()
         began = time.perf_counter()
@@ -221,7 +225,7 @@ class TrainingSteps:
         seconds = time.perf_counter() - began
         return MeasuredStep(
             seconds=seconds,
-            encoder_seconds=self._encoder_seconds(on_device),
+            encoder_seconds=self._encoder_seconds(on_device) if encoder_alone else float("nan"),
             samples=len(batch),
             occurrences=int((batch.counts > 0).sum()),
             distinct=len(torch.unique(batch.tokens, dim=0)),
