@@ -41,6 +41,7 @@ napoleon_google_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
 autodoc_member_order = "bysource"
+autodoc_mock_imports = ["ray"]  # large, and needed by one engine of `aam tune` alone
 autodoc_typehints = "none"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 nitpicky = True
