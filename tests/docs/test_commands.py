@@ -32,7 +32,7 @@ PARSED_ALONE = {
     "aam benchmark gpu": "needs a GPU to say anything",
     "aam benchmark memory": "a process for each of four networks of full size",
     "aam benchmark quality": "needs real studies, and hours",
-    "aam benchmark report": "minutes where it is not --quick, and reports of others; tests/benchmarks/test_report.py runs it",
+    "aam benchmark report": "minutes, and reports of others; tests/benchmarks/test_report.py runs it",
     "aam benchmark optimizers": "16 trainings; tests/benchmarks/test_optimizers.py runs it",
     "WANDB_MODE=offline aam train": "starts a service of its own; tests/integrations/test_trackers.py runs it",
     "MLFLOW_TRACKING_URI=sqlite:///mlflow.db aam train": "imports MLflow, seconds; tests/integrations/test_trackers.py",
