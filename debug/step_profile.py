@@ -41,10 +41,13 @@ class Stopwatch:
     ----------
     device : torch.device
         Waited for at either end of a part.
+    clock : callable
+        Seconds.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, clock: Callable[[], float] = time.perf_counter) -> None:
         self.device = device
+        self.clock = clock
         self.seconds: dict[str, float] = defaultdict(float)  # of the step under way
         self.within: list[float] = []  # for each part that is open, the time of the parts within it
         self.put_back: list[Callable[[], object]] = []
@@ -80,7 +83,7 @@ class Stopwatch:
         """Seconds, once the device is done."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+        return self.clock()
 
 
 def parts_of(trainer: Trainer) -> list[tuple[Any, str, str]]:
@@ -129,9 +132,15 @@ class StepProfile(NamedTuple):
         return float(np.median(self.looked_at) / np.median(self.plain))
 
 
-def profile(trainer: Trainer, steps: int, warm_up: int = WARM_UP_STEPS, trace: Path | None = None) -> StepProfile:
+def profile(
+    trainer: Trainer,
+    steps: int,
+    warm_up: int = WARM_UP_STEPS,
+    trace: Path | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> StepProfile:
     """Train for some steps of either kind, after a few that are not counted; traced ones come last."""
-    watch = Stopwatch(trainer.device)
+    watch = Stopwatch(trainer.device, clock)
     batches = _forever(trainer)
     some = trainer.optim.accumulation_steps  # batches of a step
     for _ in range(warm_up):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -69,9 +70,10 @@ def test_methods_are_as_they_were_before():
 
 def test_parts_add_up_to_the_step_and_learning_is_the_same(training):
     trainer = ready(config_of(training)).trainer
-    found = step_profile.profile(trainer, steps=3, warm_up=1)
+    # By the time of this process alone: other programs may take the processor between two parts.
+    found = step_profile.profile(trainer, steps=3, warm_up=1, clock=time.process_time)
     assert len(found.looked_at) == len(found.plain) == 3 and trainer.state.step == 7
-    assert 0.9 < found.covered <= 1.0
+    assert 0.95 < found.covered <= 1.0
     named = {DATA, "backward", "forward: ASV encoder", "forward: sample encoder", "forward: heads", "losses"}
     assert named <= found.parts.keys()
     assert all(seconds > 0 for seconds in found.parts.values())
