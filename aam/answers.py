@@ -91,7 +91,7 @@ def _column_metrics(answers: Answers) -> dict[str, float]:
 def against_guess(answers: Answers, guess: NDArray[Any], groups: NDArray[Any] | None) -> dict[str, Any] | None:
     """The mean error less that of a guess (n,): absolute, or 1 less balanced accuracy; and whether that is chance.
 
-    Groups are resampled for the interval (95%), and for the p-value the two exchanged within groups.
+    Groups are resampled for the interval (95%); see `aam.evaluation.intervals.paired_difference` for the p-value.
     """
     from aam.evaluation.intervals import errors_that_count, paired_difference
 
@@ -104,7 +104,7 @@ def against_guess(answers: Answers, guess: NDArray[Any], groups: NDArray[Any] | 
     else:
         predicted = answers.values[:, target.outputs // 2]
     own, other = (errors_that_count(actual, values, classes=classes) for values in (predicted, guess))
-    found = paired_difference(own, other, groups)
+    found = paired_difference(own, other, groups, classes=actual if classes else None, constant=True)
     low, high = found.interval
     return {"error": found.value, "low": low, "high": high, "p": found.p, "better": high < 0}
 

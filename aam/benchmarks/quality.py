@@ -302,6 +302,7 @@ def _compared(
         name: errors_that_count(found["actual"].to_numpy(), found["predicted"].to_numpy(), classes=classes)
         for name, found in models.items()
     }
+    truth = table["actual"].to_numpy() if classes else None
     other = {name: float(metrics["oof"][name]) for name in ("r2", "roc_auc") if name in metrics["oof"]}
     distances = metrics["folds"]["mean"].get("unifrac_r2")
     if distances is not None:
@@ -327,8 +328,8 @@ def _compared(
         seeds=[score(member.loc[table.index], classes) for member in members],
         best_baseline=best,
         joined_share=share,
-        against_best=paired_difference(errors["AAM"], errors[best], groups),
-        against_guess=paired_difference(errors["AAM"], errors["guess"], groups),
+        against_best=paired_difference(errors["AAM"], errors[best], groups, classes=truth),
+        against_guess=paired_difference(errors["AAM"], errors["guess"], groups, classes=truth, constant=True),
         other=other,
         seconds=seconds,
     )

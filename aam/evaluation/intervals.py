@@ -106,6 +106,8 @@ def paired_difference(
     second: NDArray[Any],
     groups: NDArray[Any] | None = None,
     *,
+    classes: NDArray[Any] | None = None,
+    constant: bool = False,
     draws: int = 10_000,
     level: float = LEVEL,
     seed: int = 0,
@@ -113,25 +115,46 @@ def paired_difference(
     """How much larger the mean of some errors is than that of others of the same samples.
 
     The interval is from resampling groups; the p-value from exchanging the two within groups (Fisher 1935), in every
-    way where there are at most 14 groups.
+    way where there are at most 14 groups. An answer that is the same for all samples is right or wrong for a whole
+    group where all of it is of one class, so that an exchange says more of the classes than of the answers: the p-value
+    is then twice the share of the resampled differences beyond 0.
 
     Parameters
     ----------
     first, second : ndarray (n,)
         Errors of the same samples.
     groups : ndarray (n,), optional
+    classes : ndarray (n,), optional
+        The true ones, where errors are those of `errors_that_count`: each draw weighs them anew, by its own frequencies
+        of the classes, as a balanced accuracy of what was drawn does.
+    constant : bool
+        Whether the second errors are those of a constant answer.
     draws : int
     level : float
     seed : int
     """
     difference = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
     members = members_of(groups, len(difference))
-    sums = np.array([difference[rows].sum() for rows in members])  # (G,)
-    sizes = np.array([len(rows) for rows in members])
+    of_class = np.zeros(len(difference), dtype=np.int64)
+    if classes is not None:
+        of_class = np.unique(np.asarray(classes).astype(str), return_inverse=True)[1]
+    number = np.bincount(of_class)  # (K,)
+    plain = difference * (number * len(number) / len(difference))[of_class]
+    parts = np.zeros((2, len(members), len(number)))  # sums and sizes, (G, K)
+    for place, rows in enumerate(members):
+        parts[0, place] = np.bincount(of_class[rows], plain[rows], len(number))
+        parts[1, place] = np.bincount(of_class[rows], minlength=len(number))
     rng = np.random.default_rng(seed)
     drawn = rng.integers(0, len(members), (draws, len(members)))
-    means = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+    sums, sizes = (np.stack([part[drawn, k].sum(axis=1) for k in range(len(number))]) for part in parts)  # (K, draws)
+    with np.errstate(invalid="ignore"):
+        means = np.nanmean(np.where(sizes > 0, sums / sizes, np.nan), axis=0)  # over the classes that were drawn
     low, high = np.percentile(means, [100 * (1 - level) / 2, 100 * (1 + level) / 2])
+    value = float(difference.mean())
+    if constant and classes is not None:
+        beyond = min((means >= 0).sum(), (means <= 0).sum())
+        return Difference(value, Interval(float(low), float(high)), min(1.0, float(2 * (beyond + 1) / (draws + 1))))
+    sums = np.array([difference[rows].sum() for rows in members])  # (G,)
     if len(members) <= _MOST_EXACT:
         signs = 1 - 2 * ((np.arange(2 ** len(members))[:, None] >> np.arange(len(members))) & 1)
         exact = 0
@@ -140,4 +163,4 @@ def paired_difference(
         exact = 1  # the signs as they are count too, or p could be 0
     as_large = np.abs(signs @ sums) >= np.abs(sums.sum()) - 1e-12
     p = float((as_large.sum() + exact) / (len(signs) + exact))
-    return Difference(float(difference.mean()), Interval(float(low), float(high)), p)
+    return Difference(value, Interval(float(low), float(high)), p)

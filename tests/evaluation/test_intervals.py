@@ -7,8 +7,9 @@ from itertools import product
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.metrics import balanced_accuracy_score
 
-from aam.evaluation.intervals import members_of, paired_difference, resampled_intervals
+from aam.evaluation.intervals import errors_that_count, members_of, paired_difference, resampled_intervals
 
 
 def mean_of(values: np.ndarray):
@@ -75,3 +76,46 @@ def test_no_difference_is_seldom_found() -> None:
         p.append(paired_difference(rng.random(120) + shift, rng.random(120), groups, draws=500, seed=trial).p)
     assert np.mean(np.array(p) < 0.05) < 0.15
     assert paired_difference(np.ones(120), np.zeros(120), groups).p < 0.001
+
+
+def of_subjects(seed: int, share: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """30 subjects of one class each, 15 samples of each, of which a share is told rightly."""
+    rng = np.random.default_rng(seed)
+    groups = np.repeat(np.arange(30), 15)
+    actual = (groups < 18).astype(int)
+    return groups, actual, np.where(rng.random(len(actual)) < share, actual, 1 - actual)
+
+
+def test_classes_that_are_the_same_for_a_whole_group() -> None:
+    """How many groups of each class are drawn is no part of the interval: it is that of balanced accuracy itself."""
+    groups, actual, predicted = of_subjects(0, 0.65)
+    guess = np.ones_like(actual)
+    own, other = (errors_that_count(actual, values, classes=True) for values in (predicted, guess))
+    found = paired_difference(own, other, groups, classes=actual, constant=True)
+
+    def metrics(rows: np.ndarray) -> dict[str, float]:
+        if len(set(actual[rows])) < 2:
+            return {}
+        return {"difference": 0.5 - balanced_accuracy_score(actual[rows], predicted[rows])}
+
+    expected = resampled_intervals(metrics, len(actual), groups, draws=4000)["difference"]
+    np.testing.assert_allclose(found.interval, expected, atol=0.006)
+    assert found.value == pytest.approx(0.5 - balanced_accuracy_score(actual, predicted))
+    assert found.interval.high < 0 and found.p < 0.01
+
+
+def test_answers_that_know_nothing_of_the_class_are_seldom_better_than_a_guess() -> None:
+    better = 0
+    for seed in range(60):
+        groups, actual, predicted = of_subjects(seed, 0.5)
+        own, other = (errors_that_count(actual, values, classes=True) for values in (predicted, np.ones_like(actual)))
+        found = paired_difference(own, other, groups, classes=actual, constant=True, draws=500)
+        better += found.interval.high < 0
+    assert better <= 6  # 1.5 are expected
+
+
+def test_numbers_need_no_classes() -> None:
+    rng = np.random.default_rng(4)
+    first, second, groups = rng.random(40), rng.random(40), np.repeat(np.arange(10), 4)
+    one_class = paired_difference(first, second, groups, classes=np.zeros(40))
+    assert paired_difference(first, second, groups) == one_class
