@@ -55,9 +55,9 @@ def with_chosen_epochs(
 ) -> RunConfig:
     """A configuration that stops early if part of the training samples says that later is worse than a guess.
 
-    It then stops after the epoch that was best, but not before a twentieth of them, since few samples judge; the
-    schedule stays that of all epochs. ``RUN/epochs.tsv`` holds what
-    the search saw. Where there are too few samples or groups to search, all epochs are run.
+    It then stops after the epoch that was best, but not before a twentieth of them, since few samples judge. The
+    schedule stays that of all epochs. ``RUN/epochs.tsv`` holds what the search saw. Where there are too few samples or
+    groups to search, all epochs are run.
 
     Parameters
     ----------

@@ -385,5 +385,12 @@ def joined(
 
 
 def write_rows(path: Path, rows: Sequence[QualityRow]) -> None:
-    """As JSON."""
-    write_json(path, {"rows": [row.to_dict() for row in rows]})
+    """As JSON, beside those of other studies, columns and settings that are there already."""
+    new = [row.to_dict() for row in rows]
+    known = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+
+    def which(row: Mapping[str, Any]) -> tuple[str, ...]:
+        return row["study"], row["column"], row["settings"]
+
+    replaced = {which(row) for row in new}
+    write_json(path, {"rows": [row for row in known if which(row) not in replaced] + new})

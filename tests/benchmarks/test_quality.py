@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import balanced_accuracy_score, mean_absolute_error
 
-from aam.benchmarks.quality import joined, score
-from aam.evaluation.intervals import errors_that_count
+from aam.benchmarks.quality import QualityRow, joined, score, write_rows
+from aam.evaluation.intervals import Difference, Interval, errors_that_count
 
 
 def numbers(rng: np.random.Generator, noise: float) -> pd.DataFrame:
@@ -48,3 +51,30 @@ def test_joined_classes() -> None:
         tables.append(pd.DataFrame({"actual": actual, "predicted": predicted, "prob_a": prob, "prob_b": 1 - prob}))
     table, share = joined(*tables, np.arange(60) % 3, True)
     assert share >= 0.5 and score(table, True) > 0.9 > 0.7 > score(tables[1], True)
+
+
+def test_rows_of_other_columns_are_kept(tmp_path: Path) -> None:
+    def row(column: str, seconds: float) -> QualityRow:
+        unsure = Difference(0.0, Interval(-1.0, 1.0), 1.0)
+        return QualityRow(
+            study="a",
+            column=column,
+            settings="default",
+            samples=2,
+            groups=2,
+            metric="mae",
+            bar=None,
+            scores={},
+            intervals={},
+            seeds=[],
+            best_baseline="linear",
+            joined_share=0.5,
+            against_best=unsure,
+            against_guess=unsure,
+            seconds=seconds,
+        )
+
+    write_rows(tmp_path / "quality.json", [row("x", 1), row("y", 1)])
+    write_rows(tmp_path / "quality.json", [row("y", 2)])
+    rows = json.loads((tmp_path / "quality.json").read_text())["rows"]
+    assert {each["column"]: each["seconds"] for each in rows} == {"x": 1, "y": 2}
