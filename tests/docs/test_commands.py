@@ -81,7 +81,8 @@ def why_not_run(command: Command) -> str | None:
 def parse(arguments: list[str]) -> None:
     """Let click read a command without running it."""
     command: click.Command | None = cli
-    context = click.Context(cli)
+    # With the settings of a real call, for commands keep the names of their help from the first one.
+    context = click.Context(cli, info_name="aam", **cli.context_settings)
     while isinstance(command, click.Group) and not arguments[0].startswith("-"):
         command = command.get_command(context, arguments[0])
         arguments = arguments[1:]
