@@ -5,9 +5,7 @@ Shapes: ``n`` samples, ``K`` classes.
 
 from __future__ import annotations
 
-import json
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -18,8 +16,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from aam.data.biom_loader import load_table
-from aam.data.metadata import load_metadata, require_column
 from aam.errors import DataError
 from aam.evaluation.error_analysis import (
     THE_TRUTH_ITSELF,
@@ -34,8 +30,8 @@ from aam.evaluation.error_analysis import (
 )
 from aam.evaluation.html_report import Page
 from aam.evaluation.intervals import Difference, Interval, paired_difference, resampled_intervals
+from aam.evaluation.predictions import Predictions, read_predictions, short_file_names, sizes_of_samples
 from aam.run_directory import write_json, write_table
-from aam.training.metrics import classification_metrics, regression_metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,7 +40,6 @@ __all__ = ["EvaluationResult", "evaluate"]
 
 logger = logging.getLogger("aam")
 
-PARTS = ("oof", "test", "val")
 _WORST = 15
 _FEWEST_PANELS, _PANELS = 3, 6  # columns whose errors are drawn, as many as go with them more than chance
 
@@ -59,8 +54,9 @@ _METRICS = {
     "roc_auc": "area under the ROC curve",
     "average_precision": "average precision: area under precision and recall",
     "brier": "Brier score: squared error of the probabilities",
-    "coverage": "coverage: share of intervals with the truth",
+    "coverage": "coverage: share of intervals, or sets, with the truth",
     "width": "mean width of the intervals",
+    "classes_in_set": "mean number of classes in a set",
 }
 _HEADS = {
     "sample_id": "sample",
@@ -84,6 +80,7 @@ _CAPTIONS = {
     "confusion": "How many samples of each actual class (row) are predicted to be of which class (column).",
     "residuals": "Errors with their sign. A falling line says that predictions are drawn to the middle.",
     "intervals": "Prediction intervals, and whether they hold the truth.",
+    "sets": "Left: how many classes sets have, and whether they hold the truth. Right: how often they do, by class.",
     "curves": "How well probabilities put the class before the others, at every threshold.",
     "calibration": "Above: on the dashed line, probabilities keep their word. Below: how often each is given.",
     "errors_by_size": "Errors against sequencing depth and richness.",
@@ -100,72 +97,6 @@ class EvaluationResult:
     directory: Path
     metrics: dict[str, dict[str, Any]]  # by the name of the predictions: samples, groups, metrics, intervals
     comparisons: list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class _Predictions:
-    """Predictions with the truth, and what is known of their samples."""
-
-    name: str
-    table: pd.DataFrame  # sample_id, actual, predicted, …; the truth is known
-    classes: tuple[str, ...]  # none for numbers
-    metadata: pd.DataFrame | None  # (n rows)
-    groups: NDArray[Any] | None  # (n,)
-    known: dict[str, NDArray[np.float64]]  # numbers that are known of the samples: depth, ASVs
-    label: str  # the column that is predicted, where its name is known
-    group_column: str
-    nominal: float | None  # the share of the truth that intervals are to hold, where it is known
-
-    @property
-    def probabilities(self) -> NDArray[np.float64] | None:
-        """(n, K), where the table has them."""
-        columns = [f"prob_{name}" for name in self.classes]
-        if not self.classes or not set(columns) <= set(self.table.columns):
-            return None
-        return self.table[columns].to_numpy(dtype=np.float64)
-
-    def metrics(self, rows: NDArray[np.int64] | slice = slice(None)) -> dict[str, float]:
-        """Of some of the samples."""
-        actual, predicted = (self.table[name].to_numpy()[rows] for name in ("actual", "predicted"))
-        if not self.classes:
-            found = regression_metrics(actual.astype(np.float64), predicted.astype(np.float64))
-            found["bias"] = float((predicted.astype(np.float64) - actual.astype(np.float64)).mean())
-            if {"lower", "upper"} <= set(self.table.columns):
-                low, high = (self.table[name].to_numpy(dtype=np.float64)[rows] for name in ("lower", "upper"))
-                found |= {"coverage": float(((low <= actual) & (actual <= high)).mean())}
-                found |= {"width": float((high - low).mean())}
-            return found
-        truth, guess = (np.searchsorted(self.classes, values.astype(str)) for values in (actual, predicted))
-        probabilities = self.probabilities
-        if probabilities is None:
-            found = classification_metrics(truth, guess, np.eye(len(self.classes))[guess], self.classes)
-            found.pop("roc_auc", None)
-            return found
-        found = classification_metrics(truth, guess, probabilities[rows], self.classes)
-        return found | _of_probabilities(truth, probabilities[rows])
-
-
-def _of_probabilities(truth: NDArray[np.int64], probabilities: NDArray[np.float64]) -> dict[str, float]:
-    """Average precision (of two classes that of the second, else the mean over those that occur) and Brier score."""
-    count = probabilities.shape[1]
-    is_class = np.eye(count)[truth]
-    shown = [1] if count == 2 else list(range(count))
-    found = {}
-    occurring = [place for place in shown if 0 < is_class[:, place].sum() < len(truth)]
-    if occurring:
-        each = [_average_precision(is_class[:, place], probabilities[:, place]) for place in occurring]
-        found["average_precision"] = float(np.mean(each))
-    squared = ((probabilities - is_class) ** 2).sum(axis=1).mean()
-    return found | {"brier": float(squared / 2 if count == 2 else squared)}
-
-
-def _average_precision(positive: NDArray[np.float64], score: NDArray[np.float64]) -> float:
-    """Precision at each threshold, weighed by the recall that it adds; scikit-learn's is slow a thousand times."""
-    order = np.argsort(-score, kind="stable")
-    last = np.append(np.diff(score[order]) != 0, True)  # of samples with one probability
-    hits = np.cumsum(positive[order])
-    precision = (hits / np.arange(1, len(order) + 1))[last]
-    return float((np.diff(hits[last] / hits[-1], prepend=0) * precision).sum())
 
 
 def evaluate(
@@ -209,10 +140,10 @@ def evaluate(
     """
     if (output_dir / "report.html").exists() and not overwrite:
         raise DataError(f"{output_dir}: holds a report already; give --overwrite, or another --output-dir")
-    sizes = _sizes(table) if table else None
+    sizes = sizes_of_samples(table) if table else None
     found = []
-    for name, path in zip(_names(predictions), predictions, strict=True):
-        found.append(_read(name, path, metadata, metadata_column, group_column, sizes, part))
+    for name, path in zip(short_file_names(predictions), predictions, strict=True):
+        found.append(read_predictions(name, path, metadata, metadata_column, group_column, sizes, part))
     output_dir.mkdir(parents=True, exist_ok=True)
     labels = dict.fromkeys(each.label for each in found if each.label)
     page = Page(f"Evaluation of {', '.join(each.name for each in found)}" + "".join(f" ({name})" for name in labels))
@@ -226,146 +157,10 @@ def evaluate(
     return EvaluationResult(output_dir, metrics, comparisons)
 
 
-# ------------------------------------------------------------------------------------------------------------- reading
-
-
-def _names(paths: Sequence[Path]) -> list[str]:
-    """Short names that differ."""
-    names = [path.name if path.is_dir() else path.stem for path in map(Path.absolute, paths)]
-    if len(set(names)) < len(names):
-        names = [f"{path.absolute().parent.name}_{name}" for path, name in zip(paths, names, strict=True)]
-    return [f"{name}_{place}" if name in names[:place] else name for place, name in enumerate(names)]
-
-
-def _read(
-    name: str,
-    path: Path,
-    metadata: Sequence[Path],
-    column: str | None,
-    group_column: str | None,
-    sizes: pd.DataFrame | None,
-    part: str | None,
-) -> _Predictions:
-    source = path
-    if path.is_dir():
-        source = _of_run(path, part)
-        stored = _stored_data(path)
-        metadata = metadata or [Path(file) for file in stored.get("metadata") or () if Path(file).is_file()]
-        trained_on = stored.get("metadata_column")
-        column = column or (trained_on if isinstance(trained_on, str) else None)
-        group_column = group_column or stored.get("group_column")
-        if sizes is None:
-            tables = [Path(file) for file in stored.get("table") or ()]
-            sizes = _sizes(tables) if tables and all(file.is_file() for file in tables) else None
-    table = _read_predictions(source, column)
-    read = load_metadata(tuple(metadata)).reindex(table["sample_id"]) if metadata else None
-    if "actual" not in table:
-        if read is None or column is None:
-            raise DataError(f"{source}: has no column actual; give --metadata and --metadata-column for the truth")
-        table.insert(1, "actual", require_column(read, column, metadata[0]).to_numpy())
-    table, classes = _typed(table, source)
-    kept = table.index.to_numpy()
-    groups = None
-    if group_column is not None:
-        if read is None:
-            raise DataError(f"--group-column {group_column} is a column of the metadata; give --metadata")
-        groups = require_column(read, group_column, metadata[0]).fillna("unknown").to_numpy()[kept]
-    known = {}
-    if sizes is not None:
-        of_sample = sizes.reindex(table["sample_id"])
-        known = {str(key): of_sample[key].to_numpy(dtype=float) for key in of_sample if of_sample[key].notna().all()}
-    passed_over = {column, group_column}
-    left = None if read is None else read.iloc[kept].drop(columns=[x for x in read.columns if x in passed_over])
-    table, nominal = _with_intervals(table.reset_index(drop=True), classes)
-    return _Predictions(name, table, classes, left, groups, known, column or "", group_column or "group", nominal)
-
-
-def _with_intervals(table: pd.DataFrame, classes: tuple[str, ...]) -> tuple[pd.DataFrame, float | None]:
-    """Outer quantiles as intervals where there are no others, and the share of the truth that they are to hold."""
-    levels = {}
-    for name in table.columns:
-        try:
-            levels[float(str(name).removeprefix("quantile_"))] = name
-        except ValueError:
-            continue
-    if classes or {"lower", "upper"} <= set(table.columns) or len(levels) < 2:
-        return table, None
-    low, high = min(levels), max(levels)
-    return table.assign(lower=table[levels[low]], upper=table[levels[high]]), high - low
-
-
-def _of_run(run: Path, part: str | None) -> Path:
-    for each in PARTS if part is None else (part,):
-        if (run / f"{each}_predictions.tsv").is_file():
-            return run / f"{each}_predictions.tsv"
-    raise DataError(f"{run}: holds no {part or 'oof, test or val'} predictions; give a finished run of `aam train`")
-
-
-def _stored_data(run: Path) -> dict[str, Any]:
-    try:
-        data = json.loads((run / "config.json").read_text(encoding="utf-8"))["data"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    return data if isinstance(data, dict) else {}
-
-
-def _read_predictions(path: Path, column: str | None) -> pd.DataFrame:
-    """Of the one column, or of that of several which is asked for."""
-    try:
-        table = pd.read_csv(path, sep="\t", dtype={"sample_id": str}, keep_default_na=True)
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; give a file that `aam predict` wrote, or a run") from None
-    except (ValueError, pd.errors.ParserError, UnicodeDecodeError):
-        raise DataError(f"{path}: is no tab-separated table; give a file that `aam predict` wrote") from None
-    several = [str(name).removesuffix("_predicted") for name in table.columns if str(name).endswith("_predicted")]
-    if "predicted" not in table and several:
-        if column not in several:
-            raise DataError(f"{path}: holds predictions of {', '.join(several)}; give one of them by --metadata-column")
-        own = re.compile(rf"{re.escape(column)}_(actual|predicted|(prob|quantile)_.*)")
-        found = {name: match[1] for name in table.columns if (match := own.fullmatch(str(name)))}
-        table = table[["sample_id", *found]].rename(columns=found)
-    for name in ("sample_id", "predicted"):
-        if name not in table:
-            raise DataError(f"{path}: has no column {name}; give a file that `aam predict` wrote, or a run")
-    if table["sample_id"].duplicated().any():
-        twice = table.loc[table["sample_id"].duplicated(), "sample_id"].iloc[0]
-        raise DataError(f"{path}: sample {twice!r} occurs twice")
-    return table
-
-
-def _typed(table: pd.DataFrame, source: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Rows whose truth is known, as numbers or as classes; rows keep their place as index."""
-    probabilities = [str(name) for name in table.columns if str(name).startswith("prob_")]
-    numbers = pd.to_numeric(table["predicted"], errors="coerce")
-    if not probabilities and numbers.notna().all():
-        actual = pd.to_numeric(table["actual"], errors="coerce")
-        if not actual.notna().any():
-            raise DataError(f"{source}: no sample has a number as its actual value, and predicted are numbers")
-        return table.assign(actual=actual, predicted=numbers)[actual.notna()], ()
-    known = table["actual"].notna()
-    if not known.any():
-        raise DataError(f"{source}: the truth of no sample is known")
-    table = table[known].assign(actual=table["actual"].astype(str), predicted=table["predicted"].astype(str))
-    names = {name.removeprefix("prob_") for name in probabilities} | set(table["actual"]) | set(table["predicted"])
-    if probabilities:
-        table = table.assign(**{f"prob_{name}": table.get(f"prob_{name}", 0.0) for name in names})
-    return table, tuple(sorted(names))
-
-
-def _sizes(paths: Sequence[Path]) -> pd.DataFrame:
-    """Reads and ASVs of every sample."""
-    frames = []
-    for path in paths:
-        table = load_table(path)
-        depth, richness = np.asarray(table.counts.sum(axis=1)), np.diff(table.counts.indptr)
-        frames.append(pd.DataFrame({"depth": depth, "ASVs": richness}, index=table.sample_ids, dtype=float))
-    return pd.concat(frames).groupby(level=0).sum()
-
-
 # ------------------------------------------------------------------------------------------------------------- judging
 
 
-def _judge(each: _Predictions, folder: Path, page: Page) -> dict[str, Any]:
+def _judge(each: Predictions, folder: Path, page: Page) -> dict[str, Any]:
     from aam.evaluation.plots import save_figure
 
     table, groups = each.table, each.groups
@@ -416,8 +211,9 @@ def _judge(each: _Predictions, folder: Path, page: Page) -> dict[str, Any]:
         found["groups"] = number
     found["intervals"] = {name: list(interval) for name, interval in intervals.items()}
     if "coverage" in metrics:
-        found["coverage"] = _coverage(each, metrics, intervals.get("coverage"), page)
-    show("intervals", "curves", "calibration")
+        told = _coverage_of_sets if each.classes else _coverage
+        found["coverage"] = told(each, metrics, intervals.get("coverage"), page)
+    show("intervals", "sets", "curves", "calibration")
     _tell_columns(explained, each, page)
     show("explained", "errors_by_size", "errors_by_column")
     if of_group is not None and len(of_group) > 1:
@@ -442,9 +238,7 @@ def _judge(each: _Predictions, folder: Path, page: Page) -> dict[str, Any]:
     return found
 
 
-def _coverage(
-    each: _Predictions, metrics: Mapping[str, float], interval: Interval | None, page: Page
-) -> dict[str, Any]:
+def _coverage(each: Predictions, metrics: Mapping[str, float], interval: Interval | None, page: Page) -> dict[str, Any]:
     """How many of the prediction intervals hold the truth, and how wide they are."""
     page.heading("Prediction intervals", 3)
     asked = "" if each.nominal is None else f", and {100 * each.nominal:.3g} % are meant to"
@@ -461,7 +255,36 @@ def _coverage(
     return found if each.nominal is None else found | {"nominal": each.nominal}
 
 
-def _tell_columns(explained: pd.DataFrame, each: _Predictions, page: Page) -> None:
+def _coverage_of_sets(
+    each: Predictions, metrics: Mapping[str, float], interval: Interval | None, page: Page
+) -> dict[str, Any]:
+    """How many of the prediction sets hold the truth, how large they are, and how it is by class."""
+    within = each.sets
+    assert within is not None
+    sizes, actual = within.sum(axis=1), each.table["actual"].to_numpy().astype(str)
+    held = within[np.arange(len(actual)), np.searchsorted(each.classes, actual)]
+    page.heading("Prediction sets", 3)
+    sure = "" if interval is None else f" (95 % interval {100 * interval.low:.1f} to {100 * interval.high:.1f})"
+    one, empty = 100 * (sizes == 1).mean(), 100 * (sizes == 0).mean()
+    page.text(
+        f"{100 * metrics['coverage']:.1f} % of the sets hold the truth{sure}. They have "
+        f"{metrics['classes_in_set']:.3g} classes on average; {one:.3g} % of them name one alone"
+        + (f", {empty:.3g} % none." if empty else ".")
+    )
+    of_class = {name: held[actual == name] for name in each.classes if (actual == name).any()}
+    page.table(
+        ["actual class", "samples", "sets that hold it"],
+        [(name, len(those), f"{100 * those.mean():.1f} %") for name, those in of_class.items()],
+    )
+    return {
+        "value": metrics["coverage"],
+        "interval": [None, None] if interval is None else list(interval),
+        "mean_classes": metrics["classes_in_set"],
+        "of_class": {name: float(those.mean()) for name, those in of_class.items()},
+    }
+
+
+def _tell_columns(explained: pd.DataFrame, each: Predictions, page: Page) -> None:
     page.heading("What goes with large errors", 3)
     if not len(explained):
         page.text("There is no column to look at; give --metadata and --table.", note=True)
@@ -507,7 +330,7 @@ def _tell_columns(explained: pd.DataFrame, each: _Predictions, page: Page) -> No
     )
 
 
-def _tell_groups(of_group: pd.DataFrame, errors: NDArray[np.float64], each: _Predictions, page: Page) -> None:
+def _tell_groups(of_group: pd.DataFrame, errors: NDArray[np.float64], each: Predictions, page: Page) -> None:
     assert each.groups is not None
     page.heading(f"Errors by {each.group_column}", 3)
     share = explained_by_groups(errors, each.groups)
@@ -522,7 +345,7 @@ def _tell_groups(of_group: pd.DataFrame, errors: NDArray[np.float64], each: _Pre
 
 
 def _figures(
-    each: _Predictions, errors: NDArray[np.float64], columns: pd.DataFrame, explained: pd.DataFrame
+    each: Predictions, errors: NDArray[np.float64], columns: pd.DataFrame, explained: pd.DataFrame
 ) -> Iterator[tuple[str, Figure]]:
     from aam.evaluation.error_plots import (
         calibration_plot,
@@ -532,6 +355,7 @@ def _figures(
         group_plot,
         interval_plot,
         residual_plot,
+        set_plot,
     )
     from aam.evaluation.plots import confusion_plot, regression_plot
 
@@ -545,6 +369,9 @@ def _figures(
             label = "1 - probability of the true class"
             yield "curves", curves_plot(actual.astype(str), probabilities, each.classes)
             yield "calibration", calibration_plot(actual.astype(str), probabilities, each.classes)
+        within = each.sets
+        if within is not None:
+            yield "sets", set_plot(actual.astype(str), within, each.classes)
     else:
         yield "predictions", regression_plot(actual, predicted, title=each.name, units_label=each.label)
         yield "residuals", residual_plot(actual, predicted, label=each.label)
@@ -584,7 +411,7 @@ class _Paired:
     groups: NDArray[Any] | None
 
     @classmethod
-    def of(cls, a: _Predictions, b: _Predictions) -> _Paired:
+    def of(cls, a: Predictions, b: Predictions) -> _Paired:
         first, second = (each.table.set_index("sample_id") for each in (a, b))
         common = [name for name in first.index if name in second.index]
         if bool(a.classes) != bool(b.classes) or not common:
@@ -594,7 +421,7 @@ class _Paired:
         return cls(own, other, groups)
 
 
-def _compare_all(found: Sequence[_Predictions], directory: Path, page: Page) -> list[dict[str, Any]]:
+def _compare_all(found: Sequence[Predictions], directory: Path, page: Page) -> list[dict[str, Any]]:
     """Every two of the models: their mean errors, tested, written and drawn."""
     if len(found) < 2:
         return []

@@ -238,12 +238,14 @@ def _row(run: _Run, parallel: int, threads: int | None, device: str) -> QualityR
     sections["train"] = {**train, "resume": (directory / "config.json").is_file()}
     config = RunConfig.model_validate({"command": "train", **sections})
     logger.info("%s, %s, %s settings", run.study.folder, run.target.column, run.settings)
-    metrics = run_folds(config).metrics
     spent = directory / "seconds.json"
     seconds = float(json.loads(spent.read_text())) if spent.is_file() else 0.0
-    if not finished:
-        seconds += time.monotonic() - began
-        spent.write_text(json.dumps(seconds))
+    try:
+        metrics = run_folds(config).metrics
+    finally:  # of a run that was interrupted, too
+        if not finished and directory.is_dir():
+            seconds += time.monotonic() - began
+            spent.write_text(json.dumps(seconds))
     table = pd.read_csv(directory / "oof_predictions.tsv", sep="\t", dtype={"sample_id": str}).set_index("sample_id")
     members = [_members(directory, seed) for seed in range(config.train.seed, config.train.seed + config.train.seeds)]
     return _compared(run, table, members, classical, metrics, seconds)
@@ -291,9 +293,9 @@ def _compared(
     groups = load_metadata([run.folder / "metadata.tsv"])[run.study.group].loc[table.index].to_numpy().astype(str)
     models = {"AAM": table} | {name: found.loc[table.index] for name, found in classical.items()}
     scores = {name: score(found, classes) for name, found in models.items()}
-    better: Callable[..., str] = max if classes else min
-    best = better((name for name in classical if name != "guess"), key=scores.__getitem__)
-    both, share = joined(table, models[best], table["fold"].to_numpy(), classes)
+    best = _best({name: scores[name] for name in classical if name != "guess"}, classes)
+    others = {name: models[name] for name in classical if name != "guess"}
+    both, share = joined(table, others, table["fold"].to_numpy(), classes)
     models["joined"], scores["joined"] = both, score(both, classes)
     intervals = {
         name: _interval(models[name], groups, classes) for name in ("AAM", best, "joined", "guess") if name in models
@@ -350,15 +352,25 @@ def score(table: pd.DataFrame, classes: bool) -> float:
     return float(right.groupby(table["actual"].astype(str).to_numpy()).mean().mean())
 
 
+def _best(scores: Mapping[str, float], classes: bool) -> str:
+    """Of these models the one with the highest balanced accuracy, or the least error."""
+    better: Callable[..., str] = max if classes else min
+    return better(scores, key=scores.__getitem__)
+
+
 def joined(
-    first: pd.DataFrame, second: pd.DataFrame, folds: NDArray[np.int64], classes: bool
+    first: pd.DataFrame, others: Mapping[str, pd.DataFrame], folds: NDArray[np.int64], classes: bool
 ) -> tuple[pd.DataFrame, float]:
-    """Two models' predictions averaged, each fold with the weights that did best on the other folds.
+    """The predictions of a model averaged with those of one of the others.
+
+    Which of the others, and with which weights, is for each fold what did best on the other folds.
 
     Parameters
     ----------
-    first, second : DataFrame of n rows
+    first : DataFrame of n rows
         ``actual`` and ``predicted``, with ``prob_<class>`` of classes.
+    others : mapping of str to DataFrame
+        Such, by name.
     folds : ndarray (n,) of int
         In which a sample is held out.
     classes : bool
@@ -370,13 +382,15 @@ def joined(
         What the first weighs, a mean over the folds.
     """
     columns = [name for name in first.columns if name.startswith("prob_")] if classes else ["predicted"]
-    one, two = first[columns].to_numpy(dtype=np.float64), second[columns].to_numpy(dtype=np.float64)
+    one = first[columns].to_numpy(dtype=np.float64)
     names = [name.removeprefix("prob_") for name in columns]
     actual = first["actual"].to_numpy()
     truth = np.array([names.index(str(name)) for name in actual]) if classes else actual
     parts, shares = [], []
     for fold in np.unique(folds):
         here = folds == fold
+        name = _best({name: score(other[~here], classes) for name, other in others.items()}, classes)
+        two = others[name][columns].to_numpy(dtype=np.float64)
         shares.append(best_share(one[~here], two[~here], truth[~here], classes))
         answers = mixed(one[here], two[here], shares[-1], classes)
         predicted = np.array(names)[answers.argmax(axis=1)] if classes else answers[:, 0]

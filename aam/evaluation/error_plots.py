@@ -28,6 +28,7 @@ __all__ = [
     "group_plot",
     "interval_plot",
     "residual_plot",
+    "set_plot",
 ]
 
 _MOST_GROUPS = 30
@@ -318,4 +319,42 @@ def interval_plot(
     axes.set_title(f"{100 * inside.mean():.1f} % of the intervals hold the truth; mean width {width:.3g}", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def set_plot(actual: NDArray[Any], within: NDArray[np.bool_], classes: Sequence[str]) -> Figure:
+    """How many classes prediction sets have, and how often they hold the truth, by actual class.
+
+    Parameters
+    ----------
+    actual : ndarray (n,) of str
+    within : ndarray (n, K) of bool
+        Whether a class is in a sample's set.
+    classes : sequence of K str
+    """
+    held = within[np.arange(len(actual)), np.searchsorted(classes, actual)]
+    sizes = within.sum(axis=1)
+    figure = _empty_figure(8.6, 4.2)
+    left, right = figure.subplots(1, 2)
+    place = np.arange(sizes.min(), sizes.max() + 1)
+    inside, outside = (np.array([(those & (sizes == size)).sum() for size in place]) for those in (held, ~held))
+    left.bar(place, inside, width=0.7, color=BLUE, label="truth inside")
+    left.bar(place, outside, width=0.7, bottom=inside, color=VERMILLION, label="truth outside")
+    left.set_xticks(place)
+    left.set_xlabel("classes in the set")
+    left.set_ylabel("samples")
+    left.legend(frameon=False, fontsize=9)
+    occurring = [name for name in classes if (actual == name).any()][:_MOST_GROUPS]
+    shares = [100 * held[actual == name].mean() for name in occurring]
+    rows = np.arange(len(occurring))[::-1]
+    right.barh(rows, shares, height=0.6, color=BLUE)
+    right.axvline(100 * held.mean(), color=GREY, linestyle="--", linewidth=1)
+    right.set_yticks(rows, [_wrap(str(name), 24) for name in occurring])
+    right.set_xlim(0, 100)
+    right.set_xlabel("% of sets that hold the truth; dashed: of all samples")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(
+        f"{100 * held.mean():.1f} % of the sets hold the truth; {sizes.mean():.3g} classes on average", fontsize=11
+    )
     return figure

@@ -12,6 +12,9 @@ from sklearn.metrics import balanced_accuracy_score, mean_absolute_error
 
 from aam.benchmarks.quality import QualityRow, joined, score, write_rows
 from aam.evaluation.intervals import Difference, Interval, errors_that_count
+from tests.end_to_end.program import aam, simulate, succeed
+
+OTHERS = {"AAM", "joined", "guess"}  # than classical models
 
 
 def numbers(rng: np.random.Generator, noise: float) -> pd.DataFrame:
@@ -36,9 +39,20 @@ def test_weights_of_a_fold_are_those_of_the_others() -> None:
     folds = np.arange(40) % 2
     first.loc[folds == 1, "predicted"] += 10
     second.loc[folds == 0, "predicted"] += 10
-    table, share = joined(first, second, folds, False)
+    table, share = joined(first, {"second": second}, folds, False)
     assert share == 0.5  # 0 for fold 0, 1 for fold 1
     assert (table["predicted"] - table["actual"]).tolist() == [10.0] * 40
+
+
+def test_which_model_is_joined_is_chosen_on_the_other_folds() -> None:
+    """Each of two models is right in one fold alone, and would be right there if that fold had a say."""
+    first, early, late = (numbers(np.random.default_rng(seed), 0) for seed in (1, 2, 3))
+    folds = np.arange(40) % 2
+    first["predicted"] += 30  # never worth a weight
+    early.loc[folds == 1, "predicted"] += 10
+    late.loc[folds == 0, "predicted"] += 10
+    table, share = joined(first, {"early": early, "late": late}, folds, False)
+    assert share == 0 and (table["predicted"] - table["actual"]).tolist() == [10.0] * 40
 
 
 def test_joined_classes() -> None:
@@ -49,7 +63,7 @@ def test_joined_classes() -> None:
     for prob in (good, rng.random(60)):
         predicted = np.where(prob > 0.5, "a", "b")
         tables.append(pd.DataFrame({"actual": actual, "predicted": predicted, "prob_a": prob, "prob_b": 1 - prob}))
-    table, share = joined(*tables, np.arange(60) % 3, True)
+    table, share = joined(tables[0], {"other": tables[1]}, np.arange(60) % 3, True)
     assert share >= 0.5 and score(table, True) > 0.9 > 0.7 > score(tables[1], True)
 
 
@@ -78,3 +92,39 @@ def test_rows_of_other_columns_are_kept(tmp_path: Path) -> None:
     write_rows(tmp_path / "quality.json", [row("y", 2)])
     rows = json.loads((tmp_path / "quality.json").read_text())["rows"]
     assert {each["column"]: each["seconds"] for each in rows} == {"x": 1, "y": 2}
+
+
+def test_a_study_through_the_command(tmp_path: Path) -> None:
+    """Each figure of the table against the files of the run that it is of."""
+    folder = tmp_path / "studies" / "mouse_sleep_apnea_10422"
+    study = simulate(folder, samples=30, subjects=10)
+    metadata = pd.read_csv(study.metadata, sep="\t", index_col=0).rename(columns={"subject_id": "host_subject_id"})
+    metadata.to_csv(study.metadata, sep="\t")
+    tiny = ("embedding-dim=16", "attention-heads=1", "attention-layers=1", "clades=16", "epochs=2", "num-workers=0")
+    options = [item for option in tiny for item in ("--option", option)]
+    command = ["benchmark", "quality", "--data", tmp_path / "studies", "--output-dir", tmp_path / "quality"]
+    command += ["--seeds", 2, "--threads", 1, "--device", "cpu", *options]
+    first = succeed(*command)
+    assert "mouse_sleep_apnea_10422, age" in first.out and "ecam_infant_age: has no table.biom" in first.err
+    (row,) = json.loads((tmp_path / "quality" / "quality.json").read_text())["rows"]
+    run = tmp_path / "quality" / "mouse_sleep_apnea_10422" / "age"
+    ours = pd.read_csv(run / " ".join(tiny) / "oof_predictions.tsv", sep="\t")
+    assert (row["samples"], row["groups"]) == (30, 10) == (len(ours), metadata["host_subject_id"].nunique())
+    assert row["scores"]["AAM"] == pytest.approx(mean_absolute_error(ours["actual"], ours["predicted"]))
+    best = pd.read_csv(run / "baseline" / f"{row['best_baseline']}_oof_predictions.tsv", sep="\t")
+    assert row["scores"][row["best_baseline"]] == pytest.approx(mean_absolute_error(best["actual"], best["predicted"]))
+    assert row["scores"][row["best_baseline"]] == min(row["scores"][name] for name in set(row["scores"]) - OTHERS)
+    against = row["scores"]["AAM"] - row["scores"][row["best_baseline"]]
+    assert row["against_best"]["value"] == pytest.approx(against)
+    assert row["better_than_guess"] == (row["against_guess"]["high"] < 0)
+    # Two networks a fold, whose mean is what is scored.
+    seeds = [
+        pd.concat(pd.read_csv(path, sep="\t") for path in run.glob(f"*/fold_*_seed_{seed}/test_*.tsv"))
+        for seed in (0, 1)
+    ]
+    mean = (seeds[0].set_index("sample_id")["predicted"] + seeds[1].set_index("sample_id")["predicted"]) / 2
+    np.testing.assert_allclose(mean.loc[ours["sample_id"]], ours["predicted"], rtol=1e-5)
+    assert row["seeds"] == pytest.approx([mean_absolute_error(each["actual"], each["predicted"]) for each in seeds])
+    # Again: nothing is trained, and the time is that of the training.
+    assert aam(*command).out == first.out
+    assert json.loads((tmp_path / "quality" / "quality.json").read_text())["rows"] == [row]

@@ -76,6 +76,30 @@ def test_numbers_with_all_that_is_known(study: StudyFiles, tmp_path: Path) -> No
             assert min(image.size) > 400
 
 
+def test_sets_of_classes(study: StudyFiles, tmp_path: Path) -> None:
+    """Of 24 sets 12 hold the truth alone, 6 beside another class, 4 another class, 2 nothing."""
+    metadata = pd.read_csv(study.metadata, sep="\t", index_col=0)
+    actual = np.array(["a", "x|y", "c"] * 8)  # a bar within a name
+    other = {"a": "x|y", "x|y": "c", "c": "a"}
+    sets = list(actual[:12])
+    sets += [f"{name}|{other[name]}" for name in actual[12:18]]
+    sets += [other[name] for name in actual[18:22]] + ["", ""]
+    table = pd.DataFrame({"sample_id": metadata.index, "actual": actual, "predicted": actual, "set": sets})
+    table.to_csv(tmp_path / "p.tsv", sep="\t", index=False)
+    files = ("--metadata", study.metadata, "--group-column", "subject_id")
+    succeed("evaluate", "--predictions", tmp_path / "p.tsv", *files, "--output-dir", tmp_path / "report")
+    found = read_metrics(tmp_path / "report")["predictions"]["p"]
+    assert found["metrics"]["coverage"] == pytest.approx(18 / 24)
+    assert found["metrics"]["classes_in_set"] == pytest.approx((12 + 2 * 6 + 4) / 24)
+    low, high = found["intervals"]["coverage"]
+    assert low < 18 / 24 < high
+    assert found["coverage"]["of_class"] == pytest.approx({"a": 6 / 8, "c": 6 / 8, "x|y": 6 / 8})
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "Prediction sets" in page and "% none" in page
+    with Image.open(tmp_path / "report" / "plots" / "sets.png") as image:
+        assert min(image.size) > 400
+
+
 def test_the_page_stands_by_itself(study: StudyFiles, tmp_path: Path) -> None:
     table = predictions(study, tmp_path / "<b>p&.tsv", noise=1.0)
     succeed("evaluate", "--predictions", table, "--metadata", study.metadata, "--output-dir", tmp_path / "report")

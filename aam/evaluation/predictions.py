@@ -1,0 +1,238 @@
+"""Predictions read with the truth and with what is known of their samples.
+
+Shapes: ``n`` samples, ``K`` classes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from aam.data.biom_loader import load_table
+from aam.data.metadata import load_metadata, require_column
+from aam.errors import DataError
+from aam.training.metrics import classification_metrics, regression_metrics
+
+__all__ = ["PARTS", "Predictions", "read_predictions", "short_file_names", "sizes_of_samples"]
+
+PARTS = ("oof", "test", "val")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions with the truth, and what is known of their samples."""
+
+    name: str
+    table: pd.DataFrame  # sample_id, actual, predicted, …; the truth is known
+    classes: tuple[str, ...]  # none for numbers
+    metadata: pd.DataFrame | None  # (n rows)
+    groups: NDArray[Any] | None  # (n,)
+    known: dict[str, NDArray[np.float64]]  # numbers that are known of the samples: depth, ASVs
+    label: str  # the column that is predicted, where its name is known
+    group_column: str
+    nominal: float | None  # the share of the truth that intervals are to hold, where it is known
+
+    @property
+    def probabilities(self) -> NDArray[np.float64] | None:
+        """(n, K), where the table has them."""
+        columns = [f"prob_{name}" for name in self.classes]
+        if not self.classes or not set(columns) <= set(self.table.columns):
+            return None
+        return self.table[columns].to_numpy(dtype=np.float64)
+
+    @property
+    def sets(self) -> NDArray[np.bool_] | None:
+        """(n, K), whether a class is in a sample's prediction set, where the table has sets."""
+        if not self.classes or "set" not in self.table:
+            return None
+        # A name may itself hold the bar that stands between names.
+        marked = [f"|{names}|" for names in self.table["set"].fillna("").astype(str)]
+        return np.array([[f"|{name}|" in each for name in self.classes] for each in marked])
+
+    def metrics(self, rows: NDArray[np.int64] | slice = slice(None)) -> dict[str, float]:
+        """Of some of the samples."""
+        actual, predicted = (self.table[name].to_numpy()[rows] for name in ("actual", "predicted"))
+        if not self.classes:
+            found = regression_metrics(actual.astype(np.float64), predicted.astype(np.float64))
+            found["bias"] = float((predicted.astype(np.float64) - actual.astype(np.float64)).mean())
+            if {"lower", "upper"} <= set(self.table.columns):
+                low, high = (self.table[name].to_numpy(dtype=np.float64)[rows] for name in ("lower", "upper"))
+                found |= {"coverage": float(((low <= actual) & (actual <= high)).mean())}
+                found |= {"width": float((high - low).mean())}
+            return found
+        truth, guess = (np.searchsorted(self.classes, values.astype(str)) for values in (actual, predicted))
+        probabilities, within = self.probabilities, self.sets
+        if probabilities is None:
+            found = classification_metrics(truth, guess, np.eye(len(self.classes))[guess], self.classes)
+            found.pop("roc_auc", None)
+        else:
+            found = classification_metrics(truth, guess, probabilities[rows], self.classes)
+            found |= _of_probabilities(truth, probabilities[rows])
+        if within is not None:
+            held = within[rows][np.arange(len(truth)), truth]
+            found |= {"coverage": float(held.mean()), "classes_in_set": float(within[rows].sum(axis=1).mean())}
+        return found
+
+
+def _of_probabilities(truth: NDArray[np.int64], probabilities: NDArray[np.float64]) -> dict[str, float]:
+    """Average precision (of two classes that of the second, else the mean over those that occur) and Brier score."""
+    count = probabilities.shape[1]
+    is_class = np.eye(count)[truth]
+    shown = [1] if count == 2 else list(range(count))
+    found = {}
+    occurring = [place for place in shown if 0 < is_class[:, place].sum() < len(truth)]
+    if occurring:
+        each = [_average_precision(is_class[:, place], probabilities[:, place]) for place in occurring]
+        found["average_precision"] = float(np.mean(each))
+    squared = ((probabilities - is_class) ** 2).sum(axis=1).mean()
+    return found | {"brier": float(squared / 2 if count == 2 else squared)}
+
+
+def _average_precision(positive: NDArray[np.float64], score: NDArray[np.float64]) -> float:
+    """Precision at each threshold, weighed by the recall that it adds; scikit-learn's is slow a thousand times."""
+    order = np.argsort(-score, kind="stable")
+    last = np.append(np.diff(score[order]) != 0, True)  # of samples with one probability
+    hits = np.cumsum(positive[order])
+    precision = (hits / np.arange(1, len(order) + 1))[last]
+    return float((np.diff(hits[last] / hits[-1], prepend=0) * precision).sum())
+
+
+def short_file_names(paths: Sequence[Path]) -> list[str]:
+    """Short names that differ."""
+    names = [path.name if path.is_dir() else path.stem for path in map(Path.absolute, paths)]
+    if len(set(names)) < len(names):
+        names = [f"{path.absolute().parent.name}_{name}" for path, name in zip(paths, names, strict=True)]
+    return [f"{name}_{place}" if name in names[:place] else name for place, name in enumerate(names)]
+
+
+def read_predictions(
+    name: str,
+    path: Path,
+    metadata: Sequence[Path],
+    column: str | None,
+    group_column: str | None,
+    sizes: pd.DataFrame | None,
+    part: str | None,
+) -> Predictions:
+    source = path
+    if path.is_dir():
+        source = _of_run(path, part)
+        stored = _stored_data(path)
+        metadata = metadata or [Path(file) for file in stored.get("metadata") or () if Path(file).is_file()]
+        trained_on = stored.get("metadata_column")
+        column = column or (trained_on if isinstance(trained_on, str) else None)
+        group_column = group_column or stored.get("group_column")
+        if sizes is None:
+            tables = [Path(file) for file in stored.get("table") or ()]
+            sizes = sizes_of_samples(tables) if tables and all(file.is_file() for file in tables) else None
+    table = _table_of(source, column)
+    read = load_metadata(tuple(metadata)).reindex(table["sample_id"]) if metadata else None
+    if "actual" not in table:
+        if read is None or column is None:
+            raise DataError(f"{source}: has no column actual; give --metadata and --metadata-column for the truth")
+        table.insert(1, "actual", require_column(read, column, metadata[0]).to_numpy())
+    table, classes = _typed(table, source)
+    kept = table.index.to_numpy()
+    groups = None
+    if group_column is not None:
+        if read is None:
+            raise DataError(f"--group-column {group_column} is a column of the metadata; give --metadata")
+        groups = require_column(read, group_column, metadata[0]).fillna("unknown").to_numpy()[kept]
+    known = {}
+    if sizes is not None:
+        of_sample = sizes.reindex(table["sample_id"])
+        known = {str(key): of_sample[key].to_numpy(dtype=float) for key in of_sample if of_sample[key].notna().all()}
+    passed_over = {column, group_column}
+    left = None if read is None else read.iloc[kept].drop(columns=[x for x in read.columns if x in passed_over])
+    table, nominal = _with_intervals(table.reset_index(drop=True), classes)
+    return Predictions(name, table, classes, left, groups, known, column or "", group_column or "group", nominal)
+
+
+def _with_intervals(table: pd.DataFrame, classes: tuple[str, ...]) -> tuple[pd.DataFrame, float | None]:
+    """Outer quantiles as intervals where there are no others, and the share of the truth that they are to hold."""
+    levels = {}
+    for name in table.columns:
+        try:
+            levels[float(str(name).removeprefix("quantile_"))] = name
+        except ValueError:
+            continue
+    if classes or {"lower", "upper"} <= set(table.columns) or len(levels) < 2:
+        return table, None
+    low, high = min(levels), max(levels)
+    return table.assign(lower=table[levels[low]], upper=table[levels[high]]), high - low
+
+
+def _of_run(run: Path, part: str | None) -> Path:
+    for each in PARTS if part is None else (part,):
+        if (run / f"{each}_predictions.tsv").is_file():
+            return run / f"{each}_predictions.tsv"
+    raise DataError(f"{run}: holds no {part or 'oof, test or val'} predictions; give a finished run of `aam train`")
+
+
+def _stored_data(run: Path) -> dict[str, Any]:
+    try:
+        data = json.loads((run / "config.json").read_text(encoding="utf-8"))["data"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _table_of(path: Path, column: str | None) -> pd.DataFrame:
+    """Of the one column, or of that of several which is asked for."""
+    try:
+        table = pd.read_csv(path, sep="\t", dtype={"sample_id": str}, keep_default_na=True)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; give a file that `aam predict` wrote, or a run") from None
+    except (ValueError, pd.errors.ParserError, UnicodeDecodeError):
+        raise DataError(f"{path}: is no tab-separated table; give a file that `aam predict` wrote") from None
+    several = [str(name).removesuffix("_predicted") for name in table.columns if str(name).endswith("_predicted")]
+    if "predicted" not in table and several:
+        if column not in several:
+            raise DataError(f"{path}: holds predictions of {', '.join(several)}; give one of them by --metadata-column")
+        own = re.compile(rf"{re.escape(column)}_(actual|predicted|(prob|quantile)_.*)")
+        found = {name: match[1] for name in table.columns if (match := own.fullmatch(str(name)))}
+        table = table[["sample_id", *found]].rename(columns=found)
+    for name in ("sample_id", "predicted"):
+        if name not in table:
+            raise DataError(f"{path}: has no column {name}; give a file that `aam predict` wrote, or a run")
+    if table["sample_id"].duplicated().any():
+        twice = table.loc[table["sample_id"].duplicated(), "sample_id"].iloc[0]
+        raise DataError(f"{path}: sample {twice!r} occurs twice")
+    return table
+
+
+def _typed(table: pd.DataFrame, source: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Rows whose truth is known, as numbers or as classes; rows keep their place as index."""
+    probabilities = [str(name) for name in table.columns if str(name).startswith("prob_")]
+    numbers = pd.to_numeric(table["predicted"], errors="coerce")
+    if not probabilities and numbers.notna().all():
+        actual = pd.to_numeric(table["actual"], errors="coerce")
+        if not actual.notna().any():
+            raise DataError(f"{source}: no sample has a number as its actual value, and predicted are numbers")
+        return table.assign(actual=actual, predicted=numbers)[actual.notna()], ()
+    known = table["actual"].notna()
+    if not known.any():
+        raise DataError(f"{source}: the truth of no sample is known")
+    table = table[known].assign(actual=table["actual"].astype(str), predicted=table["predicted"].astype(str))
+    names = {name.removeprefix("prob_") for name in probabilities} | set(table["actual"]) | set(table["predicted"])
+    if probabilities:
+        table = table.assign(**{f"prob_{name}": table.get(f"prob_{name}", 0.0) for name in names})
+    return table, tuple(sorted(names))
+
+
+def sizes_of_samples(paths: Sequence[Path]) -> pd.DataFrame:
+    """Reads and ASVs of every sample."""
+    frames = []
+    for path in paths:
+        table = load_table(path)
+        depth, richness = np.asarray(table.counts.sum(axis=1)), np.diff(table.counts.indptr)
+        frames.append(pd.DataFrame({"depth": depth, "ASVs": richness}, index=table.sample_ids, dtype=float))
+    return pd.concat(frames).groupby(level=0).sum()
