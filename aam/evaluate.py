@@ -211,8 +211,8 @@ def _judge(each: Predictions, folder: Path, page: Page) -> dict[str, Any]:
         found["groups"] = number
     found["intervals"] = {name: list(interval) for name, interval in intervals.items()}
     if "coverage" in metrics:
-        told = _coverage_of_sets if each.classes else _coverage
-        found["coverage"] = told(each, metrics, intervals.get("coverage"), page)
+        judged = _coverage_of_sets if each.classes else _coverage
+        found["coverage"] = judged(each, metrics, intervals.get("coverage"), page)
     show("intervals", "sets", "curves", "calibration")
     _tell_columns(explained, each, page)
     show("explained", "errors_by_size", "errors_by_column")

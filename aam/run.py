@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import platform
 import time
 from collections.abc import Mapping
@@ -407,16 +408,33 @@ def require_same_config(config: RunConfig, stored: Mapping[str, Any], directory:
     machine |= {"strategy", "reshard_after_forward", "sharded_checkpoints"}
     watched = {"baseline", "join", "plots", "log_histograms", "log_attention", "profile", "track"}
     free = machine | watched | {"epochs", "choose_epochs", "stop_after", "patience", "resume", "overwrite"}
-    now = config.model_dump(mode="json")
+    now, typed = config.model_dump(mode="json"), config.model_dump()
     moved = {str(Path(part["train"]["output_dir"]) / "splits.tsv") for part in (now, stored) if "train" in part}
     for section in now.keys() - {"command"}:
         for name, value in now[section].items():
             before = stored.get(section, {}).get(name, value)
             if name == "splits" and {before, value} <= moved:
                 continue  # a fold's own, in a directory that has another name now
+            if _holds_paths(typed[section][name]) and _spelled_out(before) == _spelled_out(value):
+                continue
             if before != value and name not in free:
                 option = "--" + name.replace("_", "-")
                 raise DataError(f"{directory}: was begun with {option} {before}, and {option} {value} is asked for")
+
+
+def _holds_paths(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_holds_paths, value.values()))
+    return isinstance(value, Path) or (isinstance(value, list | tuple) and any(map(_holds_paths, value)))
+
+
+def _spelled_out(value: Any) -> Any:
+    """Paths, alone or in lists and mappings, so that two spellings of one are the same."""
+    if isinstance(value, Mapping):
+        return {name: _spelled_out(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_spelled_out(part) for part in value]
+    return os.path.realpath(value) if isinstance(value, str) else value
 
 
 def _unknown_covariates(study: Study, task: Task) -> list[str]:

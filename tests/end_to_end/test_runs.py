@@ -235,6 +235,16 @@ class TestResume:
         succeed("train", "--output-dir", run, "--resume")
         assert_same_run(run, trained)
 
+    def test_paths_may_be_spelled_in_another_way(
+        self, study: StudyFiles, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run = Path(shutil.copytree(trained, tmp_path / "run"))
+        monkeypatch.chdir(study.folder)
+        succeed("train", "--output-dir", run, "--resume", "--table", "../" + study.folder.name + "/table.biom")
+        (study.folder / "other.biom").symlink_to(study.metadata)
+        outcome = aam("train", "--output-dir", run, "--resume", "--table", "other.biom")
+        assert_one_line_error(outcome, 1, "other.biom")
+
     def test_other_settings_are_refused(self, trained: Path) -> None:
         before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
         outcome = aam("train", "--output-dir", trained, "--resume", "--lr", "0.5")
