@@ -23,7 +23,7 @@ from aam.data.counts import SampleRows
 from aam.data.covariates import Covariates
 from aam.data.dataset import DatasetOptions, SampleDataset
 from aam.data.metadata import load_metadata, require_column
-from aam.data.splits import has_folds, read_splits
+from aam.data.splits import has_folds, read_folds, read_splits
 from aam.data.study import Study, load_study
 from aam.data.targets import ClassTarget, NumericTarget, Part, SeveralTargets, Target, parts_of
 from aam.data.taxonomy import load_taxonomy, taxa_at
@@ -130,14 +130,15 @@ def explain(
     device = choose_device(settings)
     lineages = None if taxonomy is None else load_taxonomy(taxonomy)
     asked = _asked(model, question)
-    split = _split_of(asked.path) if question.splits else {}
+    split, held_out_by = _split_of(asked.path, question.splits)
     columns = load_metadata(tuple(metadata)) if metadata else None
     study, data = _study(asked, table, sequences=sequences, metadata=metadata, streaming=streaming)
     rows = _chosen(study, question, split)
     samples, used = _samples(study, DatasetOptions.of(data, asked.config.train.seed), rows)
     networks = _networks(asked, study, rows, used, device)
-    explained, what, units = _explained(networks, asked.part, samples, question)
     names = [study.sample_ids[row] for row in rows]
+    shares = _shares(asked, [held_out_by[name] for name in names]) if held_out_by else None
+    explained, what, units = _explained(networks, asked.part, samples, question, shares)
     actual, truth = _truth(columns, names, asked.part, explained)
     groups = _groups(columns, names, question, metadata)
     feature_ids = [study.feature_ids[column] for column in used]
@@ -161,6 +162,7 @@ def explain(
         "explains": what,
         "units": units,
         "split": list(question.splits) or "all",
+        "each_by": "each by the fold that held it out" if held_out_by else f"mean of {len(networks)} models",
         "samples": len(samples),
         "samples_in_table": len(study),
         "asvs": len(used),
@@ -175,7 +177,7 @@ def explain(
         )
     maps, flow = [], {}
     if question.attention:
-        maps = _maps(networks[0], samples, values, question)
+        maps = _maps(explained, samples, values, question)
         flow = {unit.name: attention_flow(explained, samples, unit.of_asv) for unit in kinds[1:]}
     return Explanation(
         *(names, feature_ids, letters, taxa, samples.prevalence),
@@ -264,20 +266,34 @@ def _chosen(study: Study, question: Question, split: Mapping[str, str]) -> NDArr
     return order[np.sort(kept)]
 
 
-def _split_of(path: Path) -> dict[str, str]:
-    """The split of each sample of the run that a model file is of."""
+def _split_of(path: Path, splits: Sequence[str]) -> tuple[dict[str, str], dict[str, int]]:
+    """The split of each sample of the run that a model file is of; of folds, which one holds it out."""
+    if not splits:
+        return {}, {}
     file = path.parent / "splits.tsv"
     if not file.is_file():
         raise DataError(
             f"--split: there is no splits.tsv beside {path}, so nobody can say which samples were held out; "
             "give the run directory, or a --table of these samples alone"
         )
-    if has_folds(file):
+    if not has_folds(file):
+        return read_splits(file), {}
+    if set(splits) != {"test"}:
         raise DataError(
-            f"--split: every fold of {path.parent} holds out samples of its own, and has learnt from the others'; "
-            f"explain one of them, --model {path.parent / 'fold_0'} say, or leave --split out"
+            f"--split {' '.join(splits)}: each fold of {path.parent} has learnt from samples of its own; --split test "
+            f"has every sample explained by the fold that held it out, and --model {path.parent / 'fold_0'} is one fold"
         )
-    return read_splits(file)
+    folds = read_folds(file)
+    return dict.fromkeys(folds, "test"), folds
+
+
+def _shares(asked: _Asked, held_out_by: Sequence[int]) -> NDArray[np.float64]:
+    """What each of M models says of each of n samples, (M, n): only those of the fold that held it out say anything."""
+    own = np.array([[member.fold == fold for fold in held_out_by] for member in asked.members], dtype=float)
+    if not own.any(axis=0).all():
+        raise DataError(f"{asked.path}: no model of it is of fold {held_out_by[int(own.sum(axis=0).argmin())]}")
+    shares: NDArray[np.float64] = own / own.sum(axis=0)
+    return shares
 
 
 def _counted(split: Mapping[str, str]) -> str:
@@ -448,10 +464,14 @@ def _bases(
     return Bases(top, found.values, nucleotide_attention(explained.networks[0], own)), missing
 
 
-def _maps(network: Network, samples: Samples, values: NDArray[np.float64], question: Question) -> list[AttentionMap]:
-    """Attention in some samples, from the lowest to the highest of the values (n,)."""
+def _maps(
+    explained: Explained, samples: Samples, values: NDArray[np.float64], question: Question
+) -> list[AttentionMap]:
+    """Attention in some samples, from the lowest to the highest of the values (n,), of the first model of each."""
     places = np.linspace(0, len(samples) - 1, min(question.attention, len(samples))).round().astype(int)
-    return [_map(network, samples, int(row), question) for row in np.argsort(values, kind="stable")[places]]
+    rows = np.argsort(values, kind="stable")[places]
+    first = np.zeros(len(samples), dtype=int) if explained.shares is None else explained.shares.argmax(axis=0)
+    return [_map(explained.networks[first[row]], samples, int(row), question) for row in rows]
 
 
 def _map(network: Network, samples: Samples, row: int, question: Question) -> AttentionMap:
@@ -483,14 +503,16 @@ def _require_layers(question: Question, layers: int, heads: int) -> None:
                 raise DataError(f"{option} {number}: the model has {most}, counted from 1")
 
 
-def _explained(networks: list[Network], part: Part, samples: Samples, question: Question) -> tuple[Explained, str, str]:
+def _explained(
+    networks: list[Network], part: Part, samples: Samples, question: Question, shares: NDArray[np.float64] | None
+) -> tuple[Explained, str, str]:
     """What is explained, in words, and its units."""
     target, own = part.target, part.outputs
     if isinstance(target, NumericTarget):
         if question.class_name is not None:
             raise DataError(f"--class {question.class_name}: {target.column} is a number; leave it out")
         units = f"log(1 + {target.column})" if target.transform.startswith("log") else target.column
-        return Explained(networks, Reading(own)), f"predicted {units}", f"units of {units}"
+        return Explained(networks, Reading(own), shares), f"predicted {units}", f"units of {units}"
     names = list(target.classes)
     if question.class_name is not None and question.class_name not in names:
         raise DataError(f"--class {question.class_name}: {target.column} has the classes {', '.join(names)}")
@@ -500,10 +522,12 @@ def _explained(networks: list[Network], part: Part, samples: Samples, question: 
         said = f"log-odds of {target.column} = {chosen}"
     else:
         blind = Explained(networks, Reading(own))
-        probabilities = np.mean([answers_of(target, found[:, own]) for found in blind.outputs(samples)], axis=0)
+        answers = [answers_of(target, found[:, own]) for found in blind.outputs(samples)]
+        weights = None if shares is None else np.broadcast_to(shares[:, :, None], np.shape(answers))
+        probabilities = np.average(answers, axis=0, weights=weights)
         classes = probabilities.argmax(axis=1)
         said = f"log-odds of the predicted {target.column}"
-    return Explained(networks, Reading(own, classes=classes)), said, "log-odds"
+    return Explained(networks, Reading(own, classes=classes), shares), said, "log-odds"
 
 
 def _truth(

@@ -169,10 +169,10 @@ def command(
 def _report(directory: Path, found: Any) -> None:
     from aam.explanation import asv_labels, short_taxon
 
-    models = found.summary["models"]
+    models, by = found.summary["models"], found.summary["each_by"]
     click.echo(
         f"{found.what}, {len(found.sample_ids)} samples and {len(found.feature_ids)} ASVs"
-        + (f", mean of {models} models" if models > 1 else "")
+        + (f", {by}" if models > 1 else "")
         + f": {directory}"
     )
     for reason, names in found.left_out.items():

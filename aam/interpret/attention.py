@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from aam.interpret.output import Explained, Network
-from aam.interpret.samples import Chunk, Samples, chunks
+from aam.interpret.samples import Chunk, Samples
 from aam.models.asv_encoder import PAD
 from aam.models.attention import SelfAttention
 from aam.models.attention_pooling import AttentionPooling
@@ -204,12 +204,12 @@ def attention_weights(
     weighted by abundance, they do not say.
     """
     found = np.zeros(len(samples.rows.asvs))
-    for network in explained.networks:
-        for chunk in chunks(samples):
+    for place, network in enumerate(explained.networks):
+        for chunk, shares in explained.of_network(place, samples):
             weights = attention_of_chunk(network, chunk, layers, heads).weights.double().cpu().numpy()
             rows, places = np.nonzero(chunk.present)
             entries = samples.rows.indptr[chunk.origin][rows] + places
-            found[entries] += weights[rows, places] / len(explained.networks)
+            found[entries] += shares[rows] * weights[rows, places]
     return found
 
 
@@ -228,14 +228,15 @@ def attention_flow(explained: Explained, samples: Samples, units: NDArray[np.int
     """
     number = int(units.max()) + 1
     found = np.zeros(number * number)
-    for network in explained.networks:
-        for chunk in chunks(samples):
+    for place, network in enumerate(explained.networks):
+        for chunk, shares in explained.of_network(place, samples):
             attention = attention_of_chunk(network, chunk)
             flow = (attention.pooling[:, :, None] * attention.rollout).double().cpu().numpy()  # (B, S, S)
+            flow *= shares[:, None, None]
             of_place = units[chunk.asvs]
             pairs = of_place[:, :, None] * number + of_place[:, None, :]
             found += np.bincount(pairs.ravel(), weights=flow.ravel(), minlength=len(found))  # 0 at padding
-    return (found / len(samples) / len(explained.networks)).reshape(number, number)
+    return (found / len(samples)).reshape(number, number)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from aam.errors import DataError
 from aam.interpret.output import BaselineKind, Explained, Inputs, Network
-from aam.interpret.samples import Chunk, Samples, chunks
+from aam.interpret.samples import Chunk, Samples
 
 __all__ = ["Attributions", "closed", "gradient_shap", "integrated_gradients", "require_captum"]
 
@@ -69,10 +69,10 @@ class _Sums:
         chunk: Chunk,
         parts: tuple[Tensor, Tensor],
         change: Tensor,
-        weight: float,
+        weight: NDArray[np.float64],
         error: NDArray[np.float64] | float = 0.0,
     ) -> None:
-        """Parts (B, S) and (B, S) of a change (B,), and the standard error (B,) of their sum."""
+        """Parts (B, S) and (B, S) of a change (B,), what they count for (B,), and the standard error (B,) of a sum."""
         sizes = chunk.present.sum(axis=1)
         starts = self.samples.rows.indptr[chunk.origin]
         rows, places = np.nonzero(chunk.present)
@@ -80,7 +80,7 @@ class _Sums:
         entries = starts[rows] + places
         total = sum(part.double().sum(dim=1) for part in parts)
         for kept, part in zip(self.parts, parts, strict=True):
-            kept[entries] += weight * part.double().cpu().numpy()[rows, places]
+            kept[entries] += weight[rows] * part.double().cpu().numpy()[rows, places]
         self.change[chunk.origin] += weight * change.double().cpu().numpy()
         self.missing[chunk.origin] += weight * (change.double() - total).cpu().numpy()
         self.variance[chunk.origin] += (weight * error) ** 2
@@ -109,10 +109,10 @@ def integrated_gradients(
     """
     sums = _Sums(samples)
     logs = np.log(samples.shares)
-    for network in explained.networks:
+    for place, network in enumerate(explained.networks):
         start = network.baseline(baseline, samples.rows.asvs, logs)
-        for whole in chunks(samples):
-            chunk, steps = whole, _FIRST_STEPS
+        for whole, weights in explained.of_network(place, samples):
+            chunk, weight, steps = whole, weights, _FIRST_STEPS
             while len(chunk.origin):
                 inputs = network.inputs(chunk)
                 at_start = Inputs(start.embedding.expand_as(inputs.embeddings), torch.full_like(inputs.logs, start.log))
@@ -125,8 +125,9 @@ def integrated_gradients(
                 sums.steps = max(sums.steps, steps)
                 ended = torch.from_numpy(done).to(network.device)
                 ended_parts = (parts[0][ended], parts[1][ended])
-                sums.add(chunk.rows(done), ended_parts, change[ended], 1 / len(explained.networks))
-                chunk, steps = chunk.rows(~done), 2 * steps  # a sample's own path decides, and not its neighbours'
+                sums.add(chunk.rows(done), ended_parts, change[ended], weight[done])
+                # A sample's own path decides, and not its neighbours'.
+                chunk, weight, steps = chunk.rows(~done), weight[~done], 2 * steps
     return sums.done()
 
 
@@ -189,8 +190,8 @@ def gradient_shap(explained: Explained, samples: Samples, *, draws: int = 200, s
     sums.steps = draws
     rng = np.random.default_rng(seed)
     logs = np.log(samples.shares)
-    for network in explained.networks:
-        for chunk in chunks(samples):
+    for place, network in enumerate(explained.networks):
+        for chunk, weight in explained.of_network(place, samples):
             inputs = network.inputs(chunk)
 
             def forward(embeddings: Tensor, logs: Tensor, network: Network = network, chunk: Chunk = chunk) -> Tensor:
@@ -217,5 +218,5 @@ def gradient_shap(explained: Explained, samples: Samples, *, draws: int = 200, s
                 beyond[draw] = delta.double().cpu().numpy()
             change = parts[0].sum(dim=1) + parts[1].sum(dim=1) - torch.from_numpy(beyond.mean(axis=0)).to(parts[0])
             error = beyond.std(axis=0, ddof=1) / np.sqrt(draws) if draws > 1 else np.full(len(chunk.origin), np.inf)
-            sums.add(chunk, parts, change, 1 / len(explained.networks), error)
+            sums.add(chunk, parts, change, weight, error)
     return sums.done()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from aam.interpret.output import Explained, Inputs, Network
-from aam.interpret.samples import Samples, chunks
+from aam.interpret.samples import Samples
 from aam.models.asv_encoder import PAD
 
 __all__ = ["BaseAttributions", "base_attributions", "mean_gradients"]
@@ -30,15 +30,19 @@ class BaseAttributions(NamedTuple):
 
 
 def mean_gradients(explained: Explained, samples: Samples) -> list[Tensor]:
-    """How what is explained rises with the embedding of each ASV, by network, (A, D): the mean over samples with it."""
+    """How what is explained rises with the embedding of each ASV, (A, D): the mean over samples with it.
+
+    By network, each as far as it has something to say of the samples: together they add up to the mean.
+    """
     times = torch.from_numpy(np.bincount(samples.rows.asvs, minlength=samples.asvs)).clamp(min=1)
     found = []
-    for network in explained.networks:
+    for place, network in enumerate(explained.networks):
         sums = torch.zeros_like(network.embeddings)
-        for chunk in chunks(samples):
+        for chunk, shares in explained.of_network(place, samples):
             given = network.inputs(chunk)
             at = given.embeddings.requires_grad_()
-            (gradient,) = torch.autograd.grad(explained.read(network, Inputs(at, given.logs), chunk).sum(), at)
+            read = explained.read(network, Inputs(at, given.logs), chunk)
+            (gradient,) = torch.autograd.grad(read @ torch.from_numpy(shares).to(read), at)
             present = torch.from_numpy(chunk.present).to(network.device)
             sums.index_add_(0, torch.from_numpy(chunk.asvs).to(network.device)[present], gradient[present])
         found.append(sums / times[:, None].to(sums))
@@ -72,14 +76,13 @@ def base_attributions(
     """
     values = np.zeros(tokens.shape)
     change, missing = np.zeros((2, len(tokens)))
-    weight = 1 / len(explained.networks)
     for network, of_network in zip(explained.networks, gradients, strict=True):
         for place, (asv, row) in enumerate(zip(asvs, tokens, strict=True)):
             own = torch.from_numpy(row[row != PAD][None]).to(network.device)
             found, moved = _of_asv(network, own, of_network[asv], steps)
-            values[place, : own.shape[1]] += weight * found
-            change[place] += weight * moved
-            missing[place] += weight * (moved - found.sum())
+            values[place, : own.shape[1]] += found
+            change[place] += moved
+            missing[place] += moved - found.sum()
     return BaseAttributions(values, change, missing)
 
 

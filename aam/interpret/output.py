@@ -3,12 +3,13 @@
 The ASVs are encoded once. What is asked of a network after that takes the embeddings of the ASVs of each sample,
 gathered for that sample alone, so that gradients are by sample.
 
-Shapes: ``n`` samples, ``A`` ASVs, ``B`` samples of a chunk, ``S`` most ASVs of any, ``D`` width, ``C`` outputs.
+Shapes: ``n`` samples, ``A`` ASVs, ``B`` samples of a chunk, ``S`` most ASVs of any, ``D`` width, ``C`` outputs, ``M``
+networks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -146,13 +147,31 @@ class Explained:
 
     Parameters
     ----------
-    networks : sequence of Network
+    networks : sequence of Network, length M
     reading : Reading
+    shares : ndarray (M, n), optional
+        What each network has to say of each sample: 0 of one that it has learnt from, say. Columns add up to 1. By
+        default all networks say the same.
     """
 
-    def __init__(self, networks: Sequence[Network], reading: Reading) -> None:
+    def __init__(
+        self, networks: Sequence[Network], reading: Reading, shares: NDArray[np.float64] | None = None
+    ) -> None:
         self.networks = list(networks)
         self.reading = reading
+        self.shares = shares
+
+    def of_network(self, place: int, variants: Iterable[Variant]) -> Iterator[tuple[Chunk, NDArray[np.float64]]]:
+        """The variants that a network has something to say of, laid out, and what that counts for, (B,)."""
+        for chunk in chunks(variants):
+            shares = self._shares_of(place, chunk)
+            if shares.any():
+                yield chunk.rows(shares > 0), shares[shares > 0]
+
+    def _shares_of(self, place: int, chunk: Chunk) -> NDArray[np.float64]:
+        if self.shares is None:
+            return np.full(len(chunk.origin), 1 / len(self.networks))
+        return self.shares[place, chunk.origin]
 
     def read(self, network: Network, inputs: Inputs, chunk: Chunk) -> Tensor:
         """What is read from a network, (B,), given other inputs at the places of a chunk."""
@@ -161,7 +180,7 @@ class Explained:
 
     @torch.no_grad()
     def outputs(self, variants: Iterable[Variant]) -> list[NDArray[np.float32]]:
-        """What each network says of ``m`` variants, (m, C)."""
+        """What each network says of ``m`` variants, (m, C), whatever its share."""
         found: list[list[Tensor]] = [[] for _ in self.networks]
         places = []
         for chunk in chunks(variants):
@@ -178,9 +197,14 @@ class Explained:
         """Of ``m`` variants, (m,); they are read a few at a time."""
         found, places = [np.empty(0)], [np.empty(0, dtype=np.int64)]
         for chunk in chunks(variants):
-            each = [self.read(network, network.inputs(chunk), chunk).double().cpu() for network in self.networks]
-            found.append(torch.stack(each).mean(dim=0).numpy())
             places.append(chunk.place)
+            found.append(np.zeros(len(chunk.place)))
+            for place, network in enumerate(self.networks):
+                shares = self._shares_of(place, chunk)
+                if shares.any():
+                    own = chunk.rows(shares > 0)
+                    read = self.read(network, network.inputs(own), own).double().cpu().numpy()
+                    found[-1][shares > 0] += shares[shares > 0] * read
         values = np.concatenate(found)
         values[np.concatenate(places)] = values.copy()
         return values

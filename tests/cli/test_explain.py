@@ -184,8 +184,26 @@ def test_classes_and_folds(study: StudyFiles, tmp_path: Path) -> None:
     assert (named == read_predictions(tmp_path / "p.tsv")["predicted"]).all()
     outcome = aam(*explain(run, study, tmp_path / "no", *method, "--class", "adult"))
     assert_one_line_error(outcome, 1, "adult", "child, infant, toddler")
-    outcome = aam(*explain(run, study, tmp_path / "no", *method, "--split", "test"))
+    outcome = aam(*explain(run, study, tmp_path / "no", *method, "--split", "train"))
     assert_one_line_error(outcome, 1, "--split", run / "fold_0")
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_out_of_fold(study: StudyFiles, tmp_path: Path, seeds: int) -> None:
+    """Every sample is explained by the models of the fold that held it out: as if by these alone."""
+    run = tmp_path / "run"
+    given = ("--metadata-column", "age", "--group-column", "subject_id", "--folds", 2, "--seeds", seeds)
+    succeed(*study.train, *given, "--output-dir", run)
+    methods = [item for name in ("integrated-gradients", "attention", "permutation") for item in ("--method", name)]
+    printed = succeed(*explain(run, study, tmp_path / "all", *methods, "--split", "test", "--attention", 2)).out
+    assert "the fold that held it out" in printed
+    all_samples = pd.read_csv(tmp_path / "all" / "samples.tsv", sep="\t", index_col="sample_id")
+    held_out = read_predictions(run / "oof_predictions.tsv")
+    np.testing.assert_allclose(
+        all_samples["explained"], held_out["predicted"].loc[all_samples.index], rtol=1e-3, atol=1e-4
+    )
+    assert json.loads((tmp_path / "all" / "summary.json").read_text())["models"] == 2 * seeds
+    assert all_samples["integrated-gradients_missing"].abs().max() < 0.02 * all_samples["explained"].std() + 1e-3
 
 
 def test_split(study: StudyFiles, trained: Path, tmp_path: Path) -> None:
