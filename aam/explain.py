@@ -250,8 +250,8 @@ def _study(
 
 
 def _chosen(study: Study, question: Question, split: Mapping[str, str]) -> NDArray[np.int64]:
-    """Rows of the samples that are explained, in the order of the table."""
-    order = np.argsort(study.file_order)
+    """Rows of the samples that are explained, by their IDs: what is drawn must not hang on the order of a table."""
+    order = np.arange(len(study))
     if question.splits:
         order = order[[split.get(study.sample_ids[row]) in question.splits for row in order]]
         if not len(order):
