@@ -30,7 +30,7 @@ from aam.evaluation.error_analysis import (
 )
 from aam.evaluation.html_report import Page
 from aam.evaluation.intervals import Difference, Interval, paired_difference, resampled_intervals
-from aam.evaluation.predictions import Predictions, read_predictions, short_file_names, sizes_of_samples
+from aam.predictions import Predictions, read_predictions, short_file_names, sizes_of_samples
 from aam.run_directory import write_json, write_table
 
 if TYPE_CHECKING:
