@@ -406,7 +406,10 @@ class TaskConfig(Section):
         2.0, "With --loss asymmetric: what an overestimate costs, in underestimates of its size.", gt=0, only="train"
     )
     target_min: float | None = option(
-        None, "Least value that a regression target can have; predictions end there.", only="train"
+        None,
+        "Least value that a regression target can have; predictions end there. By default 0 where no training sample "
+        "is below it, else none.",
+        only="train",
     )
     target_max: float | None = option(
         None, "Largest value that a regression target can have; predictions end there.", only="train"

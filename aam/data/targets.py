@@ -350,12 +350,14 @@ def _fit_column(column: str, values: NDArray[Any], train: NDArray[np.int64], tas
             require_logarithms(column, task.target_transform, values)
         require_bounds(column, values, task.target_min, task.target_max)
         half = task.quantile_range / 2
+        # An age, a weight or a share is never below 0, and a prediction that is would be taken for a fault.
+        lower = 0.0 if task.target_min is None and values[train].min() >= 0 else task.target_min
         return NumericTarget.fit(
             column,
             task.target_transform,
             values[train],
             quantiles=(0.5 - half, 0.5, 0.5 + half) if task.loss == "quantile" else (),
-            lower=task.target_min,
+            lower=lower,
             upper=task.target_max,
         )
     labels = ClassTarget.fit(column, values[train])

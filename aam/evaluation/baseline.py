@@ -9,7 +9,7 @@ Legend of shapes: ``N`` samples, ``n`` training samples, ``m`` samples to predic
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -115,7 +115,10 @@ def fit_baseline(
     n_jobs : int, optional
         Trees grown at a time; -1 is one per core.
     """
-    return BASELINES[name].predict(study, train, rows, seed, n_jobs)
+    found = BASELINES[name].predict(study, train, rows, seed, n_jobs)
+    if not study.classifier and np.asarray(study.target, dtype=np.float64)[train].min() >= 0:
+        found = replace(found, predicted=found.predicted.clip(min=0))  # as a network's predictions are
+    return found
 
 
 # -------------------------------------------------------------------------------------------------------------- models

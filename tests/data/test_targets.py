@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from aam.data.targets import ClassTarget, NumericTarget, target_from_dict
+from aam.config import TaskConfig
+from aam.data.targets import ClassTarget, NumericTarget, fit_targets, target_from_dict
 from aam.errors import DataError
 
 FAST = settings(max_examples=60, derandomize=True, deadline=None)
@@ -110,6 +111,21 @@ def test_predictions_stay_within_the_bounds(transform, output):
     assert target_from_dict(json.loads(json.dumps(target.to_dict()))) == target
     below = NumericTarget.fit("age", transform, values, upper=10)
     assert (below.predicted(output[:, :1]) <= 10).all()
+
+
+@pytest.mark.parametrize(
+    ("held_out", "train", "asked", "expected"),
+    [(-3, 0, None, 0), (-3, -1, None, None), (5, 2, None, 0), (5, 2, -1000.0, -1000), (-3, 1, -5.0, -5)],
+)
+def test_predictions_of_what_is_never_negative_end_at_0(held_out, train, asked, expected):
+    """Training samples decide: none of them below 0."""
+    values = np.array([train, 4.0, 10, held_out])
+    target = fit_targets(["age"], values, np.arange(3), TaskConfig(target_min=asked))
+    assert target.lower == expected
+    output = target.encode(np.array([-50.0, 3]))[:, None]
+    np.testing.assert_allclose(
+        target.predicted(output), [-50 if expected is None else max(expected, -50), 3], rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize(("lower", "upper", "words"), [(1, None, "holds 0.*--target-min 1"), (0, 9, "holds 10.*max 9")])
