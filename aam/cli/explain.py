@@ -42,7 +42,8 @@ _PRINTED = 10
     "--split",
     type=click.Choice(("train", "val", "test", "cal")),
     multiple=True,
-    help="Samples of these parts of the run's split alone; may be given several times.  [default: all samples]",
+    help="Samples of these parts of the run's split alone; may be given several times. Of folds, test has each sample "
+    "explained by the models that had not learnt from it.  [default: all samples]",
 )
 @click.option("--column", help="Of a model of several columns, the one that is explained.")
 @click.option(
