@@ -322,22 +322,24 @@ def _run(search: Search, setting: Setting, options: TuneOptions, objective: Obje
         _write_found(search, setting, directory)  # so that a search may be stopped at any time
 
     parallel = min(options.parallel, missing)
-    config = setting.config
-    if parallel > 1:
-        cores = max(1, own_cores() // parallel)
-        own = {"threads": config.train.threads or cores}
-        if config.train.num_workers is None:
-            own["num_workers"] = min(4, cores) if cores > 1 else 0
-        config = config.model_copy(update={"train": config.train.model_copy(update=own)})
-        setting = setting._replace(config=config)
+    of_trials = setting if parallel == 1 else setting._replace(config=_with_share_of_cores(setting.config, parallel))
     if options.engine == "ray":
         from aam.integrations.ray import run_trials_by_ray
 
-        run_trials_by_ray(search, setting, missing, parallel, ended, directory / "ray")
+        run_trials_by_ray(search, of_trials, missing, parallel, ended, directory / "ray")
         return
     from aam.integrations.optuna import run_trials
 
-    run_trials(search, setting, missing, parallel, ended)
+    run_trials(search, of_trials, missing, parallel, ended)
+
+
+def _with_share_of_cores(config: RunConfig, parallel: int) -> RunConfig:
+    """For a trial that is one of several at a time; the best options are trained alone, without it."""
+    cores = max(1, own_cores() // parallel)
+    own = {"threads": config.train.threads or cores}
+    if config.train.num_workers is None:
+        own["num_workers"] = min(4, cores) if cores > 1 else 0
+    return config.model_copy(update={"train": config.train.model_copy(update=own)})
 
 
 def _usual_values(setting: Setting, space: Space) -> dict[str, Any] | None:

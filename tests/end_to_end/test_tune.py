@@ -222,6 +222,25 @@ def test_an_interrupted_trial_is_redone(study: StudyFiles, tmp_path: Path, numbe
     assert again.user_attrs["again"] == 0
 
 
+@pytest.mark.slow
+def test_a_parallel_search_that_is_stopped_leaves_options_of_a_run_alone(study: StudyFiles, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    call = [*age(study, out), "--trials", 50, "--folds", 1, "--parallel", 2]
+    for option in ("--threads", "--num-workers"):
+        call[call.index(option) : call.index(option) + 2] = []
+    process = subprocess.Popen(
+        [sys.executable, "-m", "aam", *map(str, call)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    deadline = time.monotonic() + 100
+    while not (out / "best_config.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.terminate()
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, told
+    best = json.loads((out / "best_config.json").read_text())
+    assert not best["train"].keys() & {"threads", "num_workers"}  # which are those of a share of the cores
+
+
 def test_refusals(study: StudyFiles, tmp_path: Path) -> None:
     out = tmp_path / "out"
 
