@@ -1,7 +1,7 @@
 """The search of ``aam tune`` as a study of Optuna: what is asked, what was told, and what mattered.
 
-Values are drawn by the tree-structured Parzen estimator (Bergstra et al. 2011). Its draws depend on the seed and on the
-number of the trial, so a study that is continued goes on as if it had not stopped.
+Values are drawn by the tree-structured Parzen estimator (Bergstra et al. 2011). Its draws depend on the seed and on how
+many trials there are but for those that were interrupted: a study that is continued goes on as if it had not stopped.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ class Search:
 
     def ask(self) -> Asked:
         """The next trial: one that was interrupted, or new values."""
-        number = len(self.study.get_trials(deepcopy=False))
-        seed = np.random.SeedSequence([self.options.seed, number]).generate_state(1)[0]
+        place = sum(trial.state != "interrupted" for trial in self.trials())
+        seed = np.random.SeedSequence([self.options.seed, place]).generate_state(1)[0]
         self.study.sampler = optuna.samplers.TPESampler(seed=int(seed))
         trial = self.study.ask(self.distributions)
         return Asked(trial.number, trial._trial_id, self._values(trial.params))
@@ -253,7 +253,7 @@ def _storage(url: str) -> optuna.storages.RDBStorage:
 
 def _pruner(options: StudyOptions) -> optuna.pruners.BasePruner:
     if options.pruner == "median":
-        return optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=WARMUP_TENTHS - 1)
+        return optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=WARMUP_TENTHS)
     if options.pruner == "hyperband":
         return optuna.pruners.HyperbandPruner(min_resource=WARMUP_TENTHS, max_resource=TENTHS * options.folds)
     return optuna.pruners.NopPruner()

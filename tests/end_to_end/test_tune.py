@@ -18,8 +18,9 @@ from optuna.trial import TrialState
 
 from aam.cli.options import read_config
 from aam.data.splits import read_splits
-from aam.integrations.optuna import StudyOptions, open_search
+from aam.integrations.optuna import STARTUP_TRIALS, Outcome, StudyOptions, open_search
 from aam.search_space import DEFAULT_SPACE, read_space
+from aam.trials import TrialValue
 from tests.end_to_end.program import QUICK, StudyFiles, aam, assert_one_line_error, read_metrics, succeed
 
 SPACE = """
@@ -283,6 +284,34 @@ def test_a_study_stays_what_it_was(study: StudyFiles, tuned: Path, tmp_path: Pat
     refuse("--space is another", more=("--space", other))
     assert_one_line_error(aam(*age(study, tuned), "--trials", 4), 1, "holds a study already", "--resume")
     assert (tuned / "trials.tsv").read_bytes() == before
+
+
+def test_draws_are_those_of_a_study_in_which_none_was_interrupted(tmp_path: Path) -> None:
+    options = StudyOptions(f"sqlite:///{tmp_path / 'study.db'}", "whole", "none", 1, 0)
+    space = read_space(DEFAULT_SPACE)
+    whole = open_search(options, space, lower_is_better=True)
+    expected = [whole.ask().values for _ in range(3)]
+    search = open_search(options._replace(name="interrupted"), space, lower_is_better=True)
+    found = [search.ask().values]
+    search.redo(search.ask().number)
+    found += [search.ask().values, search.ask().values]
+    assert found == expected
+
+
+def test_none_is_pruned_within_three_tenths(tmp_path: Path) -> None:
+    options = StudyOptions(f"sqlite:///{tmp_path / 'study.db'}", "s", "median", 1, 0)
+    search = open_search(options, read_space(DEFAULT_SPACE), lower_is_better=True)
+    for _ in range(STARTUP_TRIALS):
+        asked = search.ask()
+        for step in range(1, 11):
+            search.report(asked, step, 0.0)
+        search.tell(asked, Outcome(TrialValue(0.0, False)))
+    trial = search.study.ask(search.distributions)
+    pruned = []
+    for step in range(1, 5):
+        trial.report(1.0, step)
+        pruned.append(trial.should_prune())
+    assert pruned == [False, False, True, True]
 
 
 def test_draws_depend_on_the_number_of_the_trial(tmp_path: Path) -> None:
