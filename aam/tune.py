@@ -258,7 +258,7 @@ def _unfit(setting: Setting) -> set[str]:
 
 def _require_same(config: RunConfig, now: dict[str, Any], before: dict[str, Any], directory: Path) -> None:
     """Refuse to continue a study whose trials would not be of one thing."""
-    require_same_config(config, before["config"], directory)
+    require_same_config(config, before["config"], directory, same_length=True)
     if json.loads(json.dumps(now["space"])) != before["space"]:
         raise DataError(f"{directory}: was begun with the space in {directory / 'space.yaml'}, and --space is another")
     for name, digest in now["inputs"].items():

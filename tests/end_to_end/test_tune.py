@@ -53,6 +53,16 @@ def trials(out: Path) -> pd.DataFrame:
     return pd.read_csv(out / "trials.tsv", sep="\t")
 
 
+def as_if_begun_with_one_epoch(out: Path) -> None:
+    config = json.loads((out / "config.json").read_text())
+    config["train"]["epochs"] = 1
+    (out / "config.json").write_text(json.dumps(config))
+    stored = optuna.load_study(study_name=out.name, storage=f"sqlite:///{out / 'study.db'}")
+    settings = json.loads(stored.user_attrs["aam"])
+    settings["config"]["train"]["epochs"] = 1
+    stored.set_user_attr("aam", json.dumps(settings))
+
+
 @pytest.fixture(scope="module")
 def tuned(study: StudyFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two trials, then the same study continued to four."""
@@ -214,8 +224,8 @@ def test_an_interrupted_trial_is_redone(study: StudyFiles, tmp_path: Path, numbe
     _, told = process.communicate(timeout=60)
     assert process.returncode == (128 + number if number == signal.SIGTERM else -number), told
     first = optuna.load_study(study_name="out", storage=url).trials[0]
-    # The settings are those of the study: epochs may change, as with `aam train --resume`.
-    succeed("tune", "--resume", "--trials", 2, "--epochs", 1, "--output-dir", out)
+    as_if_begun_with_one_epoch(out)
+    succeed("tune", "--resume", "--trials", 2, "--output-dir", out)
     found = trials(out)
     assert found["state"].tolist() == ["interrupted", "complete", "complete"]
     again = optuna.load_study(study_name="out", storage=url).trials[1]
@@ -281,6 +291,8 @@ def test_a_study_stays_what_it_was(study: StudyFiles, tuned: Path, tmp_path: Pat
     other.write_text("dropout: {low: 0.0, high: 0.3}\n")
     refuse("--folds 2", "--folds 3", more=("--folds", 3))
     refuse("was begun with --seed 0", more=("--seed", 1))
+    refuse("was begun with --epochs 2", more=("--epochs", 3))
+    refuse("was begun with --patience None", more=("--patience", 1))
     refuse("--space is another", more=("--space", other))
     assert_one_line_error(aam(*age(study, tuned), "--trials", 4), 1, "holds a study already", "--resume")
     assert (tuned / "trials.tsv").read_bytes() == before
