@@ -195,6 +195,18 @@ def test_a_trial_that_diverges_has_failed_and_is_not_the_end(study: StudyFiles, 
 
 
 @pytest.mark.slow
+def test_a_trial_for_which_there_is_no_memory_has_failed_and_is_not_the_end(study: StudyFiles, tmp_path: Path) -> None:
+    space = "head-width: {choices: [[], [10000000000000]]}\n"
+    out = tmp_path / "out"
+    succeed(*age(study, out, space=space), "--trials", 4, "--folds", 1)
+    found = trials(out)
+    too_large = found["head-width"] != "[]"
+    assert set(found.loc[too_large, "state"]) == {"failed"}
+    assert set(found.loc[~too_large, "state"]) == {"complete"}
+    assert found.loc[too_large, "why"].str.contains("out of memory").all()
+
+
+@pytest.mark.slow
 def test_a_search_in_which_all_fail_says_why(study: StudyFiles, tmp_path: Path) -> None:
     call = [*age(study, tmp_path / "out", space="lr: {choices: [1.0e+30, 1.0e+31]}"), "--trials", 2, "--folds", 1]
     outcome = aam(*call)
