@@ -297,7 +297,7 @@ def _log_setting(setting: Setting, space: Space, options: TuneOptions, objective
 
 
 def _run(search: Search, setting: Setting, options: TuneOptions, objective: Objective, directory: Path) -> None:
-    again = search.redo_interrupted()
+    again = search.redo_killed()
     if again:
         logger.info("%d trials were interrupted, count as failed, and are run again", again)
     missing = options.trials - search.done()

@@ -130,19 +130,28 @@ class Search:
         """Keep what a trial has come to so far."""
         optuna.trial.Trial(self.study, asked.trial_id).report(value, step)
 
-    def redo(self, number: int) -> None:
+    def redo(self, number: int, **told: Any) -> None:
         """Count a trial that was interrupted as failed, and run it again later."""
         frozen = self.study.get_trials(deepcopy=False)[number]
         self.study.tell(number, state=TrialState.FAIL)
-        usual = {"usual": True} if frozen.user_attrs.get("usual") else {}
-        self.study.enqueue_trial(frozen.params, user_attrs={"again": number, **usual})
+        kept = {name: frozen.user_attrs[name] for name in ("usual", "killed") if name in frozen.user_attrs}
+        self.study.enqueue_trial(frozen.params, user_attrs={**kept, "again": number, **told})
 
-    def redo_interrupted(self) -> int:
-        """Have all that never came to an end run again; how many."""
-        left = [t.number for t in self.study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]
-        for number in left:
-            self.redo(number)
-        return len(left)
+    def redo_killed(self) -> int:
+        """Have all whose process was killed run again; how many.
+
+        One that was killed when it ran again has failed, or no search could go on past a trial that takes more memory
+        than there is.
+        """
+        left = [frozen for frozen in self.study.get_trials() if frozen.state == TrialState.RUNNING]
+        again = [frozen.number for frozen in left if not frozen.user_attrs.get("killed")]
+        for frozen in left:
+            if frozen.number in again:
+                self.redo(frozen.number, killed=True)
+            else:
+                why = "its process was killed twice, out of memory perhaps"
+                self.tell(Asked(frozen.number, frozen._trial_id, {}), Outcome(None, why))
+        return len(again)
 
     def trials(self) -> list[Trial]:
         """All trials, in their order."""

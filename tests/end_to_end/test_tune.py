@@ -322,6 +322,21 @@ def test_draws_are_those_of_a_study_in_which_none_was_interrupted(tmp_path: Path
     assert found == expected
 
 
+def test_a_trial_that_was_killed_twice_has_failed(tmp_path: Path) -> None:
+    options = StudyOptions(f"sqlite:///{tmp_path / 'study.db'}", "s", "none", 1, 0)
+    search = open_search(options, read_space(DEFAULT_SPACE), lower_is_better=True)
+    asked = [search.ask() for _ in range(3)]
+    search.redo(asked[0].number)  # which a signal has stopped
+    assert search.redo_killed() == 2
+    again = [search.ask() for _ in range(3)]
+    assert [one.values for one in again] == [one.values for one in asked]
+    search.redo(again[2].number)
+    assert search.redo_killed() == 1  # the first, which was killed for the first time
+    states = [trial.state for trial in search.trials()]
+    assert states == [*["interrupted"] * 4, "failed", "interrupted", "waiting", "waiting"]
+    assert search.trials()[4].why == "its process was killed twice, out of memory perhaps"
+
+
 def test_none_is_pruned_within_three_tenths(tmp_path: Path) -> None:
     options = StudyOptions(f"sqlite:///{tmp_path / 'study.db'}", "s", "median", 1, 0)
     search = open_search(options, read_space(DEFAULT_SPACE), lower_is_better=True)
