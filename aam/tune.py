@@ -66,6 +66,7 @@ class TuneOptions:
     engine: Engine = "optuna"
     resume: bool = False
     overwrite: bool = False
+    name: str | None = None  # in the storage; that of the output directory; of a study that is resumed, as it was begun
 
     @property
     def number_of_folds(self) -> int:
@@ -112,8 +113,8 @@ def tune(config: RunConfig, space_file: Path | None, options: TuneOptions) -> Tu
     from aam.integrations.optuna import open_search
 
     directory.mkdir(parents=True, exist_ok=True)
-    if options.overwrite:
-        _remove(directory)
+    if options.overwrite and options.storage is None:
+        (directory / "study.db").unlink(missing_ok=True)  # it may be damaged
     study_options = _study_options(config, directory, options)
     objective = objective_of(config)
     search = open_search(
@@ -123,6 +124,8 @@ def tune(config: RunConfig, space_file: Path | None, options: TuneOptions) -> Tu
         resume=options.resume,
         overwrite=options.overwrite,
     )
+    if options.overwrite:
+        _remove(directory)
     begun_with = {
         "config": config.model_dump(mode="json"),
         "space": space.to_dict(),
@@ -133,7 +136,8 @@ def tune(config: RunConfig, space_file: Path | None, options: TuneOptions) -> Tu
     else:
         search.remember(begun_with)
         _write_settings(directory, setting, space)
-        write_json(directory / "study.json", {"folds": options.number_of_folds, "pruner": study_options.pruner})
+        begun = {"name": study_options.name, "folds": study_options.folds, "pruner": study_options.pruner}
+        write_json(directory / "study.json", {**begun, "own_storage": options.storage is None})
     with RunDirectory(directory).logging():
         _log_setting(setting, space, options, objective)
         _run(search, setting, options, objective, directory)
@@ -189,17 +193,20 @@ def _settled(directory: Path, options: TuneOptions) -> TuneOptions:
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
         folds, pruner = int(before["folds"]), str(before["pruner"])
+        name, own_storage = str(before["name"]), bool(before["own_storage"])
     except (OSError, ValueError, TypeError, KeyError):
         raise DataError(f"{path}: is damaged; start again with --overwrite") from None
     if pruner not in ("median", "hyperband", "none") or folds < 1:
         raise DataError(f"{path}: is damaged; start again with --overwrite")
     if options.folds not in (None, folds):
         raise DataError(f"{directory}: was begun with --folds {folds}, and --folds {options.folds} is asked for")
-    return replace(options, folds=folds, pruner=options.pruner or pruner)  # type: ignore[arg-type]
+    if options.storage is None and not own_storage:  # which may hold a password, so it is not kept
+        raise DataError(f"{directory}: was begun with --storage; give it again")
+    return replace(options, folds=folds, pruner=options.pruner or pruner, name=name)  # type: ignore[arg-type]
 
 
 def _remove(directory: Path) -> None:
-    for name in (*_FILES, *_OTHERS):
+    for name in {*_FILES, *_OTHERS} - {"study.db"}:
         (directory / name).unlink(missing_ok=True)
 
 
@@ -207,7 +214,7 @@ def _study_options(config: RunConfig, directory: Path, options: TuneOptions) -> 
     from aam.integrations.optuna import StudyOptions
 
     url = options.storage or f"sqlite:///{directory.absolute() / 'study.db'}"
-    name = directory.absolute().name
+    name = options.name or directory.absolute().name
     return StudyOptions(url, name, options.pruner or "median", options.number_of_folds, config.train.seed)
 
 

@@ -293,6 +293,29 @@ def test_a_storage_that_cannot_be_used(study: StudyFiles, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+def test_a_study_goes_on_elsewhere_and_in_a_storage_of_its_own(study: StudyFiles, tmp_path: Path) -> None:
+    storage = ("--storage", f"sqlite:///{tmp_path / 'all.db'}")
+    for number, where in enumerate(((), storage)):
+        out = tmp_path / f"out{number}"
+        succeed(*age(study, out), "--trials", 1, "--folds", 1, *where)
+        moved = out.rename(tmp_path / f"moved{number}")
+        if where:
+            call = ("tune", "--resume", "--output-dir", moved)
+            assert_one_line_error(aam(*call), 1, "was begun with --storage; give it again")
+            assert not (moved / "study.db").exists()
+        succeed("tune", "--resume", "--trials", 2, "--output-dir", moved, *where)
+        assert trials(moved)["state"].tolist() == ["complete"] * 2
+
+
+@pytest.mark.slow
+def test_a_study_is_not_overwritten_where_its_storage_cannot_be(study: StudyFiles, tuned: Path) -> None:
+    before = {path.name: path.read_bytes() for path in tuned.iterdir() if path.is_file()}
+    refused = aam(*age(study, tuned), "--overwrite", "--storage", "sqlite:////no/such/folder/x.db")
+    assert_one_line_error(refused, 1, "--storage")
+    assert {path.name: path.read_bytes() for path in tuned.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.slow
 def test_a_study_stays_what_it_was(study: StudyFiles, tuned: Path, tmp_path: Path) -> None:
     def refuse(*words: str, more: tuple[object, ...]) -> None:
         call = ("tune", "--output-dir", tuned, "--resume", "--trials", 4, *more)
