@@ -19,6 +19,7 @@ import yaml
 
 from aam.config import RunConfig
 from aam.data.augmentation import has_whole_counts, with_defaults
+from aam.data.files import file_sha256
 from aam.data.splits import write_splits
 from aam.errors import DataError
 from aam.launch import Launch
@@ -37,6 +38,7 @@ from aam.search_space import (
     spelled,
     with_values,
 )
+from aam.training.checkpoint import model_path
 from aam.trials import Objective, Setting, objective_of, setting_of
 
 if TYPE_CHECKING:
@@ -129,7 +131,7 @@ def tune(config: RunConfig, space_file: Path | None, options: TuneOptions) -> Tu
     begun_with = {
         "config": config.model_dump(mode="json"),
         "space": space.to_dict(),
-        "inputs": fingerprint(setting.prepared.study, setting.prepared.split),
+        "inputs": _inputs(setting),
     }
     if options.resume:
         _require_same(config, begun_with, search.remembered(), directory)
@@ -261,6 +263,12 @@ def _unfit(setting: Setting) -> set[str]:
     if setting.config.model.attention_heads not in (1, 2, 4, 8, 16, 32):
         names.add("embedding_dim")
     return names
+
+
+def _inputs(setting: Setting) -> dict[str, str]:
+    encoder = setting.config.train.pretrained_encoder
+    found = fingerprint(setting.prepared.study, setting.prepared.split)
+    return found if encoder is None else {**found, "pretrained_encoder": file_sha256(model_path(encoder))}
 
 
 def _require_same(config: RunConfig, now: dict[str, Any], before: dict[str, Any], directory: Path) -> None:

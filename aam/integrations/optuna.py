@@ -134,7 +134,7 @@ class Search:
         """Count a trial that was interrupted as failed, and run it again later."""
         frozen = self.study.get_trials(deepcopy=False)[number]
         self.study.tell(number, state=TrialState.FAIL)
-        kept = {name: frozen.user_attrs[name] for name in ("usual", "killed") if name in frozen.user_attrs}
+        kept = {name: value for name, value in frozen.user_attrs.items() if name in ("usual", "killed")}
         self.study.enqueue_trial(frozen.params, user_attrs={**kept, "again": number, **told})
 
     def redo_killed(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import optuna
 import pandas as pd
 import pytest
 from optuna.trial import TrialState
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from aam.cli.options import read_config
 from aam.data.splits import read_splits
@@ -290,6 +293,26 @@ def test_refusals(study: StudyFiles, tmp_path: Path) -> None:
 def test_a_storage_that_cannot_be_used(study: StudyFiles, tmp_path: Path) -> None:
     for url in ("nonsense://x", "sqlite:////no/such/folder/x.db", "no url at all"):
         assert_one_line_error(aam(*age(study, tmp_path / "out"), "--storage", url), 1, "--storage", url)
+
+
+@pytest.mark.slow
+def test_a_study_stays_with_the_encoder_that_it_began_with(study: StudyFiles, pretrained: Path, tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(pretrained, run)
+    call = [*age(study, out, space="lr: {low: 1e-4, high: 1e-2}"), "--pretrained-encoder", run]
+    for options in (MODEL, ["--group-column", "subject_id", "--test-size", "0.25"]):  # which it brings with it
+        place = call.index(options[0])
+        assert call[place : place + len(options)] == options
+        call[place : place + len(options)] = []
+    succeed(*call, "--metadata", study.metadata, "--trials", 1, "--folds", 1)
+    encoder = run / "best_model.safetensors"
+    weights = load_file(encoder)
+    with safe_open(encoder, "numpy") as file:
+        header = file.metadata()
+    save_file({name: np.asarray(value + 1) for name, value in weights.items()}, encoder, header)
+    resumed = aam("tune", "--resume", "--trials", 2, "--output-dir", out)
+    assert resumed.code == 1
+    assert "the file of --pretrained-encoder is another than when it was begun" in resumed.err.splitlines()[-1]
 
 
 @pytest.mark.slow
