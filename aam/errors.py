@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["DataError", "Interrupted", "in_file", "named"]
+__all__ = ["DataError", "Interrupted", "in_file", "is_out_of_memory", "named"]
 
 
 class DataError(ValueError):
@@ -32,6 +32,17 @@ def in_file(path: Path | Sequence[Path] | None) -> Iterator[None]:
 def named(path: Path | Sequence[Path]) -> str:
     """What to call a file, or several that are one input, in a message."""
     return str(path) if isinstance(path, Path) else ", ".join(map(str, path))
+
+
+def is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Whether memory is full. PyTorch says so by type of a GPU's, in words of the machine's."""
+    told = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in told
+        or "not enough memory" in told  # on Windows
+    )
 
 
 class Interrupted(Exception):

@@ -396,8 +396,18 @@ def _load_resumed(config: RunConfig, directory: RunDirectory, inputs: Mapping[st
     return saved
 
 
-def require_same_config(config: RunConfig, stored: Mapping[str, Any], directory: Path) -> None:
+def require_same_config(
+    config: RunConfig, stored: Mapping[str, Any], directory: Path, *, same_length: bool = False
+) -> None:
     """Refuse to continue a run whose stored configuration differs where it matters.
+
+    Parameters
+    ----------
+    config : RunConfig
+    stored : mapping
+    directory : Path
+    same_length : bool
+        Whether it matters, too, how long a run trains.
 
     Raises
     ------
@@ -407,7 +417,8 @@ def require_same_config(config: RunConfig, stored: Mapping[str, Any], directory:
     machine |= {"tf32", "attn_implementation", "compile_model", "gradient_checkpointing", "asv_chunk_size"}
     machine |= {"strategy", "reshard_after_forward", "sharded_checkpoints"}
     watched = {"baseline", "join", "plots", "log_histograms", "log_attention", "profile", "track"}
-    free = machine | watched | {"epochs", "choose_epochs", "stop_after", "patience", "resume", "overwrite"}
+    length = {"epochs", "choose_epochs", "stop_after", "patience"}
+    free = machine | watched | {"resume", "overwrite"} | (set() if same_length else length)
     now, typed = config.model_dump(mode="json"), config.model_dump()
     moved = {str(Path(part["train"]["output_dir"]) / "splits.tsv") for part in (now, stored) if "train" in part}
     for section in now.keys() - {"command"}:

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
@@ -218,6 +219,9 @@ def _option(name: str, key: Any, given: Any) -> Range | Choices:
     whole = not _takes_fractions(name)
     if whole and any(isinstance(value, float) and value % 1 for value in (low, high, step)):
         raise DataError(f"{key}: takes whole numbers; {low:g} to {high:g} are not")
+    if step is not None:  # the last value that steps lead to, in the decimals that were written
+        first, apart = Decimal(str(low)), Decimal(str(step))
+        high = float(first + (Decimal(str(high)) - first) // apart * apart)
     if whole:
         return Range(int(low), int(high), log, None if step is None else int(step), True)
     return Range(float(low), float(high), log, None if step is None else float(step))

@@ -83,7 +83,7 @@ def side_by_side(
                 if kind == "result":
                     results[child.place] = answer
                     ended(child.place, answer)
-                elif kind == "error" and failure is None:
+                elif kind == "error" and failure is None and not stopped_by:  # else it died of the signal as it began
                     failure = DataError(answer)
                     _stop(children)
     if failure is not None:

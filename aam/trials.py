@@ -20,7 +20,7 @@ from aam.assembly import build_task
 from aam.config import RunConfig
 from aam.data.augmentation import require_whole_counts, with_defaults
 from aam.data.study_splits import inner_folds
-from aam.errors import DataError
+from aam.errors import DataError, is_out_of_memory
 from aam.loaders import choose_device
 from aam.run import Prepared, prepare, pretrained_architecture
 from aam.search_space import with_values
@@ -119,7 +119,9 @@ def run_trial(setting: Setting, values: Mapping[str, Any], report: Report) -> Tr
         heard = _Tenths(metric, found, sizes, place, lambda step, value: report(step, value) or step == last)
         try:
             value = _run_fold(config, setting.prepared, parts, device, metric, heard)
-        except (MemoryError, torch.OutOfMemoryError):
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise DataError("out of memory; search a smaller batch-size or embedding-dim") from None
         found.append(value)
         if heard.pruned:

@@ -19,6 +19,7 @@ import yaml
 
 from aam.config import RunConfig
 from aam.data.augmentation import has_whole_counts, with_defaults
+from aam.data.files import file_sha256
 from aam.data.splits import write_splits
 from aam.errors import DataError
 from aam.launch import Launch
@@ -37,6 +38,7 @@ from aam.search_space import (
     spelled,
     with_values,
 )
+from aam.training.checkpoint import model_path
 from aam.trials import Objective, Setting, objective_of, setting_of
 
 if TYPE_CHECKING:
@@ -66,6 +68,7 @@ class TuneOptions:
     engine: Engine = "optuna"
     resume: bool = False
     overwrite: bool = False
+    name: str | None = None  # in the storage; that of the output directory; of a study that is resumed, as it was begun
 
     @property
     def number_of_folds(self) -> int:
@@ -112,8 +115,8 @@ def tune(config: RunConfig, space_file: Path | None, options: TuneOptions) -> Tu
     from aam.integrations.optuna import open_search
 
     directory.mkdir(parents=True, exist_ok=True)
-    if options.overwrite:
-        _remove(directory)
+    if options.overwrite and options.storage is None:
+        (directory / "study.db").unlink(missing_ok=True)  # it may be damaged
     study_options = _study_options(config, directory, options)
     objective = objective_of(config)
     search = open_search(
@@ -123,17 +126,20 @@ def tune(config: RunConfig, space_file: Path | None, options: TuneOptions) -> Tu
         resume=options.resume,
         overwrite=options.overwrite,
     )
+    if options.overwrite:
+        _remove(directory)
     begun_with = {
         "config": config.model_dump(mode="json"),
         "space": space.to_dict(),
-        "inputs": fingerprint(setting.prepared.study, setting.prepared.split),
+        "inputs": _inputs(setting),
     }
     if options.resume:
         _require_same(config, begun_with, search.remembered(), directory)
     else:
         search.remember(begun_with)
         _write_settings(directory, setting, space)
-        write_json(directory / "study.json", {"folds": options.number_of_folds, "pruner": study_options.pruner})
+        begun = {"name": study_options.name, "folds": study_options.folds, "pruner": study_options.pruner}
+        write_json(directory / "study.json", {**begun, "own_storage": options.storage is None})
     with RunDirectory(directory).logging():
         _log_setting(setting, space, options, objective)
         _run(search, setting, options, objective, directory)
@@ -189,17 +195,20 @@ def _settled(directory: Path, options: TuneOptions) -> TuneOptions:
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
         folds, pruner = int(before["folds"]), str(before["pruner"])
+        name, own_storage = str(before["name"]), bool(before["own_storage"])
     except (OSError, ValueError, TypeError, KeyError):
         raise DataError(f"{path}: is damaged; start again with --overwrite") from None
     if pruner not in ("median", "hyperband", "none") or folds < 1:
         raise DataError(f"{path}: is damaged; start again with --overwrite")
     if options.folds not in (None, folds):
         raise DataError(f"{directory}: was begun with --folds {folds}, and --folds {options.folds} is asked for")
-    return replace(options, folds=folds, pruner=options.pruner or pruner)  # type: ignore[arg-type]
+    if options.storage is None and not own_storage:  # which may hold a password, so it is not kept
+        raise DataError(f"{directory}: was begun with --storage; give it again")
+    return replace(options, folds=folds, pruner=options.pruner or pruner, name=name)  # type: ignore[arg-type]
 
 
 def _remove(directory: Path) -> None:
-    for name in (*_FILES, *_OTHERS):
+    for name in {*_FILES, *_OTHERS} - {"study.db"}:
         (directory / name).unlink(missing_ok=True)
 
 
@@ -207,7 +216,7 @@ def _study_options(config: RunConfig, directory: Path, options: TuneOptions) -> 
     from aam.integrations.optuna import StudyOptions
 
     url = options.storage or f"sqlite:///{directory.absolute() / 'study.db'}"
-    name = directory.absolute().name
+    name = options.name or directory.absolute().name
     return StudyOptions(url, name, options.pruner or "median", options.number_of_folds, config.train.seed)
 
 
@@ -256,9 +265,15 @@ def _unfit(setting: Setting) -> set[str]:
     return names
 
 
+def _inputs(setting: Setting) -> dict[str, str]:
+    encoder = setting.config.train.pretrained_encoder
+    found = fingerprint(setting.prepared.study, setting.prepared.split)
+    return found if encoder is None else {**found, "pretrained_encoder": file_sha256(model_path(encoder))}
+
+
 def _require_same(config: RunConfig, now: dict[str, Any], before: dict[str, Any], directory: Path) -> None:
     """Refuse to continue a study whose trials would not be of one thing."""
-    require_same_config(config, before["config"], directory)
+    require_same_config(config, before["config"], directory, same_length=True)
     if json.loads(json.dumps(now["space"])) != before["space"]:
         raise DataError(f"{directory}: was begun with the space in {directory / 'space.yaml'}, and --space is another")
     for name, digest in now["inputs"].items():
@@ -297,7 +312,7 @@ def _log_setting(setting: Setting, space: Space, options: TuneOptions, objective
 
 
 def _run(search: Search, setting: Setting, options: TuneOptions, objective: Objective, directory: Path) -> None:
-    again = search.redo_interrupted()
+    again = search.redo_killed()
     if again:
         logger.info("%d trials were interrupted, count as failed, and are run again", again)
     missing = options.trials - search.done()
@@ -322,22 +337,24 @@ def _run(search: Search, setting: Setting, options: TuneOptions, objective: Obje
         _write_found(search, setting, directory)  # so that a search may be stopped at any time
 
     parallel = min(options.parallel, missing)
-    config = setting.config
-    if parallel > 1:
-        cores = max(1, own_cores() // parallel)
-        own = {"threads": config.train.threads or cores}
-        if config.train.num_workers is None:
-            own["num_workers"] = min(4, cores) if cores > 1 else 0
-        config = config.model_copy(update={"train": config.train.model_copy(update=own)})
-        setting = setting._replace(config=config)
+    of_trials = setting if parallel == 1 else setting._replace(config=_with_share_of_cores(setting.config, parallel))
     if options.engine == "ray":
         from aam.integrations.ray import run_trials_by_ray
 
-        run_trials_by_ray(search, setting, missing, parallel, ended, directory / "ray")
+        run_trials_by_ray(search, of_trials, missing, parallel, ended, directory / "ray")
         return
     from aam.integrations.optuna import run_trials
 
-    run_trials(search, setting, missing, parallel, ended)
+    run_trials(search, of_trials, missing, parallel, ended)
+
+
+def _with_share_of_cores(config: RunConfig, parallel: int) -> RunConfig:
+    """For a trial that is one of several at a time; the best options are trained alone, without it."""
+    cores = max(1, own_cores() // parallel)
+    own = {"threads": config.train.threads or cores}
+    if config.train.num_workers is None:
+        own["num_workers"] = min(4, cores) if cores > 1 else 0
+    return config.model_copy(update={"train": config.train.model_copy(update=own)})
 
 
 def _usual_values(setting: Setting, space: Space) -> dict[str, Any] | None:

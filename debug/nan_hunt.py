@@ -145,7 +145,12 @@ class Hunt(Callback):
                 key = f"{name}{part}"
                 if not _finite(values):
                     beside = {f"input{at}": value for at, value in _tensors(inputs)}
+                    # Outputs of all modules before were finite: what came in was not made by one.
+                    bad = next((at for at, value in beside.items() if not _finite(value)), None)
                     beside |= {f"weight {at}": value for at, value in module.named_parameters(recurse=False)}
+                    if bad is not None:
+                        of = f"{name} ({type(module).__name__}), made between modules: {bad}"
+                        self._found("input", of, {"its output": values, **beside}, rows=values)
                     self._found(
                         "output", f"{key} ({type(module).__name__})", {"it": values, **beside}, key, rows=values
                     )

@@ -1,6 +1,6 @@
 """How predictions are spread, next to the truth: do they collapse to one value, or avoid the extremes?
 
-python debug/prediction_distribution.py RUN [--split val|test] [--plot FILE.png]
+python debug/prediction_distribution.py RUN [--split val|test|oof] [--column NAME] [--plot FILE.png]
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 
 BINS, WIDTH = 12, 30
+SPLITS = ("val", "test", "oof")  # oof: of all samples, each by the fold that held it out
+ANSWERS = ("actual", "predicted")
 
 
 def numbers(table: pd.DataFrame) -> str:
@@ -61,20 +63,36 @@ def plot(table: pd.DataFrame, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def read(path: Path, column: str | None) -> pd.DataFrame:
+    """The samples whose answer is known: ``actual``, ``predicted``, and ``prob_…`` of classes."""
+    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    several = [name.removesuffix("_actual") for name in table.columns if name.endswith("_actual")]
+    if several:
+        if column not in several:
+            raise SystemExit(f"Error: {path}: holds {' and '.join(several)}; give one of them as --column")
+        own = [name for name in table.columns if name.startswith(f"{column}_")]
+        table = table[own].rename(columns=lambda name: name.removeprefix(f"{column}_"))
+    known = table[table["actual"] != ""]
+    is_class = any(name.startswith("prob_") for name in table.columns)
+    numeric = [name for name in table.columns if name.startswith("prob_") or (not is_class and name in ANSWERS)]
+    return known.astype(dict.fromkeys(numeric, float))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("run", type=Path, help="run directory of `aam train`")
-    parser.add_argument("--split", choices=["val", "test"], default="val")
+    parser.add_argument("--split", choices=SPLITS, help="[the first of these that the run has]")
+    parser.add_argument("--column", help="of a run that predicts several")
     parser.add_argument("--plot", type=Path, help="picture to write")
     arguments = parser.parse_args()
-    path = arguments.run / f"{arguments.split}_predictions.tsv"
-    if not path.is_file():
-        parser.error(f"{path}: no such file; give a finished run of `aam train`")
-    is_class = any(name.startswith("prob_") for name in pd.read_csv(path, sep="\t", nrows=0).columns)
-    labels = {"actual": str, "predicted": str} if is_class else None
-    table = pd.read_csv(path, sep="\t", dtype=labels, keep_default_na=False)
+    splits = SPLITS if arguments.split is None else (arguments.split,)
+    paths = [arguments.run / f"{split}_predictions.tsv" for split in splits]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        raise SystemExit(f"Error: {paths[0]}: no such file; give a finished run of `aam train`")
+    table = read(path, arguments.column)
     print(f"{path}: {len(table)} samples\n")
-    print(classes(table) if is_class else numbers(table))
+    print(numbers(table) if table["actual"].dtype == float else classes(table))
     if arguments.plot is not None:
         plot(table, arguments.plot)
         print(f"\n{arguments.plot}")

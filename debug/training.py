@@ -41,8 +41,11 @@ def config_of(arguments: list[str]) -> RunConfig:
         name, rest = json.loads(path.read_text(encoding="utf-8"))["command"], ["--config", str(path), *rest]
     command = importlib.import_module(f"aam.cli.{name}").command
     program = click.Context(cli, info_name="aam", **cli.context_settings)  # click remembers what it is called within
-    with command.make_context(name, list(rest), parent=program) as ctx:
-        config = run_config(name, ctx, output_dir=Path("unused"))
+    try:
+        with command.make_context(name, list(rest), parent=program) as ctx:
+            config = run_config(name, ctx, output_dir=Path("unused"))
+    except click.UsageError as error:
+        raise DataError(error.format_message()) from None
     if config.several_runs:
         raise DataError(f"{first}: asks for several runs; give one of them, fold_0 or seed_0 say, or leave --folds out")
     return config

@@ -143,6 +143,17 @@ def test_values_that_the_configuration_refuses(content: Any, words: list[str]) -
     assert all(word in message for word in words), message
 
 
+def test_a_range_ends_where_its_steps_do() -> None:
+    space = parse_space(
+        {
+            "batch-size": {"low": 8, "high": 130, "step": 20},
+            "dropout": {"low": 0, "high": 1, "step": 0.3},
+            "nuc-weight": {"low": 0.1, "high": 0.7, "step": 0.2},
+        }
+    )
+    assert [option.high for option in space.options.values()] == [128, 0.9, 0.7]
+
+
 def test_lists_are_choices() -> None:
     space = parse_space({"head-width": {"choices": [[], [32], [32, 32]]}})
     assert refused(space, config()) is None

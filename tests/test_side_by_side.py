@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,11 @@ def wait_for_a_signal(folder: Path) -> None:
     time.sleep(60)
 
 
+def wait_without_heeding(folder: Path) -> None:
+    (folder / f"{os.getpid()}").touch()
+    time.sleep(60)
+
+
 def process(number: int) -> int:
     return os.getpid()
 
@@ -66,7 +72,8 @@ def test_one_that_is_killed_is_told() -> None:
         side_by_side(die, [(0,)], 1)
 
 
-def test_a_signal_reaches_all(tmp_path: Path) -> None:
+@pytest.mark.parametrize("wait", [wait_for_a_signal, wait_without_heeding])
+def test_a_signal_reaches_all(tmp_path: Path, wait: Callable[[Path], None]) -> None:
     def send() -> None:
         while len(list(tmp_path.iterdir())) < 2:
             time.sleep(0.05)
@@ -76,7 +83,7 @@ def test_a_signal_reaches_all(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     threading.Thread(target=send, daemon=True).start()
     with pytest.raises(Interrupted) as stopped:
-        side_by_side(wait_for_a_signal, [(tmp_path,)] * 3, 2)
+        side_by_side(wait, [(tmp_path,)] * 3, 2)
     assert stopped.value.signal == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is before
     assert len(list(tmp_path.iterdir())) == 2  # the third was not begun

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from aam.benchmarks.standard import BenchmarkRun, Measure
+from aam.benchmarks.standard import BenchmarkRun, Measure, Settings
 from aam.errors import DataError
 
-__all__ = ["Compared", "Ratio", "compare", "ratios_within", "read_run"]
+__all__ = ["Compared", "Ratio", "compare", "ratios_within", "read_run", "require_settings"]
 
 _RUN = TypeAdapter(BenchmarkRun)
 
@@ -104,6 +104,21 @@ def compare(runs: Sequence[BenchmarkRun]) -> list[Compared]:
             )
         )
     return found
+
+
+def require_settings(runs: Sequence[BenchmarkRun], settings: Settings) -> None:
+    """Refuse runs that one with these settings, which is yet to be measured, could not be compared with.
+
+    Raises
+    ------
+    DataError
+    """
+    for run in runs:
+        if run.settings != settings:
+            raise DataError(
+                f"the benchmark run {run.name!r} was measured on other studies or networks than this one would be; "
+                "give --quick to both or to neither, or measure it again with this version"
+            )
 
 
 def _times_as_good(measure: Measure, as_what: Measure) -> Ratio:

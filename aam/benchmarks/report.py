@@ -75,7 +75,7 @@ def write_report(directory: Path, measured: BenchmarkRun | None, against: Sequen
 def run_rows(run: BenchmarkRun) -> Rows:
     """What is compared within a run, for a table."""
     rows = [(what, study, *_ratio_cells(ratio)) for what, study, ratio in ratios_within(run)]
-    return [("within this run", "samples × ASVs", "ratio", "lowest", "highest"), *rows]
+    return [("ratio of", "samples × ASVs", "median", "lowest", "highest"), *rows]
 
 
 def comparison_rows(runs: Sequence[BenchmarkRun], compared: Sequence[Compared]) -> Rows:
@@ -132,14 +132,20 @@ def _machine_rows(runs: Sequence[BenchmarkRun]) -> Rows:
 
 def _page_of_run(run: BenchmarkRun) -> list[str]:
     network = run.settings
+    layers = "1 layer" if network.attention_layers == 1 else f"{network.attention_layers} layers"
     return [
         "## This machine",
         "",
         *_markdown(_machine_rows([run])),
-        f"The network is {network.embedding_dim} wide with {network.attention_layers} layers in each part, and a batch "
+        f"The network is {network.embedding_dim} wide with {layers} in each part, and a batch "
         f"has {network.batch_size} samples; studies are simulated.",
         "",
         "## Within this run",
+        "",
+        "A batch is laid out in two ways: *distinct*, as AAM does it, with each of its distinct ASVs encoded once, and "
+        "*padded*, with every occurrence of an ASV encoded and samples padded to the longest. Where one "
+        "is held against the other, distinct is better above 1. Building a batch, over training on it, is a share of a "
+        "step's time: the less, the better.",
         "",
         "Ratios of what was measured in turns, so that a busy machine slows both sides down: the median over the "
         "repeats, with the lowest and the highest. Memory is that of one step in a process of its own.",

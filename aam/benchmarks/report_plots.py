@@ -123,7 +123,9 @@ def ratio_plot(runs: Sequence[BenchmarkRun], compared: Sequence[Compared]) -> Fi
     axes.tick_params(labelsize=8)
     axes.grid(axis="x", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlabel(f"times as good as {letter(0)} (faster, or less memory); lines: lowest to highest over the repeats")
+    axes.set_xlabel(
+        f"times as good as {letter(0)}: faster, or less memory\n(lines: lowest to highest over the repeats)"
+    )
     _legend(figure, axes)
     return figure
 

@@ -59,17 +59,17 @@ def command(
     if len(sources) == 1:
         raise click.UsageError("--from: give it at least twice; the first is what the others are held against")
     log_to_console()
-    from aam.benchmarks.comparison import compare, read_run
+    from aam.benchmarks.comparison import compare, read_run, require_settings
     from aam.benchmarks.report import comparison_rows, require_free, run_rows, write_report
     from aam.benchmarks.standard import QUICK, STANDARD, measure_standard
 
     require_free(output_dir, overwrite=overwrite)
     others = [read_run(path) for path in sources or against]
-    if len(others) > 1:
-        compare(others)  # before anything is measured
     measured = None
     if not sources:
-        measured = measure_standard(QUICK if quick else STANDARD, repeats, **machine)
+        settings = QUICK if quick else STANDARD
+        require_settings(others, settings)  # before minutes of measuring
+        measured = measure_standard(settings, repeats, **machine)
     write_report(output_dir, measured, others)
     if measured is not None:
         click.echo(table(run_rows(measured)) + "\n")

@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def _run() -> None:
-    from aam.errors import DataError, Interrupted
+    from aam.errors import DataError, Interrupted, is_out_of_memory
 
     try:
         code = cli(prog_name="aam", standalone_mode=False)
@@ -102,19 +102,14 @@ def _run() -> None:
             sys.exit(0)
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             if _is_loss_of_another(error):
                 _fail("another process of this run has ended without a word: killed, or out of memory")
             raise
         _fail("out of memory; use a smaller --batch-size, --gradient-checkpointing, or a machine with more")
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether PyTorch says so: by type on a GPU, in words on a CPU."""
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
-
-
-def _is_loss_of_another(error: RuntimeError) -> bool:
+def _is_loss_of_another(error: Exception) -> bool:
     """Whether PyTorch says in words that a process it was connected to has gone."""
     return any(word in str(error) for word in ("Connection closed by peer", "Connection reset by peer"))
 

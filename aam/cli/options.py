@@ -199,7 +199,7 @@ def run_config(
     ctx : click.Context
         Of a command made with `config_options`; its other options are passed over.
     output_dir : Path, optional
-        Where ``--output-dir`` may be left out.
+        Where ``--output-dir`` may be left out; that of the file of ``--config`` is passed over.
     preset : mapping of str to any, optional
         Options with other defaults than usual.
 
@@ -218,8 +218,6 @@ def run_config(
         if name in where and ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE
     }
     sections: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
-    if output_dir is not None:
-        sections["train"]["output_dir"] = output_dir
     for name, value in (preset or {}).items():
         sections[where[name]][name] = value
     source = ctx.params["config_file"]
@@ -235,6 +233,8 @@ def run_config(
             if name not in where:
                 raise click.UsageError(f"{source}: `aam {command}` has no option {name!r}")
             sections[where[name]][name] = value
+    if output_dir is not None:
+        sections["train"]["output_dir"] = output_dir
     for name in ("resume", "overwrite"):  # how that run was begun says nothing of this one
         sections["train"].pop(name, None)
     if typed.get("resume") and not Launch.of_environment().by_torchrun:

@@ -124,7 +124,7 @@ def parallel_plot(axes_of: Sequence[Axis], rows: Any, values: Sequence[float], *
             few = not axis.log and last - first <= 6 and not (column % 1).any()  # whole numbers, each a tick
             ticks = np.linspace(0, 1, int(last - first) + 1 if few else 5) if last > first else np.array([0.5])
             at = first + ticks * (last - first)
-            texts = [f"{value:.2g}" for value in (10**at if axis.log else at)]
+            texts = [f"{value:.3g}" for value in (10**at if axis.log else at)]
         for tick, text in zip(ticks, texts, strict=True):
             axes.text(place + 0.04, float(tick), text, fontsize=7, va="center", color="black", zorder=5)
     order = np.argsort(-y if lower else y, kind="stable")

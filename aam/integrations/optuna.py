@@ -1,7 +1,7 @@
 """The search of ``aam tune`` as a study of Optuna: what is asked, what was told, and what mattered.
 
-Values are drawn by the tree-structured Parzen estimator (Bergstra et al. 2011). Its draws depend on the seed and on the
-number of the trial, so a study that is continued goes on as if it had not stopped.
+Values are drawn by the tree-structured Parzen estimator (Bergstra et al. 2011). Its draws depend on the seed and on how
+many trials there are but for those that were interrupted: a study that is continued goes on as if it had not stopped.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ class Search:
 
     def ask(self) -> Asked:
         """The next trial: one that was interrupted, or new values."""
-        number = len(self.study.get_trials(deepcopy=False))
-        seed = np.random.SeedSequence([self.options.seed, number]).generate_state(1)[0]
+        place = sum(trial.state != "interrupted" for trial in self.trials())
+        seed = np.random.SeedSequence([self.options.seed, place]).generate_state(1)[0]
         self.study.sampler = optuna.samplers.TPESampler(seed=int(seed))
         trial = self.study.ask(self.distributions)
         return Asked(trial.number, trial._trial_id, self._values(trial.params))
@@ -130,19 +130,28 @@ class Search:
         """Keep what a trial has come to so far."""
         optuna.trial.Trial(self.study, asked.trial_id).report(value, step)
 
-    def redo(self, number: int) -> None:
+    def redo(self, number: int, **told: Any) -> None:
         """Count a trial that was interrupted as failed, and run it again later."""
         frozen = self.study.get_trials(deepcopy=False)[number]
         self.study.tell(number, state=TrialState.FAIL)
-        usual = {"usual": True} if frozen.user_attrs.get("usual") else {}
-        self.study.enqueue_trial(frozen.params, user_attrs={"again": number, **usual})
+        kept = {name: value for name, value in frozen.user_attrs.items() if name in ("usual", "killed")}
+        self.study.enqueue_trial(frozen.params, user_attrs={**kept, "again": number, **told})
 
-    def redo_interrupted(self) -> int:
-        """Have all that never came to an end run again; how many."""
-        left = [t.number for t in self.study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]
-        for number in left:
-            self.redo(number)
-        return len(left)
+    def redo_killed(self) -> int:
+        """Have all whose process was killed run again; how many.
+
+        One that was killed when it ran again has failed, or no search could go on past a trial that takes more memory
+        than there is.
+        """
+        left = [frozen for frozen in self.study.get_trials() if frozen.state == TrialState.RUNNING]
+        again = [frozen.number for frozen in left if not frozen.user_attrs.get("killed")]
+        for frozen in left:
+            if frozen.number in again:
+                self.redo(frozen.number, killed=True)
+            else:
+                why = "its process was killed twice, out of memory perhaps"
+                self.tell(Asked(frozen.number, frozen._trial_id, {}), Outcome(None, why))
+        return len(again)
 
     def trials(self) -> list[Trial]:
         """All trials, in their order."""
@@ -253,7 +262,7 @@ def _storage(url: str) -> optuna.storages.RDBStorage:
 
 def _pruner(options: StudyOptions) -> optuna.pruners.BasePruner:
     if options.pruner == "median":
-        return optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=WARMUP_TENTHS - 1)
+        return optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=WARMUP_TENTHS)
     if options.pruner == "hyperband":
         return optuna.pruners.HyperbandPruner(min_resource=WARMUP_TENTHS, max_resource=TENTHS * options.folds)
     return optuna.pruners.NopPruner()

@@ -68,7 +68,8 @@ def run_trials_by_ray(
     DataError
         If there is no cluster at ``RAY_ADDRESS``.
     """
-    _connect(parallel)
+    threads = setting.config.train.threads or max(1, own_cores() // parallel)
+    _connect(parallel * threads)
     objective, folds = objective_of(setting.config), search.options.folds
     mode = "min" if objective.lower_is_better else "max"
     asking = _Asking(search, number, folds, mode, ended)
@@ -82,7 +83,7 @@ def run_trials_by_ray(
     tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(_trial, config=config, folds=folds, folder=str(Path.cwd())),
-            _resources(config, parallel),
+            _resources(config, threads),
         ),
         tune_config=tune.TuneConfig(
             metric="value",
@@ -103,7 +104,8 @@ def run_trials_by_ray(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _connect(parallel: int) -> None:
+def _connect(cores: int) -> None:
+    """Of this machine at least so many, be they there or not: what asks for more than there are would wait forever."""
     address = os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
@@ -113,15 +115,14 @@ def _connect(parallel: int) -> None:
             lines = str(error).splitlines() or [type(error).__name__]
             raise DataError(f"RAY_ADDRESS {address}: there is no cluster ({lines[0]}); start it, or unset it") from None
         return
-    cores = max(own_cores(), parallel)
-    ray.init(num_cpus=cores, include_dashboard=False, object_store_memory=_STORE_BYTES, **quiet)
+    ray.init(num_cpus=max(own_cores(), cores), include_dashboard=False, object_store_memory=_STORE_BYTES, **quiet)
 
 
-def _resources(config: RunConfig, parallel: int) -> dict[str, float]:
+def _resources(config: RunConfig, threads: int) -> dict[str, float]:
     """What a trial takes of a machine: its threads, and where there are any a GPU."""
     gpus = ray.cluster_resources().get("GPU", 0)
     wants_gpu = gpus >= 1 and config.train.device in ("auto", "cuda")
-    return {"cpu": config.train.threads or max(1, own_cores() // parallel), **({"gpu": 1} if wants_gpu else {})}
+    return {"cpu": threads, **({"gpu": 1} if wants_gpu else {})}
 
 
 class _Asking(Searcher):

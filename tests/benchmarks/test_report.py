@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from aam.benchmarks.comparison import Ratio, as_json, compare, ratios_within, read_run
 from aam.benchmarks.report import require_free, write_report
+from aam.benchmarks.report_plots import ratio_plot
 from aam.benchmarks.standard import QUICK, BenchmarkRun, Machine, Measure
 from aam.cli.main import cli
 from aam.errors import DataError
@@ -66,6 +67,20 @@ def test_runs_of_other_studies_are_not_compared():
     other = replace(run_of("two"), settings=replace(QUICK, batch_size=99))
     with pytest.raises(DataError, match="'one' and 'two' were measured on other studies"):
         compare([run_of(), other])
+
+
+def test_a_run_of_other_studies_is_refused_before_anything_is_measured(tmp_path: Path):
+    write_json(tmp_path / "quick.json", as_json(run_of("tiny")))
+    call = ("benchmark", "report", "--against", tmp_path / "quick.json", "--output-dir", tmp_path / "report")
+    assert_one_line_error(aam(*call), 1, "'tiny' was measured on other studies", "--quick")
+
+
+def test_all_of_a_figure_is_within_it():
+    runs = [run_of("one"), run_of("two", 2.0), run_of("three", 3.0)]
+    figure = ratio_plot(runs, compare(runs))
+    figure.draw_without_rendering()
+    label = figure.axes[0].xaxis.label.get_window_extent()
+    assert figure.bbox.x0 <= label.x0 and label.x1 <= figure.bbox.x1
 
 
 def test_what_a_run_lacks_is_left_open(tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +16,14 @@ import optuna
 import pandas as pd
 import pytest
 from optuna.trial import TrialState
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from aam.cli.options import read_config
 from aam.data.splits import read_splits
-from aam.integrations.optuna import StudyOptions, open_search
+from aam.integrations.optuna import STARTUP_TRIALS, Outcome, StudyOptions, open_search
 from aam.search_space import DEFAULT_SPACE, read_space
+from aam.trials import TrialValue
 from tests.end_to_end.program import QUICK, StudyFiles, aam, assert_one_line_error, read_metrics, succeed
 
 SPACE = """
@@ -50,6 +54,16 @@ def inner_fold(out: Path) -> pd.Series:
 
 def trials(out: Path) -> pd.DataFrame:
     return pd.read_csv(out / "trials.tsv", sep="\t")
+
+
+def as_if_begun_with_one_epoch(out: Path) -> None:
+    config = json.loads((out / "config.json").read_text())
+    config["train"]["epochs"] = 1
+    (out / "config.json").write_text(json.dumps(config))
+    stored = optuna.load_study(study_name=out.name, storage=f"sqlite:///{out / 'study.db'}")
+    settings = json.loads(stored.user_attrs["aam"])
+    settings["config"]["train"]["epochs"] = 1
+    stored.set_user_attr("aam", json.dumps(settings))
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +198,18 @@ def test_a_trial_that_diverges_has_failed_and_is_not_the_end(study: StudyFiles, 
 
 
 @pytest.mark.slow
+def test_a_trial_for_which_there_is_no_memory_has_failed_and_is_not_the_end(study: StudyFiles, tmp_path: Path) -> None:
+    space = "head-width: {choices: [[], [10000000000000]]}\n"
+    out = tmp_path / "out"
+    succeed(*age(study, out, space=space), "--trials", 4, "--folds", 1)
+    found = trials(out)
+    too_large = found["head-width"] != "[]"
+    assert set(found.loc[too_large, "state"]) == {"failed"}
+    assert set(found.loc[~too_large, "state"]) == {"complete"}
+    assert found.loc[too_large, "why"].str.contains("out of memory").all()
+
+
+@pytest.mark.slow
 def test_a_search_in_which_all_fail_says_why(study: StudyFiles, tmp_path: Path) -> None:
     call = [*age(study, tmp_path / "out", space="lr: {choices: [1.0e+30, 1.0e+31]}"), "--trials", 2, "--folds", 1]
     outcome = aam(*call)
@@ -213,13 +239,32 @@ def test_an_interrupted_trial_is_redone(study: StudyFiles, tmp_path: Path, numbe
     _, told = process.communicate(timeout=60)
     assert process.returncode == (128 + number if number == signal.SIGTERM else -number), told
     first = optuna.load_study(study_name="out", storage=url).trials[0]
-    # The settings are those of the study: epochs may change, as with `aam train --resume`.
-    succeed("tune", "--resume", "--trials", 2, "--epochs", 1, "--output-dir", out)
+    as_if_begun_with_one_epoch(out)
+    succeed("tune", "--resume", "--trials", 2, "--output-dir", out)
     found = trials(out)
     assert found["state"].tolist() == ["interrupted", "complete", "complete"]
     again = optuna.load_study(study_name="out", storage=url).trials[1]
     assert again.params == first.params
     assert again.user_attrs["again"] == 0
+
+
+@pytest.mark.slow
+def test_a_parallel_search_that_is_stopped_leaves_options_of_a_run_alone(study: StudyFiles, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    call = [*age(study, out), "--trials", 50, "--folds", 1, "--parallel", 2]
+    for option in ("--threads", "--num-workers"):
+        call[call.index(option) : call.index(option) + 2] = []
+    process = subprocess.Popen(
+        [sys.executable, "-m", "aam", *map(str, call)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    deadline = time.monotonic() + 100
+    while not (out / "best_config.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.terminate()
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, told
+    best = json.loads((out / "best_config.json").read_text())
+    assert not best["train"].keys() & {"threads", "num_workers"}  # which are those of a share of the cores
 
 
 def test_refusals(study: StudyFiles, tmp_path: Path) -> None:
@@ -251,6 +296,49 @@ def test_a_storage_that_cannot_be_used(study: StudyFiles, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+def test_a_study_stays_with_the_encoder_that_it_began_with(study: StudyFiles, pretrained: Path, tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(pretrained, run)
+    call = [*age(study, out, space="lr: {low: 1e-4, high: 1e-2}"), "--pretrained-encoder", run]
+    for options in (MODEL, ["--group-column", "subject_id", "--test-size", "0.25"]):  # which it brings with it
+        place = call.index(options[0])
+        assert call[place : place + len(options)] == options
+        call[place : place + len(options)] = []
+    succeed(*call, "--metadata", study.metadata, "--trials", 1, "--folds", 1)
+    encoder = run / "best_model.safetensors"
+    weights = load_file(encoder)
+    with safe_open(encoder, "numpy") as file:
+        header = file.metadata()
+    save_file({name: np.asarray(value + 1) for name, value in weights.items()}, encoder, header)
+    resumed = aam("tune", "--resume", "--trials", 2, "--output-dir", out)
+    assert resumed.code == 1
+    assert "the file of --pretrained-encoder is another than when it was begun" in resumed.err.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_study_goes_on_elsewhere_and_in_a_storage_of_its_own(study: StudyFiles, tmp_path: Path) -> None:
+    storage = ("--storage", f"sqlite:///{tmp_path / 'all.db'}")
+    for number, where in enumerate(((), storage)):
+        out = tmp_path / f"out{number}"
+        succeed(*age(study, out), "--trials", 1, "--folds", 1, *where)
+        moved = out.rename(tmp_path / f"moved{number}")
+        if where:
+            call = ("tune", "--resume", "--output-dir", moved)
+            assert_one_line_error(aam(*call), 1, "was begun with --storage; give it again")
+            assert not (moved / "study.db").exists()
+        succeed("tune", "--resume", "--trials", 2, "--output-dir", moved, *where)
+        assert trials(moved)["state"].tolist() == ["complete"] * 2
+
+
+@pytest.mark.slow
+def test_a_study_is_not_overwritten_where_its_storage_cannot_be(study: StudyFiles, tuned: Path) -> None:
+    before = {path.name: path.read_bytes() for path in tuned.iterdir() if path.is_file()}
+    refused = aam(*age(study, tuned), "--overwrite", "--storage", "sqlite:////no/such/folder/x.db")
+    assert_one_line_error(refused, 1, "--storage")
+    assert {path.name: path.read_bytes() for path in tuned.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.slow
 def test_a_study_stays_what_it_was(study: StudyFiles, tuned: Path, tmp_path: Path) -> None:
     def refuse(*words: str, more: tuple[object, ...]) -> None:
         call = ("tune", "--output-dir", tuned, "--resume", "--trials", 4, *more)
@@ -261,9 +349,54 @@ def test_a_study_stays_what_it_was(study: StudyFiles, tuned: Path, tmp_path: Pat
     other.write_text("dropout: {low: 0.0, high: 0.3}\n")
     refuse("--folds 2", "--folds 3", more=("--folds", 3))
     refuse("was begun with --seed 0", more=("--seed", 1))
+    refuse("was begun with --epochs 2", more=("--epochs", 3))
+    refuse("was begun with --patience None", more=("--patience", 1))
     refuse("--space is another", more=("--space", other))
     assert_one_line_error(aam(*age(study, tuned), "--trials", 4), 1, "holds a study already", "--resume")
     assert (tuned / "trials.tsv").read_bytes() == before
+
+
+def test_draws_are_those_of_a_study_in_which_none_was_interrupted(tmp_path: Path) -> None:
+    options = StudyOptions(f"sqlite:///{tmp_path / 'study.db'}", "whole", "none", 1, 0)
+    space = read_space(DEFAULT_SPACE)
+    whole = open_search(options, space, lower_is_better=True)
+    expected = [whole.ask().values for _ in range(3)]
+    search = open_search(options._replace(name="interrupted"), space, lower_is_better=True)
+    found = [search.ask().values]
+    search.redo(search.ask().number)
+    found += [search.ask().values, search.ask().values]
+    assert found == expected
+
+
+def test_a_trial_that_was_killed_twice_has_failed(tmp_path: Path) -> None:
+    options = StudyOptions(f"sqlite:///{tmp_path / 'study.db'}", "s", "none", 1, 0)
+    search = open_search(options, read_space(DEFAULT_SPACE), lower_is_better=True)
+    asked = [search.ask() for _ in range(3)]
+    search.redo(asked[0].number)  # which a signal has stopped
+    assert search.redo_killed() == 2
+    again = [search.ask() for _ in range(3)]
+    assert [one.values for one in again] == [one.values for one in asked]
+    search.redo(again[2].number)
+    assert search.redo_killed() == 1  # the first, which was killed for the first time
+    states = [trial.state for trial in search.trials()]
+    assert states == [*["interrupted"] * 4, "failed", "interrupted", "waiting", "waiting"]
+    assert search.trials()[4].why == "its process was killed twice, out of memory perhaps"
+
+
+def test_none_is_pruned_within_three_tenths(tmp_path: Path) -> None:
+    options = StudyOptions(f"sqlite:///{tmp_path / 'study.db'}", "s", "median", 1, 0)
+    search = open_search(options, read_space(DEFAULT_SPACE), lower_is_better=True)
+    for _ in range(STARTUP_TRIALS):
+        asked = search.ask()
+        for step in range(1, 11):
+            search.report(asked, step, 0.0)
+        search.tell(asked, Outcome(TrialValue(0.0, False)))
+    trial = search.study.ask(search.distributions)
+    pruned = []
+    for step in range(1, 5):
+        trial.report(1.0, step)
+        pruned.append(trial.should_prune())
+    assert pruned == [False, False, True, True]
 
 
 def test_draws_depend_on_the_number_of_the_trial(tmp_path: Path) -> None:

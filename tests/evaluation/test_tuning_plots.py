@@ -34,6 +34,11 @@ def test_lines_go_through_the_values_of_a_trial() -> None:
     assert np.allclose(drawn, [[0, 0], [1, 0.5], [0.5, 1]])  # the best one last, and so on top
 
 
+def test_values_above_a_hundred_are_written_as_they_are() -> None:
+    figure = parallel_plot([Axis("embedding-dim")], [[64], [128], [192], [256]], [1, 2, 3, 4], label="mae", lower=True)
+    assert {"64", "112", "256"} <= {text.get_text() for text in figure.axes[0].texts}
+
+
 @pytest.mark.parametrize("values", [[5.0], [5.0, 5.0], [5.0, 6.0]])
 @pytest.mark.parametrize("axis", [Axis("lr", labels=("0.001", "1e+30")), Axis("lr", log=True), Axis("dropout")])
 def test_few_trials_can_be_drawn(tmp_path: Path, axis: Axis, values: list[float]) -> None:
