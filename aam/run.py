@@ -22,6 +22,7 @@ from aam import __version__
 from aam.assembly import build_task
 from aam.config import DataConfig, ModelConfig, RunConfig
 from aam.data.augmentation import require_whole_counts, with_defaults
+from aam.data.files import file_sha256
 from aam.data.labels import Pairs, common_references
 from aam.data.leaks import leak_warnings
 from aam.data.metadata import load_metadata
@@ -61,6 +62,7 @@ from aam.training.tasks import Task, TrainTask
 __all__ = [
     "Prepared",
     "RunResult",
+    "encoder_fingerprint",
     "fingerprint",
     "prepare",
     "pretrained_architecture",
@@ -380,6 +382,11 @@ def fingerprint(study: Study, split: NDArray[Any]) -> dict[str, str]:
     """What a run that is resumed must find as it left it: the files, and which sample was held out."""
     lines = "\n".join(f"{name}\t{part}" for name, part in zip(study.sample_ids, split, strict=True))
     return {**study.checksums, "split": hashlib.sha256(lines.encode()).hexdigest()}
+
+
+def encoder_fingerprint(encoder: Path) -> str:
+    """The SHA-256 of a pre-trained encoder's model file."""
+    return file_sha256(model_path(encoder))
 
 
 def _load_resumed(config: RunConfig, directory: RunDirectory, inputs: Mapping[str, str]) -> dict[str, Any]:

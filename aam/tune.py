@@ -19,12 +19,11 @@ import yaml
 
 from aam.config import RunConfig
 from aam.data.augmentation import has_whole_counts, with_defaults
-from aam.data.files import file_sha256
 from aam.data.splits import write_splits
 from aam.errors import DataError
 from aam.launch import Launch
 from aam.loaders import own_cores
-from aam.run import fingerprint, pretrained_architecture, require_same_config
+from aam.run import encoder_fingerprint, fingerprint, pretrained_architecture, require_same_config
 from aam.run_directory import RunDirectory, write_json, write_table
 from aam.search_space import (
     DEFAULT_SPACE,
@@ -38,7 +37,6 @@ from aam.search_space import (
     spelled,
     with_values,
 )
-from aam.training.checkpoint import model_path
 from aam.trials import Objective, Setting, objective_of, setting_of
 
 if TYPE_CHECKING:
@@ -268,7 +266,7 @@ def _unfit(setting: Setting) -> set[str]:
 def _inputs(setting: Setting) -> dict[str, str]:
     encoder = setting.config.train.pretrained_encoder
     found = fingerprint(setting.prepared.study, setting.prepared.split)
-    return found if encoder is None else {**found, "pretrained_encoder": file_sha256(model_path(encoder))}
+    return found if encoder is None else {**found, "pretrained_encoder": encoder_fingerprint(encoder)}
 
 
 def _require_same(config: RunConfig, now: dict[str, Any], before: dict[str, Any], directory: Path) -> None:
