@@ -5,6 +5,7 @@ Shapes: ``N`` samples of the study, ``n`` of them answered, ``C`` outputs, ``T``
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,8 @@ __all__ = [
     "calibration_summary",
     "write_answers",
 ]
+
+logger = logging.getLogger("aam")
 
 LEVEL = 0.9  # of the intervals that are judged
 
@@ -91,7 +94,8 @@ def _column_metrics(answers: Answers) -> dict[str, float]:
 def against_guess(answers: Answers, guess: NDArray[Any], groups: NDArray[Any] | None) -> dict[str, Any] | None:
     """The mean error less that of a guess (n,): absolute, or 1 less balanced accuracy; and whether that is chance.
 
-    Groups are resampled for the interval (95%); see `aam.evaluation.intervals.paired_difference` for the p-value.
+    Groups are resampled for the interval (95%); see `aam.evaluation.intervals.paired_difference` for the p-value. Of
+    one group, or of samples that all are of one class, nothing can be said: ``better`` is None, and ``why`` says so.
     """
     from aam.evaluation.intervals import errors_that_count, paired_difference
 
@@ -104,9 +108,21 @@ def against_guess(answers: Answers, guess: NDArray[Any], groups: NDArray[Any] | 
     else:
         predicted = answers.values[:, target.outputs // 2]
     own, other = (errors_that_count(actual, values, classes=classes) for values in (predicted, guess))
+    units = len(actual) if groups is None else len(np.unique(np.asarray(groups).astype(str)))
+    unit = "samples" if groups is None else "groups"
+    counted = {"unit": unit, "units": units}
+    measure = {"measure": "balanced_accuracy" if classes else "mae"}
+    why = None
+    if classes and len(set(actual.tolist())) < 2:
+        why = f"all held-out samples are {actual[0]}"
+    elif units < 2:
+        why = f"the held-out samples are one {unit[:-1]}"
+    if why is not None:
+        return {**measure, "better": None, "why": why, **counted}
     found = paired_difference(own, other, groups, classes=actual if classes else None, constant=True)
     low, high = found.interval
-    return {"error": found.value, "low": low, "high": high, "p": found.p, "better": high < 0}
+    numbers = {"error": found.value, "low": low, "high": high, "p": found.p}
+    return {**measure, **numbers, "better": high < 0, **counted}
 
 
 def best_constant(part: Part, train: NDArray[Any]) -> Any:
@@ -124,10 +140,20 @@ def write_answers(study: Study, answers: AllAnswers, path: Path) -> None:
     write_table(path, answer_table(answers.target, ids, answers.values, answers.actual))
 
 
-def calibrated_by(answers: Answers, groups: NDArray[Any] | None, models: NDArray[np.int64], source: str) -> Calibrator:
-    """See `aam.calibration.Calibrator`."""
+def calibrated_by(
+    answers: Answers, groups: NDArray[Any] | None, models: NDArray[np.int64], source: str
+) -> Calibrator | None:
+    """See `aam.calibration.Calibrator`; None, with a warning, where classes are absent from the samples."""
     if isinstance(answers.target, ClassTarget):
         places = answers.target.encode(answers.actual)
+        absent = sorted(set(answers.target.classes) - set(answers.target.decode(places).tolist()))
+        if absent:
+            # What makes the other classes likeliest makes these impossible.
+            logger.warning(
+                "probabilities are not calibrated, nor are there sets: none of the samples that could tell is %s",
+                " or ".join(absent),
+            )
+            return None
         return Calibrator.of_classes(answers.values, places, groups, models, source)
     return Calibrator.of_numbers(answers.values, answers.actual, groups, models, source)
 

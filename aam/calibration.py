@@ -13,7 +13,7 @@ Shapes: ``n`` samples calibrated on, ``G`` of their groups, ``m`` samples predic
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -27,6 +27,7 @@ __all__ = [
     "Calibrator",
     "Coverage",
     "fit_temperature",
+    "names_of_sets",
     "scores_of_classes",
     "scores_of_numbers",
     "tempered",
@@ -175,6 +176,12 @@ def _quantile(values: NDArray[np.float64], weights: NDArray[np.float64], level: 
     first = np.where(reached.any(axis=1), reached.argmax(axis=1), -1)
     found = np.take_along_axis(values, np.take_along_axis(order, first[:, None], axis=1), axis=1)[:, 0]
     return np.where(first >= 0, found, np.inf)
+
+
+def names_of_sets(within: NDArray[np.bool_], classes: Sequence[str]) -> list[str]:
+    """Sets of classes (n, K) as they are written: names, with a bar between them."""
+    names = np.array(classes, dtype=object)
+    return ["|".join(names[row]) for row in within]
 
 
 def scores_of_numbers(
@@ -327,7 +334,8 @@ class Calibrator:
         if level > highest + _CLOSE:
             raise DataError(
                 f"--interval {level:g}: the model was calibrated on {number} groups of samples, which are enough for "
-                f"intervals of up to {np.floor(highest * 100) / 100:g}; ask for less, or train on more groups"
+                f"intervals of up to {np.floor(highest * 100) / 100:g}; ask for less, or train with --folds, which "
+                "calibrates on all groups"
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from aam.answers import (
     calibration_summary,
     write_answers,
 )
-from aam.calibration import Calibrator
+from aam.calibration import Calibrator, names_of_sets
 from aam.config import DataConfig, RunConfig
 from aam.data.splits import has_folds, read_folds, read_splits, write_splits
 from aam.data.study import Study
@@ -490,9 +490,9 @@ def _judge_folds(
     if answers.alone is not None:
         groups = None if plan.groups is None else plan.groups[rows]
         calibrator = calibrated_by(answers.alone, groups, table["fold"].to_numpy(dtype=np.int64), "oof")
-        metrics["calibration"] = calibration_summary(calibrator, answers.values)
-        if isinstance(target, NumericTarget):
-            table = _with_own_intervals(table, calibrator, answers.values)
+        if calibrator is not None:
+            metrics["calibration"] = calibration_summary(calibrator, answers.values)
+            table = _with_own_intervals(table, target, calibrator, answers.values)
     write_table(directory / PREDICTIONS, table)
     baseline = {"guess": {"oof": guessed}}
     if config.train.baseline:
@@ -555,12 +555,19 @@ def _join_in_folds(
     return joined, network._replace(values=together)
 
 
-def _with_own_intervals(table: pd.DataFrame, calibrator: Calibrator, values: NDArray[np.float64]) -> pd.DataFrame:
-    """Numbers with the interval that the other groups give each, where these are enough."""
+def _with_own_intervals(
+    table: pd.DataFrame, target: Target | SeveralTargets, calibrator: Calibrator, values: NDArray[np.float64]
+) -> pd.DataFrame:
+    """Numbers with the interval, or classes with the set, that the other groups give each, where these are enough."""
     thresholds = calibrator.calibration.own_thresholds(LEVEL)
     if not np.isfinite(thresholds).all():
         return table
-    return table.assign(lower=values[:, 0] - thresholds, upper=values[:, -1] + thresholds)
+    if isinstance(target, ClassTarget):
+        within = 1 - calibrator.calibrated(values) <= thresholds[:, None]
+        return table.assign(set=names_of_sets(within, target.classes))
+    assert isinstance(target, NumericTarget)
+    lower, upper = target.within(values[:, 0] - thresholds), target.within(values[:, -1] + thresholds)
+    return table.assign(lower=lower, upper=upper)
 
 
 def _guess_metrics(answers: Answers, guess: _Guess) -> dict[str, float]:
@@ -623,7 +630,8 @@ def _judge_seeds(
         if part == unseen and answers.alone is not None and (part == "cal" or not config.chooses_by_validation):
             groups = None if plan.groups is None else plan.groups[rows]
             calibrator = calibrated_by(answers.alone, groups, np.zeros(len(rows), dtype=np.int64), part)
-            metrics["calibration"] = calibration_summary(calibrator, answers.values)
+            if calibrator is not None:
+                metrics["calibration"] = calibration_summary(calibrator, answers.values)
         if part != "cal":
             metrics["against_guess"] = by_column(target, partial(_against_training, plan, answers, learnt))
     metrics["baseline"] = results[0].get("baseline", {})

@@ -178,6 +178,8 @@ def _calibrate(
         return
     groups = None if study.groups is None else study.groups[answers.rows]
     calibrator = calibrated_by(answers, groups, np.zeros(len(answers.rows), dtype=np.int64), part)
+    if calibrator is None:
+        return
     metrics["calibration"] = calibration_summary(calibrator, answers.values)
     add_to_model(directory / MODEL_NAME, {"calibration": calibrator.to_dict()}, calibrator.arrays())
 

@@ -15,12 +15,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from aam.calibration import Calibrator
+from aam.calibration import Calibrator, names_of_sets
 from aam.config import DataConfig, RunConfig, TrainConfig
 from aam.data.batch import Batch
 from aam.data.covariates import Covariates
 from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
 from aam.data.metadata import load_metadata
+from aam.data.splits import has_folds, read_folds, read_splits
 from aam.data.study import Study, load_study
 from aam.data.targets import ClassTarget, NumericTarget, Part, SeveralTargets, Target, parts_of
 from aam.errors import DataError, named
@@ -46,6 +47,7 @@ class PredictionResult:
     left_out: dict[str, list[str]]  # reason: sample IDs
     metrics: dict[str, float]
     familiarity: Familiarity | None  # how like the training samples they are, where the model knows
+    learnt_from: int = 0  # of the samples, as far as the run of the model says
 
 
 def predict(
@@ -160,7 +162,17 @@ def predict(
     frame = answer_table(target, names, by_fold.mean(axis=1), known)
     if calibrator is not None and interval is not None:
         frame = _with_intervals(frame, target, by_fold, calibrator, interval)
-    return PredictionResult(frame, study.left_out, _metrics(frame, target), familiar)
+    return PredictionResult(frame, study.left_out, _metrics(frame, target), familiar, _learnt_from(path, names))
+
+
+def _learnt_from(path: Path, names: Sequence[str]) -> int:
+    """How many samples the models of a run have learnt from, where its ``splits.tsv`` is beside the model file."""
+    file = path.parent / "splits.tsv"
+    try:
+        learnt = dict.fromkeys(read_folds(file), "train") if has_folds(file) else read_splits(file)
+    except DataError:  # there is none, or it is damaged, which is nobody's concern here
+        return 0
+    return sum(learnt.get(name) == "train" for name in names)
 
 
 def _truth(parts: Sequence[Part], columns: Sequence[str], values: NDArray[Any]) -> NDArray[Any]:
@@ -178,8 +190,8 @@ def _calibrator(ensemble: Ensemble, path: Path, interval: float) -> Calibrator:
     stored = ensemble.header.get("calibration")
     if stored is None:
         raise DataError(
-            f"{path}: was not calibrated, for which it takes samples that neither training nor early stopping saw; "
-            "train with --folds or --cal-size, or without --patience"
+            f"{path}: was not calibrated, for which it takes samples, of every class, that neither training nor early "
+            "stopping saw; train with --folds or --cal-size, or without --patience"
         )
     try:
         calibrator = Calibrator.read(stored, {name: tensor.numpy() for name, tensor in ensemble.beside.items()})
@@ -225,15 +237,13 @@ def _with_intervals(
     """Predictions with ``lower`` and ``upper``, or the ``set`` of classes, its names joined by ``|``."""
     if isinstance(target, ClassTarget):
         within = calibrator.calibration.sets(by_fold, level)  # (N, C)
-        names = ["|".join(np.array(target.classes)[row]) for row in within]
-        frame.insert(list(frame.columns).index("predicted") + 1, "set", names)
+        frame.insert(list(frame.columns).index("predicted") + 1, "set", names_of_sets(within, target.classes))
         return frame
     lower, upper = calibrator.calibration.intervals(by_fold[..., 0], by_fold[..., -1], level)
     assert isinstance(target, NumericTarget)
-    low, high = (-np.inf if target.lower is None else target.lower), (np.inf if target.upper is None else target.upper)
     place = list(frame.columns).index("predicted") + 1
-    frame.insert(place, "upper", upper.clip(low, high))
-    frame.insert(place, "lower", lower.clip(low, high))
+    frame.insert(place, "upper", target.within(upper))
+    frame.insert(place, "lower", target.within(lower))
     return frame
 
 

@@ -106,6 +106,11 @@ def command(
     click.echo(f"{len(result.table)} samples predicted: {output}")
     for reason, names in result.left_out.items():
         click.echo(f"{len(names)} left out: {reason} ({', '.join(names[:5])}{', …' if names[5:] else ''})")
+    if result.learnt_from:
+        click.echo(
+            f"{result.learnt_from} of these the model has learnt from: how well it predicts them says nothing of how "
+            "well it predicts new ones"
+        )
     if familiar is not None:
         click.echo(familiar.summary + ("" if familiarity is None else f": {familiarity}"))
     if result.metrics:

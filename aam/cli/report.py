@@ -129,9 +129,20 @@ def _print_verdicts(metrics: Mapping[str, Any]) -> None:
     for column, found in {"": compared}.items() if "better" in compared else compared.items():
         if found is None:  # nothing of it is known
             continue
-        ends = f"{found['low']:+.3g} to {found['high']:+.3g}, p {found['p']:.2g}"
-        verdict = f"{f'{column}: ' if column else ''}{'better' if found['better'] else 'NO BETTER'}"
-        click.echo(f"{verdict} than a guess: error {found['error']:+.3g} against the guess's ({ends})")
+        of_column = f"{column}: " if column else ""
+        if found["better"] is None:
+            click.echo(f"{of_column}nothing can be said of whether this is better than a guess: {found['why']}")
+            continue
+        verdict = f"{of_column}{'better' if found['better'] else 'NO BETTER'} than a guess"
+        difference, low, high = (found[name] for name in ("error", "low", "high"))
+        name = "mean absolute error"
+        if found["measure"] == "balanced_accuracy":  # 1 less the error
+            name, difference, low, high = "balanced accuracy", -difference, -high, -low
+        units = f"{found['units']} {found['unit']}"
+        click.echo(
+            f"{verdict}: {name} {abs(difference):.3g} {'higher' if difference > 0 else 'lower'} than that of the guess "
+            f"(difference {low:+.3g} to {high:+.3g}, 95% by resampling {units})"
+        )
     if joined := metrics.get("joined"):
         model, share = joined["model"].replace("_", " "), joined["share_of_network"]
         click.echo(f"AAM is the network (weight {share:g}) and {model} (weight {1 - share:g}) together")
@@ -145,7 +156,9 @@ def _print_coverage(metrics: Mapping[str, Any]) -> None:
         return
     found, unit = known["coverage"], "groups" if known["groups"] < known["samples"] else "samples"
     if found is None:
-        click.echo(f"{known['groups']} {unit} are too few to calibrate intervals of 90%\n")
+        are = f"1 {unit[:-1]} is" if known["groups"] == 1 else f"{known['groups']} {unit} are"
+        more = "" if known["source"] == "oof" else "; with --folds all serve for that"
+        click.echo(f"{are} too few to calibrate intervals of 90%{more}\n")
         return
     what, of = ("sets", "classes on average") if known["classes"] else ("intervals", "wide on average")
     click.echo(

@@ -108,6 +108,10 @@ class NumericTarget:
         values = encoded.astype(np.float64) * self.scale + self.shift
         # Beyond e^50 a prediction is wrong in any unit; it must still be a number.
         values = np.expm1(values.clip(max=50)) if self.transform.startswith("log") else values
+        return self.within(values)
+
+    def within(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Values in original units, ended at the bounds."""
         return values.clip(-np.inf if self.lower is None else self.lower, np.inf if self.upper is None else self.upper)
 
     def decode_quantiles(self, output: NDArray[np.floating[Any]]) -> NDArray[np.float64]:

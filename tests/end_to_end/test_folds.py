@@ -124,7 +124,11 @@ class TestFolds:
         pooled = read_predictions(classes / "oof_predictions.tsv")
         names = sorted(pooled["actual"].unique())
         columns = [f"prob_{name}" for name in names]
-        assert list(pooled.columns) == ["fold", "actual", "predicted", *columns]
+        assert list(pooled.columns) == ["fold", "actual", "predicted", *columns, "set"]
+        held = [actual in within.split("|") for actual, within in zip(pooled["actual"], pooled["set"], strict=True)]
+        coverage = read_metrics(classes)["calibration"]["coverage"]
+        assert np.mean(held) == pytest.approx(coverage["coverage"])  # each sample is a group of its own
+        assert np.mean([len(within.split("|")) for within in pooled["set"]]) == pytest.approx(coverage["width"])
         assert pooled[columns].sum(axis=1).to_numpy() == pytest.approx(1)
         found = read_metrics(classes)["oof"]
         assert found["balanced_accuracy"] == pytest.approx(
