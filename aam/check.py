@@ -31,7 +31,7 @@ from aam.data.leaks import leak_warnings
 from aam.data.metadata import numeric_target, require_column
 from aam.data.splits import read_folds, read_splits, watched_part
 from aam.data.study import STUDY, LabelFile, Study, StudyFiles, align, read_files, study_names, unknown_samples
-from aam.data.study_splits import fold_study, split_study
+from aam.data.study_splits import fold_study, split_study, thin_parts
 from aam.data.targets import ClassTarget, fit_targets, parts_of, require_repeated_classes
 from aam.data.taxonomy import load_taxonomy
 from aam.data.unifrac_loader import MEMORY_LIMIT, SampleValues, StripeMatrix
@@ -100,6 +100,8 @@ def check(
             _attempt(problems, _repeated_classes, study.target, data)
         split = _attempt(problems, _split, study, data, task.classifier, seed)
         leaks = [] if split is None else _leaks(study, data, split.parts)
+        if split is not None and split.folds is None:
+            leaks += thin_parts(study, split.parts, classifier=task.classifier, group_column=data.group_column)
         train = np.arange(len(study)) if split is None else study.rows_of(split.parts, "train")
         _attempt(problems, _require_references, study, train, data)
         if study.target is not None:

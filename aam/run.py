@@ -28,7 +28,7 @@ from aam.data.leaks import leak_warnings
 from aam.data.metadata import load_metadata
 from aam.data.splits import read_splits, watched_part, write_splits
 from aam.data.study import Study, unknown_samples
-from aam.data.study_splits import as_before, split_study
+from aam.data.study_splits import as_before, split_study, thin_parts
 from aam.data.targets import require_repeated_classes
 from aam.epochs import with_chosen_epochs
 from aam.errors import DataError, in_file, named
@@ -140,7 +140,7 @@ def run(config: RunConfig) -> RunResult:
             _log_other_reading(config, pretrained, study)
         for note in (*notes, *_unknown_covariates(study, task)):
             logger.info(note)
-        for warning in _leaks(config, study, split):
+        for warning in _split_warnings(config, study, split):
             logger.warning(warning)
         header = _provenance(study, task)
         config = with_batch_size(config, study, split, task, device)
@@ -347,8 +347,13 @@ def _taken_over(config: RunConfig, study: Study, before: dict[str, str]) -> NDAr
     return split
 
 
-def _leaks(config: RunConfig, study: Study, split: NDArray[Any]) -> list[str]:
-    return leak_warnings(
+def _split_warnings(config: RunConfig, study: Study, split: NDArray[Any]) -> list[str]:
+    """How held-out samples may look better predicted than others would be, and what they cannot say."""
+    thin: list[str] = []
+    if config.data.splits != config.train.output_dir.parent / "splits.tsv":  # of folds all samples together count
+        classifier, group_column = config.task.classifier, config.data.group_column
+        thin = thin_parts(study, split, classifier=classifier, group_column=group_column)
+    return thin + leak_warnings(
         study.sample_ids,
         study.counts,
         split,

@@ -225,7 +225,7 @@ def _watching(
     meter, parameters, board = Meter(), _parameters(config), directory / "tensorboard"
     watching: list[Callback] = [
         meter,
-        Console(shown, meter),
+        Console(shown, meter, explains=True),
         HistoryFile(directory / "history.csv"),
         HistoryFile(directory / "speed.csv", "measured"),
         StepCurves(board / "steps", meter),

@@ -8,6 +8,7 @@ Shapes: ``N`` samples, ``K`` inner folds.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -184,9 +185,13 @@ def _run_fold(
         *([] if patience is None else [EarlyStopping(patience, config.train.unfreeze_after or 0)]),
         Reports(heard),
     ]
+    logger = logging.getLogger("aam")
+    said = logger.level
+    logger.setLevel(logging.WARNING)  # what a run says of each of its steps would drown what a trial comes to
     try:
         state = trainer.fit()
     finally:
+        logger.setLevel(said)
         trainer.close()
     return _finite(metric, state.history[state.best_epoch - 1][f"val_{metric}"])
 

@@ -158,7 +158,8 @@ def _split(report: dict[str, Any]) -> list[str]:
     split, groups = report["split"], report["split"]["groups"]
     names = {"train": "to learn from", "val": "for validation", "test": "for the test"}
     sizes = [
-        f"{split[part]:,} {name}" + ("" if groups is None else f" ({groups[part]:,} groups)")
+        f"{split[part]:,} {name}"
+        + ("" if groups is None else f" ({groups[part]:,} group{'s' if groups[part] != 1 else ''})")
         for part, name in names.items()
         if split[part]
     ]
@@ -172,11 +173,14 @@ def _split(report: dict[str, Any]) -> list[str]:
 def _estimate(report: dict[str, Any]) -> list[str]:
     found = report["estimate"]
     batch = found["batch"]
+    whole = found["runs"] * found["epochs"] * found["steps_per_epoch"] * found["step_seconds"]
+    rest = ", later ones quicker" if found["seconds"] < 0.9 * whole else ""
     runs = f" for {found['runs']} folds" if found["runs"] > 1 else ""
     steps = f"{found['steps_per_epoch']:,} steps of {_duration(found['step_seconds'])} each"
     search = ["up to as long again to find out whether fewer epochs are better"] if found["searches"] else []
     return [
-        f"about {_duration(found['seconds'])}{runs} on this machine's processor: {found['epochs']:,} epochs of {steps}",
+        f"about {_duration(found['seconds'])}{runs} on this machine's processor: {found['epochs']:,} epochs of {steps}"
+        f"{rest}",
         *search,
         f"about {found['memory_bytes'] / 1e9:.1f} GB of memory: {found['parameters'] / 1e6:.1f} million weights; "
         f"a batch of {batch['samples']:,} samples has {batch['distinct_asvs']:,} ASVs",

@@ -75,8 +75,8 @@ def command(run: Path, as_json: bool) -> None:
     click.echo("\ninputs (sha256):")
     for name, digest in _part(header, "checksums").items():
         click.echo(f"  {name}  {digest}")
-    click.echo("\nmetrics:")
-    click.echo(json.dumps(_part(header, "metrics"), indent=2))
+    if metrics := _part(header, "metrics"):
+        click.echo(f"\nmetrics:\n{json.dumps(_rounded(metrics), indent=2)}")
 
 
 def _print_folds(run: Path, as_json: bool) -> None:
@@ -102,13 +102,22 @@ def _print_folds(run: Path, as_json: bool) -> None:
     for section in SECTIONS:
         click.echo(_settings(config, section))
     if content["metrics"]:
-        click.echo(f"\nmetrics:\n{json.dumps(content['metrics'], indent=2)}")
+        click.echo(f"\nmetrics:\n{json.dumps(_rounded(content['metrics']), indent=2)}")
     click.echo(f"\n`aam info {run / 'fold_0'}` says more of a fold.")
 
 
 def _settings(config: dict[str, Any], section: str) -> str:
     settings = "  ".join(f"{k}={v}" for k, v in _part(config, section).items() if v is not None)
     return f"\n{section}: {settings}"
+
+
+def _rounded(content: Any) -> Any:
+    """Numbers to the digits that tell something; ``--json`` has all."""
+    if isinstance(content, dict):
+        return {name: _rounded(part) for name, part in content.items()}
+    if isinstance(content, list):
+        return [_rounded(part) for part in content]
+    return float(f"{content:.4g}") if isinstance(content, float) else content
 
 
 def _part(content: dict[str, Any], name: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from aam.data.study import Study
 from aam.data.targets import known_values
 from aam.errors import DataError, in_file
 
-__all__ = ["StudyFolds", "StudySplit", "as_before", "fold_study", "inner_folds", "split_study"]
+__all__ = ["StudyFolds", "StudySplit", "as_before", "fold_study", "inner_folds", "split_study", "thin_parts"]
 
 Value = TypeVar("Value")
 
@@ -292,3 +292,38 @@ def _require_column_classes(labels: NDArray[Any], parts: NDArray[Any]) -> None:
             f"class {absent[0]!r} has no training sample, as all of its {int((labels == absent[0]).sum())} are held "
             "out; use other folds, merge the class with another, or leave its samples out"
         )
+
+
+_HELD_OUT = {"val": "validation", "test": "test", "cal": "calibration"}
+
+
+def thin_parts(study: Study, parts: NDArray[Any], *, classifier: bool, group_column: str | None) -> list[str]:
+    """What held-out samples cannot tell, since all of a part are of one class or of one group.
+
+    Parameters
+    ----------
+    study : Study
+    parts : ndarray (N,) of str
+    classifier : bool
+        Whether the target is classes.
+    group_column : str, optional
+        What groups are called.
+    """
+    found = []
+    of_classes = classifier and study.target is not None and study.target.ndim == 1
+    for part, name in _HELD_OUT.items():
+        rows = study.rows_of(parts, part)
+        if len(rows) < 2:
+            continue
+        labels = sorted(set(study.target[rows].astype(str).tolist())) if of_classes and study.target is not None else []
+        if len(labels) == 1:
+            found.append(
+                f"all {len(rows)} {name} samples are {labels[0]}, so how well classes are told apart they cannot say; "
+                "try --stratify, folds, or another --seed"
+            )
+        if study.groups is not None and len(set(study.groups[rows].tolist())) == 1:
+            found.append(
+                f"all {len(rows)} {name} samples are of one {group_column or 'group'}, so how well others are "
+                "predicted they cannot say; try --folds, or a larger share"
+            )
+    return found

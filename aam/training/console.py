@@ -132,12 +132,15 @@ class Console(Callback):
         The metrics of the line, where they exist.
     meter : Meter
         Called before it.
+    explains : bool
+        Whether the first line is preceded by what is in it.
     """
 
     first_process_only = True
 
-    def __init__(self, shown: tuple[str, ...], meter: Meter) -> None:
+    def __init__(self, shown: tuple[str, ...], meter: Meter, *, explains: bool = False) -> None:
         self.shown = shown
+        self.explains = explains
         self.meter = meter
         self.progress: Progress | None = None
         self.live: Live | None = None
@@ -192,6 +195,9 @@ class Console(Callback):
         told = [f"loss {row['train_loss']:.4f} / {row['val_loss']:.4f}"]
         told += [f"{name} {evaluation.metrics[name]:.4f}" for name in self.shown if name in evaluation.metrics]
         told += [_rate(measured["samples_per_second"]), f"{measured['seconds']:.1f} s"]
+        if self.explains:
+            self.explains = False
+            logger.info("loss: while learning / of held-out samples; the rest of the line is of these")
         best = "  *" if trainer.state.improved and not trainer.config.keeps_last else ""
         logger.info("epoch %d/%d  %s%s", trainer.state.epoch, trainer.config.last_epoch, "  ".join(told), best)
 

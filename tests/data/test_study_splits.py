@@ -12,7 +12,7 @@ from aam.config import DataConfig
 from aam.data.biom_loader import FeatureTable
 from aam.data.splits import make_folds, make_splits, write_splits
 from aam.data.study import Study, StudyFiles, TableFile, align
-from aam.data.study_splits import as_before, fold_study, split_study
+from aam.data.study_splits import as_before, fold_study, split_study, thin_parts
 from aam.errors import DataError
 from tests.conftest import MAX_BP, TinyStudy
 
@@ -177,3 +177,20 @@ def test_samples_that_an_earlier_run_did_not_have():
     found = by_name(grouped, np.array(as_before(grouped, before, "train")))
     groups = {"s0": "test", "s1": "val"}
     assert found == {name: groups.get(FRAME["subject"][name], "train") for name in found}
+
+
+@pytest.mark.parametrize("part", ["val", "test", "cal"])
+def test_what_held_out_samples_of_one_kind_cannot_say(part):
+    """Subjects 0 to 3 eat meat, and one subject is one group."""
+    found, data = study(classifier=True, metadata_column="diet", group_column="subject")
+    name = {"val": "validation", "test": "test", "cal": "calibration"}[part]
+
+    def told(*subjects: int) -> list[str]:
+        parts = np.where(np.isin(found.groups, [f"s{number}" for number in subjects]), part, "train")
+        return thin_parts(found, parts, classifier=True, group_column=data.group_column)
+
+    assert told(0, 4) == [] == told()
+    (of_class,) = told(0, 1)
+    assert f"all 6 {name} samples are meat" in of_class
+    both = told(5)
+    assert len(both) == 2 and f"all 3 {name} samples are of one subject" in both[1]
