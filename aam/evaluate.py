@@ -26,6 +26,7 @@ from aam.evaluation.error_analysis import (
     likely_reasons,
     sample_errors,
     short_names,
+    values_in_order,
     without_twins,
 )
 from aam.evaluation.html_report import Page
@@ -323,9 +324,10 @@ def _tell_columns(explained: pd.DataFrame, each: Predictions, page: Page) -> Non
         ],
     )
     page.text(
-        "Explained is the adjusted R² of ranks for numbers, ω² for categories. Columns with one value in each group "
-        "are tested on groups, others on samples as if these were independent. q is p corrected for their number. "
-        "Likeness to the truth: Spearman's correlation, or Cramér's V. What goes with errors need not cause them.",
+        "Explained is the adjusted R² of ranks for numbers and dates, ω² for categories. Columns with one value in "
+        "each group are tested on groups, others on samples as if these were independent. q is p corrected for their "
+        "number. Likeness to the truth: Spearman's correlation, or Cramér's V. What goes with errors need not cause "
+        "them.",
         note=True,
     )
 
@@ -389,11 +391,7 @@ def _figures(
         panels: dict[str, NDArray[Any]] = {}
         for name, kind in zip(drawn["column"], drawn["kind"], strict=True):
             values = columns[name]
-            panels[name] = (
-                pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64)
-                if kind == "numbers"
-                else values.fillna("").astype(str).to_numpy()
-            )
+            panels[name] = values.fillna("").astype(str).to_numpy() if kind == "categories" else values_in_order(values)
         yield "errors_by_column", errors_against_plot(errors, panels, label=label)
     if each.groups is not None and 1 < len(np.unique(each.groups.astype(str))) < len(errors):
         yield "errors_by_group", group_plot(errors, each.groups, label=label, name=each.group_column)

@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from aam.data.dates import as_dates
+
 __all__ = [
     "THE_TRUTH_ITSELF",
     "as_text",
@@ -21,6 +23,7 @@ __all__ = [
     "likely_reasons",
     "sample_errors",
     "short_names",
+    "values_in_order",
     "without_twins",
 ]
 
@@ -31,6 +34,7 @@ _FEWEST_SAMPLES = 8
 _LOW, _HIGH = 0.05, 0.95
 _MOST_COLUMNS = 3  # that are named as a reason
 _EDGE = 0.2  # of the samples have high, or low, values
+_ENDS = {"numbers": ("high values", "low values"), "dates": ("late dates", "early dates")}
 
 
 def sample_errors(table: pd.DataFrame) -> NDArray[np.float64]:
@@ -87,8 +91,8 @@ def explaining_columns(
     ----------
     errors : ndarray (n,)
     columns : DataFrame
-        ``n`` rows; text that is all numbers counts as such. Columns that are constant, or differ in almost every
-        sample without being numbers, are passed over.
+        ``n`` rows; text that is all numbers counts as such, and text that is all dates as time. Columns that are
+        constant, or differ in almost every sample without being numbers or dates, are passed over.
     groups : ndarray (n,), optional
     actual : ndarray (n,), optional
         The truth: a column that is the truth in another unit or word tells what is hard, not why.
@@ -96,15 +100,18 @@ def explaining_columns(
     Returns
     -------
     DataFrame
-        ``column``, ``kind``, ``unit`` (sample or group), ``units`` (how many), ``explained``, ``p``, ``q``,
-        ``larger_errors`` (high values, low values, or a category) and ``like_truth``: Spearman's correlation of
-        numbers with the truth, without its sign, or Cramér's V of categories with classes; the most telling first.
+        ``column``, ``kind`` (numbers, dates or categories), ``unit`` (sample or group), ``units`` (how many),
+        ``explained``, ``p``, ``q``, ``larger_errors`` (high values, low values, late dates, early dates, or a
+        category) and ``like_truth``: Spearman's correlation of numbers or dates with the truth, without its sign, or
+        Cramér's V of categories, or a few dates, with classes; the most telling first.
     """
     from scipy import stats
 
     rows = []
     for name in columns.columns:
         values = columns[name].replace("", np.nan)
+        dates = as_dates(values)
+        values = values if dates is None else dates
         known = values.notna().to_numpy()
         if known.sum() < _FEWEST_SAMPLES or values[known].nunique() < 2:
             continue
@@ -119,13 +126,13 @@ def explaining_columns(
             continue
         ranks = stats.rankdata(of_unit)
         numbers = pd.to_numeric(some, errors="coerce")
-        numeric = bool(numbers.notna().all()) and numbers.nunique() > 2
+        numeric = dates is not None or (bool(numbers.notna().all()) and numbers.nunique() > 2)
         found = _of_numbers(ranks, stats.rankdata(numbers)) if numeric else _of_categories(ranks, some.astype(str))
         if found is not None:
             explained, statistic, between, within = found
             p = float(stats.f.sf(statistic, between, within))
-            kind = "numbers" if numeric else "categories"
-            larger = _larger_errors(ranks, numbers if numeric else some.astype(str), numeric)
+            kind = "dates" if dates is not None else "numbers" if numeric else "categories"
+            larger = _larger_errors(ranks, numbers if numeric else some.astype(str), kind)
             like = np.nan if actual is None else _like_truth(values[known], np.asarray(actual)[known], numeric)
             rows.append((str(name), kind, unit, len(some), explained, p, larger, like))
     names = ["column", "kind", "unit", "units", "explained", "p", "larger_errors", "like_truth"]
@@ -145,10 +152,11 @@ def _of_numbers(ranks: NDArray[np.float64], by: NDArray[np.float64]) -> Found | 
     return 1 - (1 - r2) * (n - 1) / (n - 2), r2 / (1 - r2) * (n - 2), 1, n - 2
 
 
-def _larger_errors(ranks: NDArray[np.float64], by: pd.Series, numeric: bool) -> str:
+def _larger_errors(ranks: NDArray[np.float64], by: pd.Series, kind: str) -> str:
     """Where errors are larger."""
-    if numeric:
-        return "high values" if np.corrcoef(ranks, by.rank())[0, 1] > 0 else "low values"
+    if kind != "categories":
+        up = np.corrcoef(ranks, by.rank())[0, 1] > 0
+        return _ENDS[kind][0 if up else 1]
     found = pd.Series(ranks).groupby(by.to_numpy(dtype=str)).agg(["mean", "size"])
     several = found[found["size"] > 1]
     return str((several if len(several) else found)["mean"].idxmax())
@@ -161,7 +169,7 @@ def _like_truth(values: pd.Series, actual: NDArray[Any], numeric: bool) -> float
             return np.nan
         pair = pd.DataFrame({"column": pd.to_numeric(values).to_numpy(), "actual": actual}).rank().to_numpy()
         return float(abs(np.corrcoef(pair.T)[0, 1])) if (pair.std(axis=0) > 0).all() else np.nan
-    if numeric:
+    if numeric and not (pd.api.types.is_datetime64_dtype(values) and _few(values.nunique(), len(values))):
         return np.nan
     table = pd.crosstab(values.astype(str).to_numpy(), np.asarray(actual).astype(str)).to_numpy(dtype=np.float64)
     expected = np.outer(table.sum(axis=1), table.sum(axis=0)) / table.sum()
@@ -169,11 +177,16 @@ def _like_truth(values: pd.Series, actual: NDArray[Any], numeric: bool) -> float
     return float(np.sqrt(((table - expected) ** 2 / expected).sum() / table.sum() / fewer)) if fewer else np.nan
 
 
+def _few(categories: int, samples: int, most: int = _MOST_CATEGORIES) -> bool:
+    """Whether categories are few enough to say something of samples."""
+    return categories <= most and categories < samples / 2
+
+
 def _of_categories(ranks: NDArray[np.float64], by: pd.Series, most: int = _MOST_CATEGORIES) -> Found | None:
     _, place = np.unique(by.to_numpy(dtype=str), return_inverse=True)
     sizes = np.bincount(place)
     k, n = len(sizes), len(ranks)
-    if k < 2 or k > most or k >= n / 2 or ranks.std() == 0:
+    if k < 2 or not _few(k, n, most) or ranks.std() == 0:
         return None
     means = np.bincount(place, weights=ranks) / sizes
     between = float((sizes * (means - ranks.mean()) ** 2).sum())
@@ -191,6 +204,14 @@ def _false_discovery(p: NDArray[np.float64]) -> NDArray[np.float64]:
     q = np.empty(len(p))
     q[order] = np.minimum.accumulate(p[order] * len(p) / np.arange(len(p), 0, -1))
     return np.minimum(q, 1)
+
+
+def values_in_order(values: pd.Series) -> NDArray[Any]:
+    """Of a column of dates or numbers: datetime64, with NaT, or float64, with NaN, where there is none."""
+    dates = as_dates(values)
+    if dates is not None:
+        return dates.to_numpy()
+    return pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64)
 
 
 def without_twins(explained: pd.DataFrame) -> pd.DataFrame:
@@ -267,18 +288,22 @@ def _say_columns(said: list[list[str]], columns: pd.DataFrame, explained: pd.Dat
     """Values of the columns that explain errors, where these are larger."""
     telling = explained[(explained["q"] < 0.05) & ~(explained["like_truth"] >= THE_TRUTH_ITSELF)]
     telling = without_twins(telling[telling["column"].isin(columns.columns)])
-    for row in telling.sort_values("explained", ascending=False, kind="stable").head(_MOST_COLUMNS).itertuples():
-        values = columns[row.column]
-        if row.kind == "categories":
-            for place in np.flatnonzero(values.astype(str) == row.larger_errors):
-                said[place].append(f"{row.column} is {row.larger_errors}, where errors are larger")
+    telling = telling.sort_values("explained", ascending=False, kind="stable").head(_MOST_COLUMNS)
+    for name, kind, larger in zip(
+        *(telling[key].astype(str) for key in ("column", "kind", "larger_errors")), strict=True
+    ):
+        values = columns[name]
+        if kind == "categories":
+            for place in np.flatnonzero(values.astype(str) == larger):
+                said[place].append(f"{name} is {larger}, where errors are larger")
             continue
-        numbers = pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64)
-        up = row.larger_errors == "high values"
-        edge = np.nanquantile(numbers, 1 - _EDGE if up else _EDGE)
+        numbers = values_in_order(values)
+        up = larger == _ENDS[kind][0]
+        level = larger.split()[0]
+        edge = pd.Series(numbers).quantile(1 - _EDGE if up else _EDGE)
         for place in np.flatnonzero(numbers >= edge if up else numbers <= edge):
-            level = "high" if up else "low"
-            said[place].append(f"{row.column} is {level} ({as_text(numbers[place])}), where errors are larger")
+            value = str(numbers[place])[:10] if kind == "dates" else as_text(numbers[place])
+            said[place].append(f"{name} is {level} ({value}), where errors are larger")
 
 
 def _say_groups(said: list[list[str]], errors: NDArray[np.float64], groups: NDArray[Any]) -> None:

@@ -80,6 +80,16 @@ def _scale_to(axes: Axes, values: NDArray[np.float64]) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
+def _on_axis_of_dates(axes: Axes, values: NDArray[Any]) -> NDArray[np.float64]:
+    """Dates as places on an axis, whose marks are dates; NaN for NaT."""
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
+
+    locator = AutoDateLocator(maxticks=6)
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    return np.where(np.isnat(values), np.nan, date2num(values))
+
+
 def errors_against_plot(errors: NDArray[Any], known: Mapping[str, NDArray[Any]], *, label: str) -> Figure:
     """Errors against each of some numbers, with the median of equal parts of the samples; or by category.
 
@@ -87,7 +97,7 @@ def errors_against_plot(errors: NDArray[Any], known: Mapping[str, NDArray[Any]],
     ----------
     errors : ndarray (n,)
     known : mapping of str to ndarray (n,)
-        Numbers, or text for categories; NaN and empty text are left out.
+        Numbers, datetime64, or text for categories; NaN, NaT and empty text are left out.
     label : str
         What an error is.
     """
@@ -101,15 +111,18 @@ def errors_against_plot(errors: NDArray[Any], known: Mapping[str, NDArray[Any]],
         if place % across == 0:
             axes.set_ylabel(label)
         values = np.asarray(given)
-        if values.dtype.kind not in "fiu":
+        if values.dtype.kind not in "fiuM":
             _draw_boxes(axes, errors, values.astype(str))
             continue
+        dates = values.dtype.kind == "M"
+        if dates:
+            values = _on_axis_of_dates(axes, values)
         there = np.isfinite(values.astype(float))
         x, y = values.astype(float)[there], np.asarray(errors, dtype=float)[there]
         axes.scatter(x, y, s=16, alpha=0.5, color=BLUE, edgecolors="white", linewidths=0.3)
         if _draw_medians(axes, x, y) and place == 0:
             axes.legend(frameon=False, fontsize=8)
-        if len(x):
+        if len(x) and not dates:
             _scale_to(axes, x)
     for axes in panels[len(known) :]:
         axes.set_axis_off()

@@ -152,3 +152,34 @@ def test_groups_explain_what_their_means_do() -> None:
 )
 def test_numbers_as_a_person_writes_them(value: float, text: str) -> None:
     assert as_text(value) == text
+
+
+def test_dates_are_time() -> None:
+    """Mice of one age, on many dates: each date is an age in other words, and no reason for an error."""
+    rng = np.random.default_rng(0)
+    week = np.repeat(np.arange(13), 10)
+    dates = (pd.Timestamp("2016-02-23 10:00") + pd.to_timedelta(7 * week, unit="D")).strftime("%Y-%m-%d %H:%M")
+    noted = pd.Series(rng.choice(pd.date_range("2015-01-01", periods=400).strftime("%-m/%-d/%y"), 130))
+    noted[3] = "not collected"
+    frame = pd.DataFrame({"collection_timestamp": dates, "noted": noted, "visit": rng.choice(["1-1-1", "2-1-1"], 130)})
+    errors = week + rng.random(130)
+    actual = 10 + 0.5 * week
+    explained = explaining_columns(errors, frame, None, actual)
+    found = explained.set_index("column")
+    assert found["kind"].to_dict() == {"collection_timestamp": "dates", "noted": "dates", "visit": "categories"}
+    assert found.loc["collection_timestamp", "like_truth"] == pytest.approx(1)
+    assert found.loc["collection_timestamp", "larger_errors"] == "late dates"
+    assert found.loc["noted", "units"] == 129 and found.loc["noted", "like_truth"] < 0.3
+    table = pd.DataFrame({"actual": actual, "predicted": actual + errors})
+    assert not any("collection_timestamp" in text for text in likely_reasons(table, {}, None, frame, explained))
+    other = explaining_columns(errors, frame, None, rng.random(130))
+    said = likely_reasons(table, {}, None, frame, other)
+    assert "collection_timestamp is late (2016-05-17), where errors are larger" in said[-1] and "late" not in said[0]
+
+
+def test_a_few_dates_may_be_classes_in_other_words() -> None:
+    rng = np.random.default_rng(0)
+    visit = rng.choice(["before", "after"], 60)
+    frame = pd.DataFrame({"date": np.where(visit == "before", "2016-02-23", "2016-03-18")})
+    found = explaining_columns(rng.random(60), frame, None, visit).iloc[0]
+    assert found["kind"] == "dates" and found["like_truth"] == pytest.approx(1)
