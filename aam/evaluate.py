@@ -30,7 +30,7 @@ from aam.evaluation.error_analysis import (
     without_twins,
 )
 from aam.evaluation.html_report import Page
-from aam.evaluation.intervals import Difference, Interval, paired_difference, resampled_intervals
+from aam.evaluation.intervals import Difference, Interval, caution, paired_difference, resampled_intervals
 from aam.predictions import Predictions, read_predictions, short_file_names, sizes_of_samples
 from aam.run_directory import write_json, write_table
 
@@ -189,12 +189,17 @@ def _judge(each: Predictions, folder: Path, page: Page) -> dict[str, Any]:
     page.heading(each.name)
     page.text(f"{len(table):,} samples" + (f" of {number:,} groups ({each.group_column})" if number else "") + ".")
     resampled = f"whole groups of {each.group_column}" if groups is not None else "samples"
+    ends = {name: intervals.get(name, ("", "")) if intervals else () for name in metrics}
     page.table(
-        ["metric", "value", "95 % from", "to"],
-        [(_METRICS.get(name, name), value, *intervals.get(name, ("", ""))) for name, value in metrics.items()],
+        ["metric", "value", *(("95 % from", "to") if intervals else ())],
+        [(_METRICS.get(name, name), value, *ends[name]) for name, value in metrics.items()],
     )
-    unit = f" Errors are in the unit of {each.label or 'the actual values'}." if not each.classes else ""
-    page.text(f"Intervals are from resampling {resampled}.{unit}", note=True)
+    cautions = [said] if (said := caution(number or len(table), "group" if number else "sample")) else []
+    for said in cautions:
+        page.text(said)
+    unit = f"Errors are in the unit of {each.label or 'the actual values'}." if not each.classes else ""
+    drawn = f"Intervals are from resampling {resampled}. " if intervals else ""
+    page.text(f"{drawn}{unit}", note=True)
     pictures = {}
     for name, figure in _figures(each, errors, columns, explained):
         pictures[name] = folder / "plots" / f"{name}.png"
@@ -211,6 +216,7 @@ def _judge(each: Predictions, folder: Path, page: Page) -> dict[str, Any]:
     if groups is not None:
         found["groups"] = number
     found["intervals"] = {name: list(interval) for name, interval in intervals.items()}
+    found["cautions"] = cautions
     if "coverage" in metrics:
         judged = _coverage_of_sets if each.classes else _coverage
         found["coverage"] = judged(each, metrics, intervals.get("coverage"), page)
@@ -430,6 +436,9 @@ def _compare_all(found: Sequence[Predictions], directory: Path, page: Page) -> l
     comparisons: list[dict[str, Any]] = []
     for (first, second), paired in pairs.items():
         difference: Difference = paired_difference(paired.first, paired.second, paired.groups)
+        number, unit = len(paired.first), "sample"
+        if paired.groups is not None:
+            number, unit = len(np.unique(paired.groups.astype(str))), "group"
         comparisons.append(
             {
                 "first": first,
@@ -438,12 +447,13 @@ def _compare_all(found: Sequence[Predictions], directory: Path, page: Page) -> l
                 "mean_error_first": float(paired.first.mean()),
                 "mean_error_second": float(paired.second.mean()),
                 "difference": difference.value,
-                "interval": list(difference.interval),
+                "interval": list(difference.interval) if number > 1 else [None, None],
                 "p": difference.p,
+                "cautions": [said] if (said := caution(number, unit)) else [],
             }
         )
     rows = [
-        {**{key: value for key, value in each.items() if key != "interval"}, "low": low, "high": high}
+        {**{key: value for key, value in each.items() if key not in ("interval", "cautions")}, "low": low, "high": high}
         for each in comparisons
         for low, high in [each["interval"]]
     ]
@@ -457,12 +467,12 @@ def _compare_all(found: Sequence[Predictions], directory: Path, page: Page) -> l
         [(_METRICS.get(name, name), *(of_model.get(name, "") for of_model in metrics.values())) for name in names],
     )
     for each in comparisons:
-        page.text(_verdict(each))
+        page.text(" ".join([_verdict(each), *each["cautions"]]))
     page.table(
         ["first", "second", "samples", "mean error, first", "second", "difference", "95 % from", "to", "p"],
         [
             tuple(row[name] for name in ("first", "second", "samples", "mean_error_first", "mean_error_second"))
-            + tuple(row[name] for name in ("difference", "low", "high", "p"))
+            + tuple("" if row[name] is None else row[name] for name in ("difference", "low", "high", "p"))
             for row in rows
         ],
     )

@@ -73,15 +73,20 @@ def command(
         return
     for name, found in result.metrics.items():
         groups = f" of {found['groups']} groups" if "groups" in found else ""
-        rows = [("metric", "value", "95% from", "to")]
+        rows: list[tuple[str, ...]] = [("metric", "value", *(("95% from", "to") if found["intervals"] else ()))]
         for metric, value in found["metrics"].items():
-            ends = found["intervals"].get(metric, ("", ""))
+            ends = found["intervals"].get(metric, ("", "")) if found["intervals"] else ()
             rows.append((metric, f"{value:.4f}", *(end if end == "" else f"{end:.4f}" for end in ends)))
         click.echo(f"\n{name}: {found['samples']} samples{groups}\n{as_table(rows)}")
+        for caution in found["cautions"]:
+            click.echo(caution)
     for each in result.comparisons:
         low, high = each["interval"]
+        ends = "" if low is None else f" ({low:.4f} to {high:.4f})"
         click.echo(
-            f"\n{each['first']} - {each['second']}: mean error differs by {each['difference']:.4f} "
-            f"({low:.4f} to {high:.4f}), p = {each['p']:.3g}"
+            f"\n{each['first']} - {each['second']}: mean error differs by {each['difference']:.4f}{ends}, "
+            f"p = {each['p']:.3g}"
         )
+        for caution in each["cautions"]:
+            click.echo(caution)
     click.echo(f"\nReport: {result.directory / 'report.html'}")

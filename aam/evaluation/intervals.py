@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Difference", "Interval", "errors_that_count", "paired_difference", "resampled_intervals"]
+__all__ = ["Difference", "Interval", "caution", "errors_that_count", "paired_difference", "resampled_intervals"]
 
 DRAWS = 1000
 LEVEL = 0.95
+_FEW = 10  # groups; of 3, 5 and 10 normal values, 95% intervals hold the mean 74, 85 and 89 times in 100
 _MOST_EXACT = 14  # groups whose signs are all tried: 2^14
 
 
@@ -42,6 +43,22 @@ def members_of(groups: NDArray[Any] | None, number: int) -> list[NDArray[np.int6
     _, place = np.unique(np.asarray(groups).astype(str), return_inverse=True)
     order = np.argsort(place, kind="stable")
     return np.split(order, np.cumsum(np.bincount(place))[:-1])
+
+
+def caution(number: int, unit: str) -> str:
+    """Why intervals from resampling so many groups, or samples, are lacking or unsure; empty where they are neither.
+
+    Examples
+    --------
+    >>> caution(3, "group")
+    'The 95 % intervals are from 3 groups: too few to be relied on.'
+    >>> caution(1, "group")
+    'There are no 95 % intervals: they come from resampling groups, and all samples are of one.'
+    """
+    if number < 2:
+        alone = "there is one alone" if unit == "sample" else "all samples are of one"
+        return f"There are no 95 % intervals: they come from resampling {unit}s, and {alone}."
+    return f"The 95 % intervals are from {number} {unit}s: too few to be relied on." if number < _FEW else ""
 
 
 def errors_that_count(actual: NDArray[Any], predicted: NDArray[Any], *, classes: bool) -> NDArray[np.float64]:

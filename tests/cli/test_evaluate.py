@@ -214,3 +214,28 @@ def test_what_is_refused(study: StudyFiles, tmp_path: Path) -> None:
     succeed("evaluate", "--predictions", table, *report)
     assert_one_line_error(aam("evaluate", "--predictions", table, *report), 1, "--overwrite")
     succeed("evaluate", "--predictions", table, *report, "--overwrite")
+
+
+def test_few_groups_are_said_to_be_few(study: StudyFiles, tmp_path: Path) -> None:
+    metadata = pd.read_csv(study.metadata, sep="\t", index_col=0)
+    places = np.arange(24)
+    metadata.assign(three=places % 3, one="x", many=places // 2).to_csv(tmp_path / "m.tsv", sep="\t")
+    tables = [
+        predictions(study, tmp_path / f"{name}.tsv", noise, seed) for name, noise, seed in (("p", 1, 0), ("q", 3, 1))
+    ]
+    out, page, found = {}, {}, {}
+    for column in ("three", "one", "many"):
+        files = ("--metadata", tmp_path / "m.tsv", "--group-column", column, "--output-dir", tmp_path / column)
+        out[column] = succeed("evaluate", *tables, *files).out
+        page[column] = (tmp_path / column / "report.html").read_text()
+        found[column] = read_metrics(tmp_path / column)
+    few = "The 95 % intervals are from 3 groups: too few to be relied on."
+    none = "There are no 95 % intervals: they come from resampling groups, and all samples are of one."
+    for said in (out, page):
+        assert said["three"].count(few) == 3 and said["one"].count(none) == 3  # of each, and of their difference
+        assert "too few" not in said["many"] and "no 95" not in said["many"]
+    assert found["three"]["predictions"]["p"]["cautions"] == [few]
+    assert found["one"]["predictions"]["p"]["intervals"] == {}
+    assert found["one"]["comparisons"][0]["interval"] == [None, None]
+    assert "95% from" not in out["one"] and "95% from" in out["three"]
+    assert pd.read_csv(tmp_path / "one" / "comparison.tsv", sep="\t")[["low", "high"]].isna().all(axis=None)
