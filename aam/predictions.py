@@ -17,6 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from aam.data.biom_loader import load_table
+from aam.data.files import near_matches, shown
 from aam.data.metadata import load_metadata, require_column
 from aam.errors import DataError
 from aam.training.metrics import classification_metrics, regression_metrics
@@ -134,7 +135,7 @@ def read_predictions(
             tables = [Path(file) for file in stored.get("table") or ()]
             sizes = sizes_of_samples(tables) if tables and all(file.is_file() for file in tables) else None
     table = _table_of(source, column)
-    read = load_metadata(tuple(metadata)).reindex(table["sample_id"]) if metadata else None
+    read = _metadata_of(table["sample_id"].tolist(), metadata, source) if metadata else None
     if "actual" not in table:
         if read is None or column is None:
             raise DataError(f"{source}: has no column actual; give --metadata and --metadata-column for the truth")
@@ -154,6 +155,16 @@ def read_predictions(
     left = None if read is None else read.iloc[kept].drop(columns=[x for x in read.columns if x in passed_over])
     table, nominal = _with_intervals(table.reset_index(drop=True), classes)
     return Predictions(name, table, classes, left, groups, known, column or "", group_column or "group", nominal)
+
+
+def _metadata_of(ids: list[str], metadata: Sequence[Path], source: Path) -> pd.DataFrame:
+    """What is known of samples, a row of each; refused where it is of others."""
+    read = load_metadata(tuple(metadata))
+    if not read.index.isin(ids).any():
+        hint = near_matches(ids, list(read.index)) or "check that both name samples alike"
+        example = f"{source} has {shown(ids[0])} where it has {shown(read.index[0])}" if ids else f"{source} is empty"
+        raise DataError(f"{', '.join(map(str, metadata))}: holds none of the {len(ids)} samples; {example}; {hint}")
+    return read.reindex(ids)
 
 
 def _with_intervals(table: pd.DataFrame, classes: tuple[str, ...]) -> tuple[pd.DataFrame, float | None]:

@@ -239,3 +239,19 @@ def test_few_groups_are_said_to_be_few(study: StudyFiles, tmp_path: Path) -> Non
     assert found["one"]["comparisons"][0]["interval"] == [None, None]
     assert "95% from" not in out["one"] and "95% from" in out["three"]
     assert pd.read_csv(tmp_path / "one" / "comparison.tsv", sep="\t")[["low", "high"]].isna().all(axis=None)
+
+
+def test_metadata_of_another_study_is_named(study: StudyFiles, tmp_path: Path) -> None:
+    table = predictions(study, tmp_path / "p.tsv", noise=1)
+    other = pd.read_csv(study.metadata, sep="\t", index_col=0)
+    first = other.index[0]
+    other.index = pd.Index([f"mouse{place}" for place in range(24)], name="sample_id")
+    other.to_csv(tmp_path / "other.tsv", sep="\t")
+    files = ("--metadata", tmp_path / "other.tsv", "--metadata-column", "age", "--output-dir", tmp_path / "r")
+    said = (tmp_path / "other.tsv", "none of the 24 samples", tmp_path / "p.tsv", f"'{first}'", "'mouse0'")
+    assert_one_line_error(aam("evaluate", table, *files), 1, *said)
+    pd.read_csv(table, sep="\t").drop(columns="actual").to_csv(table, sep="\t", index=False)
+    assert_one_line_error(aam("evaluate", table, *files), 1, *said)
+    other.index = pd.Index([f"study.{name}" for name in pd.read_csv(table, sep="\t")["sample_id"]], name="sample_id")
+    other.to_csv(tmp_path / "other.tsv", sep="\t")
+    assert_one_line_error(aam("evaluate", table, *files), 1, "none of the 24", "lack 'study.' in front")
