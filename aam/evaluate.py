@@ -50,6 +50,7 @@ _METRICS = {
     "bias": "bias: mean of predicted - actual",
     "r2": "R²",
     "spearman": "Spearman's correlation",
+    "accuracy": "accuracy: share of samples whose class is found",
     "balanced_accuracy": "balanced accuracy: mean share of each class found",
     "f1_macro": "F1, mean over classes",
     "roc_auc": "area under the ROC curve",
@@ -195,6 +196,11 @@ def _judge(each: Predictions, folder: Path, page: Page) -> dict[str, Any]:
         [(_METRICS.get(name, name), value, *ends[name]) for name, value in metrics.items()],
     )
     cautions = [said] if (said := caution(number or len(table), "group" if number else "sample")) else []
+    if each.only_class is not None:
+        cautions.append(
+            f"All samples are of class {each.only_class}: nothing can be said of how well classes are told apart; "
+            "accuracy is the share that is found."
+        )
     for said in cautions:
         page.text(said)
     unit = f"Errors are in the unit of {each.label or 'the actual values'}." if not each.classes else ""
@@ -375,8 +381,9 @@ def _figures(
         probabilities = each.probabilities
         if probabilities is not None:
             label = "1 - probability of the true class"
-            yield "curves", curves_plot(actual.astype(str), probabilities, each.classes)
-            yield "calibration", calibration_plot(actual.astype(str), probabilities, each.classes)
+            if each.only_class is None:
+                yield "curves", curves_plot(actual.astype(str), probabilities, each.classes)
+                yield "calibration", calibration_plot(actual.astype(str), probabilities, each.classes)
         within = each.sets
         if within is not None:
             yield "sets", set_plot(actual.astype(str), within, each.classes)

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,12 @@ class Predictions:
             return None
         return self.table[columns].to_numpy(dtype=np.float64)
 
+    @cached_property
+    def only_class(self) -> str | None:
+        """The true class of all samples, where there is one alone: they say nothing of how classes are told apart."""
+        occurring = set(self.table["actual"].astype(str)) if self.classes else set()
+        return occurring.pop() if len(occurring) == 1 else None
+
     @property
     def sets(self) -> NDArray[np.bool_] | None:
         """(n, K), whether a class is in a sample's prediction set, where the table has sets."""
@@ -77,6 +84,9 @@ class Predictions:
         else:
             found = classification_metrics(truth, guess, probabilities[rows], self.classes)
             found |= _of_probabilities(truth, probabilities[rows])
+        if self.only_class is not None:
+            for name in ("balanced_accuracy", "f1_macro"):  # means over classes
+                del found[name]
         if within is not None:
             held = within[rows][np.arange(len(truth)), truth]
             found |= {"coverage": float(held.mean()), "classes_in_set": float(within[rows].sum(axis=1).mean())}

@@ -125,7 +125,8 @@ def confusion_plot(
 ) -> Figure:
     """Plot a confusion matrix: counts in the cells, the share of the actual class as colour.
 
-    Balanced accuracy, in the title, is the mean recall over the classes that occur among the actual labels.
+    Balanced accuracy, in the title, is the mean recall over the classes that occur among the actual labels; where one
+    alone does, it is plain accuracy, and called so.
 
     Parameters
     ----------
@@ -148,7 +149,8 @@ def confusion_plot(
     total = counts.sum(axis=1, keepdims=True)
     share = counts / np.maximum(total, 1)
     occurs = total[:, 0] > 0
-    balanced = f"{share.diagonal()[occurs].mean():.3f}" if occurs.any() else "n/a"
+    measure = "accuracy" if occurs.sum() == 1 else "balanced accuracy"
+    mean = f"{share.diagonal()[occurs].mean():.3f}" if occurs.any() else "n/a"
 
     side = float(np.clip(0.36 * len(names) + 1.6, 3.6, 14.0))
     cell = 72 * (side - 1.6) / max(1, len(names))  # side of a cell, about, in points
@@ -171,9 +173,7 @@ def confusion_plot(
         )
     axes.set_xlabel("predicted")
     axes.set_ylabel("actual")
-    figure.suptitle(
-        "\n".join(filter(None, [_wrap(title, int(9 * side)), f"balanced accuracy {balanced}"])), fontsize=11
-    )
+    figure.suptitle("\n".join(filter(None, [_wrap(title, int(9 * side)), f"{measure} {mean}"])), fontsize=11)
     return figure
 
 

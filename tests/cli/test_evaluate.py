@@ -255,3 +255,18 @@ def test_metadata_of_another_study_is_named(study: StudyFiles, tmp_path: Path) -
     other.index = pd.Index([f"study.{name}" for name in pd.read_csv(table, sep="\t")["sample_id"]], name="sample_id")
     other.to_csv(tmp_path / "other.tsv", sep="\t")
     assert_one_line_error(aam("evaluate", table, *files), 1, "none of the 24", "lack 'study.' in front")
+
+
+def test_samples_of_one_class_say_nothing_of_telling_classes_apart(study: StudyFiles, tmp_path: Path) -> None:
+    names = pd.read_csv(study.metadata, sep="\t", index_col=0).index
+    chance = np.random.default_rng(0).random(24)
+    table = pd.DataFrame({"sample_id": names, "actual": "gut", "predicted": np.where(chance > 0.3, "gut", "skin")})
+    table.assign(prob_gut=chance, prob_skin=1 - chance).to_csv(tmp_path / "p.tsv", sep="\t", index=False)
+    out = succeed("evaluate", tmp_path / "p.tsv", "--output-dir", tmp_path / "r").out
+    found = read_metrics(tmp_path / "r")["predictions"]["p"]
+    said = "All samples are of class gut: nothing can be said of how well classes are told apart"
+    assert said in out and said in (tmp_path / "r" / "report.html").read_text() and said in found["cautions"][0]
+    assert found["metrics"].keys() == {"accuracy", "brier"}  # none that is a mean over classes
+    assert found["metrics"]["accuracy"] == pytest.approx((chance > 0.3).mean())
+    plots = {path.stem for path in (tmp_path / "r" / "plots").iterdir()}
+    assert "predictions" in plots and not {"curves", "calibration"} & plots

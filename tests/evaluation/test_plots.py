@@ -106,6 +106,8 @@ def test_confusion_with_a_class_that_never_occurs(tmp_path: Path) -> None:
     text = check(confusion_plot(["a", "a", "b"], ["a", "c", "b"], ["a", "b", "c"]), tmp_path)
     assert "balanced accuracy 0.750" in text
     assert "n/a" in check(confusion_plot([], [], ["a", "b"]), tmp_path)
+    one = check(confusion_plot(["a", "a"], ["a", "b"], ["a", "b"]), tmp_path)
+    assert "accuracy 0.500" in one and "balanced" not in one
 
 
 def test_history_draws_the_metrics_of_both_parts(tmp_path: Path) -> None:
