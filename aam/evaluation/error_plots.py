@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from aam.evaluation.error_analysis import THE_TRUTH_ITSELF, short_names
-from aam.evaluation.plots import BLUE, COLOURS, GREY, VERMILLION, _empty_figure, _figure, _wrap
+from aam.evaluation.plots import BLUE, COLOURS, GREY, VERMILLION, _empty_figure, _figure, _square, _wrap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -216,19 +216,15 @@ def comparison_plot(
     if groups is not None:
         frame = frame.groupby(np.asarray(groups).astype(str)).agg({"x": "mean", "y": "mean", "n": "size"})
     figure, axes = _figure(5.2, 5.0)
-    reach = 1.05 * float(max(frame["x"].max(), frame["y"].max(), 1e-12))
-    axes.plot([0, reach], [0, reach], color=GREY, linewidth=1, linestyle="--")
+    ends = _square(axes, frame["x"].to_numpy(), frame["y"].to_numpy())
+    axes.plot(ends, ends, color=GREY, linewidth=1, linestyle="--")
     size = 18 if groups is None else 12 + 60 * frame["n"] / frame["n"].max()
     axes.scatter(frame["x"], frame["y"], s=size, alpha=0.6, color=BLUE, edgecolors="white", linewidths=0.4)
-    axes.set_xlim(-0.02 * reach, reach)
-    axes.set_ylim(-0.02 * reach, reach)
-    axes.set_aspect("equal")
     axes.set_xlabel(_wrap(f"mean error by {names[0]}" if groups is not None else f"error by {names[0]}", 40))
     axes.set_ylabel(_wrap(f"mean error by {names[1]}" if groups is not None else f"error by {names[1]}", 40))
     better = int((frame["x"] < frame["y"]).sum())
     unit = "samples" if groups is None else "groups"
     axes.set_title(_wrap(f"{names[0]} errs less in {better} of {len(frame)} {unit}", 50), fontsize=11)
-    axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
@@ -331,7 +327,7 @@ def interval_plot(
     width = float(np.mean(high - low))
     axes.set_title(f"{100 * inside.mean():.1f} % of the intervals hold the truth; mean width {width:.3g}", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from aam.evaluation.error_plots import errors_against_plot
+from aam.evaluation.error_plots import comparison_plot, errors_against_plot, interval_plot
 
 
 def test_dates_are_on_an_axis_of_dates() -> None:
@@ -17,3 +17,26 @@ def test_dates_are_on_an_axis_of_dates() -> None:
     (axes,) = figure.axes
     assert len(axes.collections[0].get_offsets()) == 59
     assert "Mar" in [label.get_text() for label in axes.get_xticklabels()]
+
+
+def test_the_legend_of_intervals_covers_nothing() -> None:
+    rng = np.random.default_rng(0)
+    actual = rng.random(80)
+    figure = interval_plot(actual, actual + rng.normal(0, 0.3, 80), actual - 0.4, actual + 0.2, label="age")
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    (legend,) = [axes.get_legend()] if axes.get_legend() else figure.legends
+    assert len(legend.get_texts()) == 4
+    assert not legend.get_window_extent().overlaps(axes.get_tightbbox())
+
+
+def test_a_comparison_shows_the_range_of_the_errors() -> None:
+    first, second = np.array([10.0, 10.2, 10.4]), np.array([10.1, 10.8, 11.0])
+    figure = comparison_plot(first, second, np.array(["a", "b", "c"]), names=("good", "bad"))
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    low, high = axes.get_xlim()
+    assert (low, high) == axes.get_ylim() and axes.get_aspect() == 1
+    assert 9.8 < low < 10 and 11 < high < 11.2
+    np.testing.assert_allclose(axes.lines[0].get_xydata(), [[low, low], [high, high]])  # as good as each other
+    comparison_plot(np.zeros(3), np.zeros(3), None, names=("good", "bad")).canvas.draw()
