@@ -32,6 +32,7 @@ THE_TRUTH_ITSELF = 0.95  # a column that goes with the truth at least so closely
 _MOST_CATEGORIES = 30
 _FEWEST_SAMPLES = 8
 _LOW, _HIGH = 0.05, 0.95
+_FEWEST_OTHERS = 3  # samples of its group that one is compared with
 _MOST_COLUMNS = 3  # that are named as a reason
 _EDGE = 0.2  # of the samples have high, or low, values
 _ENDS = {"numbers": ("high values", "low values"), "dates": ("late dates", "early dates")}
@@ -309,16 +310,26 @@ def _say_columns(said: list[list[str]], columns: pd.DataFrame, explained: pd.Dat
 def _say_groups(said: list[list[str]], errors: NDArray[np.float64], groups: NDArray[Any]) -> None:
     """Groups that are predicted badly as wholes, and in others bad samples for which there is no other reason."""
     grouped = pd.Series(errors).groupby(groups)
-    of_group, sizes = grouped.transform("median").to_numpy(), grouped.transform("size").to_numpy()
+    of_group = grouped.transform("median").to_numpy()
     usual, much, most = np.quantile(errors, [0.5, 0.75, 0.95])
     for place, value in enumerate(of_group):
         if value > much:
             said[place].append(f"its whole group is predicted badly (median error {as_text(value)})")
-        elif not said[place] and errors[place] >= most > usual >= value and sizes[place] >= 4:
+        elif not said[place] and errors[place] >= most > usual >= value and _stands_out(place, errors, groups):
             said[place].append(
                 f"unlike the rest of its group, which is predicted well (median error {as_text(value)}): an unusual or "
                 "a mislabelled sample"
             )
+
+
+def _stands_out(place: int, errors: NDArray[np.float64], groups: NDArray[Any]) -> bool:
+    """Whether an error is far out of those of its group: three spreads of its quartiles beyond them (Tukey 1977)."""
+    others = np.delete(errors, place)[np.delete(groups, place) == groups[place]]
+    if len(others) < _FEWEST_OTHERS:
+        return False
+    first, median, third = np.quantile(others, [0.25, 0.5, 0.75])
+    # Of a few errors quartiles may by chance be next to each other.
+    return bool(errors[place] > max(third + 3 * (third - first), 2 * median))
 
 
 _BETTER_WHEN_HIGH = {"depth"}

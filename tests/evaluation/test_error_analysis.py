@@ -183,3 +183,22 @@ def test_a_few_dates_may_be_classes_in_other_words() -> None:
     frame = pd.DataFrame({"date": np.where(visit == "before", "2016-02-23", "2016-03-18")})
     found = explaining_columns(rng.random(60), frame, None, visit).iloc[0]
     assert found["kind"] == "dates" and found["like_truth"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("of_group", "error", "odd"),
+    [
+        ([0.47, 0.48, 0.482, 0.484, 0.49], 0.509, False),  # larger, but much like the others
+        ([0.48, 0.481, 0.482], 0.509, False),
+        ([0.05, 0.1, 0.3, 0.35, 0.4], 0.52, False),  # within what the group spreads over
+        ([0.05, 0.1, 0.1, 0.12, 0.15], 0.52, True),
+        ([0.0, 0.0, 0.0, 0.0], 0.52, True),
+        ([0.0, 0.0], 0.52, False),  # too few to say what is usual
+    ],
+)
+def test_an_odd_sample_stands_out_of_its_group_by_far(of_group: list[float], error: float, odd: bool) -> None:
+    errors = np.array([*of_group, error, *np.linspace(0.49, 0.5, 40)])
+    groups = np.array(["a"] * (len(of_group) + 1) + ["b"] * 40)
+    table = pd.DataFrame({"actual": np.zeros(len(errors)), "predicted": errors})
+    said = likely_reasons(table, {}, groups)
+    assert ("unlike the rest of its group" in said[len(of_group)]) == odd
