@@ -7,6 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import myst_nb.core.render
 from sphinx.application import Sphinx
 from sphinx.domains.python import PyObject
 from sphinx.util.docfields import TypedField
@@ -32,7 +33,6 @@ highlight_language = "none"
 nb_execution_mode = "cache"
 nb_execution_timeout = 600
 nb_execution_raise_on_error = True
-nb_merge_streams = True
 
 # Docstrings are numpydoc. `name` within them is a reference where it names something of AAM, else code. A reference to
 # a module of AAM that does not exist is an error; types of other packages are no links, for a build needs no network.
@@ -54,6 +54,26 @@ html_css_files = ["manual.css"]
 html_theme_options = {"navigation_with_keys": True}
 html_copy_source = False
 html_show_sourcelink = False
+
+
+def with_whole_lines(outputs: list) -> list:
+    """Outputs of a cell with what it prints in one piece, standard output first.
+
+    IPython hands on what `%%bash` prints 100 bytes at a time, and myst-nb's own merging ends each piece with a line.
+    """
+    streams: dict[str, list] = {"stdout": [], "stderr": []}
+    for output in outputs:
+        if output["output_type"] == "stream":
+            streams[output["name"]].append(output)
+    for pieces in streams.values():
+        for piece in pieces[1:]:
+            pieces[0]["text"] += piece["text"]
+    others = [output for output in outputs if output["output_type"] != "stream"]
+    return [pieces[0] for pieces in streams.values() if pieces] + others
+
+
+nb_merge_streams = True
+myst_nb.core.render.coalesce_streams = with_whole_lines
 
 
 class Options(ClickDirective):

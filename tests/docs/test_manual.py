@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -102,3 +103,20 @@ def test_sphinx_builds_it_without_a_warning(tmp_path: Path) -> None:
         assert f'id="cmdoption-aam-{name}' in page or name == "benchmark"
     program = (tmp_path / "reference" / "program.html").read_text(encoding="utf-8")
     assert 'id="aam.predict.predict"' in program
+
+
+def test_what_cells_print_is_in_one_piece():
+    """Pieces that end within a line are no lines of their own."""
+    pytest.importorskip("myst_nb", reason="pip install 'aam[docs]'")
+    merged = runpy.run_path(str(DOCS / "conf.py"))["with_whole_lines"]
+    pieces = [
+        ("stdout", "mae  2.0"),
+        ("stderr", "a war"),
+        ("stdout", "76\nr2  "),
+        ("stderr", "ning\n"),
+        ("stdout", ".8\n"),
+    ]
+    outputs = [{"output_type": "stream", "name": name, "text": text} for name, text in pieces]
+    picture = {"output_type": "display_data", "data": {}}
+    found = merged([*outputs[:3], picture, *outputs[3:]])
+    assert [each.get("text") for each in found] == ["mae  2.076\nr2  .8\n", "a warning\n", None]
