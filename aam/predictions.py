@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from aam.data.biom_loader import load_table
 from aam.data.files import near_matches, shown
-from aam.data.metadata import load_metadata, require_column
+from aam.data.metadata import class_target, load_metadata, require_column
 from aam.errors import DataError
 from aam.training.metrics import classification_metrics, regression_metrics
 
@@ -133,7 +133,7 @@ def read_predictions(
     sizes: pd.DataFrame | None,
     part: str | None,
 ) -> Predictions:
-    source = path
+    source, asked = path, sizes is not None
     if path.is_dir():
         source = _of_run(path, part)
         stored = _stored_data(path)
@@ -159,6 +159,11 @@ def read_predictions(
         groups = require_column(read, group_column, metadata[0]).fillna("unknown").to_numpy()[kept]
     known = {}
     if sizes is not None:
+        if asked and not table["sample_id"].isin(sizes.index).any():
+            raise DataError(
+                f"--table: has none of the samples of {source}, {shown(table['sample_id'].iloc[0])} say, but "
+                f"{shown(sizes.index[0])}; give the table that was predicted"
+            )
         of_sample = sizes.reindex(table["sample_id"])
         known = {str(key): of_sample[key].to_numpy(dtype=float) for key in of_sample if of_sample[key].notna().all()}
     passed_over = {column, group_column}
@@ -174,7 +179,7 @@ def _metadata_of(ids: list[str], metadata: Sequence[Path], source: Path) -> pd.D
         hint = near_matches(ids, list(read.index)) or "check that both name samples alike"
         example = f"{source} has {shown(ids[0])} where it has {shown(read.index[0])}" if ids else f"{source} is empty"
         raise DataError(f"{', '.join(map(str, metadata))}: holds none of the {len(ids)} samples; {example}; {hint}")
-    return read.reindex(ids)
+    return read.reindex(ids).apply(class_target)  # `not collected` and its kin are no values
 
 
 def _with_intervals(table: pd.DataFrame, classes: tuple[str, ...]) -> tuple[pd.DataFrame, float | None]:

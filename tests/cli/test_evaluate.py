@@ -100,6 +100,30 @@ def test_sets_of_classes(study: StudyFiles, tmp_path: Path) -> None:
         assert min(image.size) > 400
 
 
+def test_a_table_of_other_samples_is_refused(study: StudyFiles, tmp_path: Path) -> None:
+    table = predictions(study, tmp_path / "p.tsv", noise=1.0)
+    read = pd.read_csv(table, sep="\t")
+    read.assign(sample_id="other" + read["sample_id"]).to_csv(table, sep="\t", index=False)
+    outcome = aam("evaluate", "--predictions", table, "--table", study.table, "--output-dir", tmp_path / "report")
+    assert_one_line_error(outcome, 1, "othersubject", "--table")
+
+
+def test_markers_of_what_is_missing_are_no_values(study: StudyFiles, tmp_path: Path) -> None:
+    """A column of numbers stays one, and no class is named after what was not collected."""
+    table = predictions(study, tmp_path / "p.tsv", noise=1.0)
+    read = pd.read_csv(table, sep="\t").drop(columns="actual")
+    read.assign(predicted=["a", "b"] * 12).to_csv(table, sep="\t", index=False)
+    metadata = pd.read_csv(study.metadata, sep="\t", index_col=0)
+    metadata["weight"] = [*map(str, np.random.default_rng(0).normal(70, 9, 23)), "not collected"]
+    metadata["site"] = ["a", "b", "b"] * 7 + ["missing", "b", "not collected"]
+    metadata.to_csv(tmp_path / "m.tsv", sep="\t")
+    given = ("--metadata", tmp_path / "m.tsv", "--metadata-column", "site")
+    succeed("evaluate", "--predictions", table, *given, "--output-dir", tmp_path / "report")
+    assert read_metrics(tmp_path / "report")["predictions"]["p"]["samples"] == 22
+    columns = pd.read_csv(tmp_path / "report" / "columns.tsv", sep="\t").set_index("column")
+    assert columns["kind"]["weight"] == "numbers"
+
+
 def test_the_page_stands_by_itself(study: StudyFiles, tmp_path: Path) -> None:
     table = predictions(study, tmp_path / "<b>p&.tsv", noise=1.0)
     succeed("evaluate", "--predictions", table, "--metadata", study.metadata, "--output-dir", tmp_path / "report")
