@@ -91,7 +91,9 @@ def test_pretraining(run_page):
     assert max(map(int, error["guess"])) * 4 <= said["labelled"]
     for number, guess in error.pop("guess").items():
         assert max(of_model[number] for of_model in error.values()) < 0.85 * guess
-    assert error["pre-trained"]["4"] < error["from scratch"]["4"] < error["random forest"]["4"]
+    networks = error["pre-trained"]["4"], error["from scratch"]["4"]
+    assert max(networks) < 0.9 * error["random forest"]["4"]
+    assert abs(networks[0] - networks[1]) < 1  # which of them is ahead is up to the seed
     assert error["random forest"]["36"] < min(error["pre-trained"]["36"], error["from scratch"]["36"]) + 0.2
 
 
@@ -147,9 +149,10 @@ def test_custom_target(run_page):
     )
     said = page.values
     assert said["formula"] < 0.01
-    assert said["r2"]["euclidean"] > said["r2"]["clade"] > 0.3
+    assert min(said["r2"].values()) > 0.3
     assert said["bias"] < 0
-    assert min(said["orders"].values()) > 0.6
+    assert said["orders"]["clade"] > said["orders"]["euclidean"] > 0.6
+    assert said["r2"]["clade"] < said["orders"]["clade"] ** 2 - 0.05
     assert said["r2"]["clade"] == pytest.approx(said["metrics"]["hellinger_r2"], abs=0.005)
     assert said["r2"]["euclidean"] == pytest.approx(said["metrics"]["hellinger_euclidean_r2"], abs=0.005)
     assert said["samples"] == 48

@@ -162,7 +162,7 @@ def test_two_processes_write_the_run_of_one(given: StudyFiles, tmp_path: Path, s
     arguments += ["--epochs", 3, "--token-limit", 5, "--max-bp", 15]
     succeed(*arguments, "--output-dir", tmp_path / "alone")
     outcome = in_two(*arguments, "--strategy", strategy, "--output-dir", tmp_path / "two")
-    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.code == 0, outcome.err
     assert_like(tmp_path / "two", tmp_path / "alone")
 
 

@@ -141,7 +141,7 @@ def test_two_processes(options: list[object], study: StudyFiles, pretrained: Pat
     arguments = [*tune(study, pretrained), *options_of(study, "numbers"), "--dropout", 0, "--epochs", 4]
     arguments += ["--nuc-asv-fraction", 0.5]
     outcome = in_two(*arguments, *options, "--output-dir", tmp_path / "two")
-    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.code == 0, outcome.err
     alone = [option for option in options if option not in ("--strategy", "fsdp")]
     succeed(*arguments, *alone, "--output-dir", tmp_path / "alone")
     assert_like(tmp_path / "two", tmp_path / "alone")
@@ -231,7 +231,7 @@ class TestFreezing:
         arguments = [*study.train, "--metadata-column", "age", "--dropout", 0, "--epochs", 4, "--freeze-asvs-after", 2]
         arguments += ["--nuc-asv-fraction", 0.5, "--test-size", 0.25]
         outcome = in_two(*arguments, "--output-dir", tmp_path / "two")
-        assert outcome.returncode == 0, outcome.stderr
+        assert outcome.code == 0, outcome.err
         succeed(*arguments, "--output-dir", tmp_path / "alone")
         assert_like(tmp_path / "two", tmp_path / "alone")
 

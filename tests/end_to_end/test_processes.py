@@ -14,7 +14,8 @@ import pytest
 
 from aam.familiarity import read_profile
 from aam.training.checkpoint import MODEL_NAME, load_model_file
-from tests.end_to_end.program import StudyFiles, files_below, read_metrics, read_predictions, succeed
+from tests.end_to_end.program import Outcome, StudyFiles, aam, files_below, read_metrics, read_predictions, succeed
+from tests.training.processes import side_by_side
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "aam"]
 
@@ -49,8 +50,15 @@ def assert_like(run: Path, other: Path) -> None:
     np.testing.assert_allclose(found.distances, expected.distances, atol=0.02)
 
 
-def in_two(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+def in_two(*arguments: object) -> Outcome:
+    """What two processes say, as torchrun starts them; they need not load all that they import anew."""
+    first, second = side_by_side(aam, 2, *arguments)
+    assert first.code == second.code
+    return Outcome(first.code, first.out + second.out, first.err + second.err)
+
+
+def with_torchrun(*arguments: object) -> Outcome:
+    done = subprocess.run(
         [*TORCHRUN, *map(str, arguments)],
         capture_output=True,
         text=True,
@@ -58,6 +66,7 @@ def in_two(*arguments: object) -> subprocess.CompletedProcess[str]:
         timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
+    return Outcome(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.mark.slow
@@ -65,8 +74,9 @@ def in_two(*arguments: object) -> subprocess.CompletedProcess[str]:
     "options", [["--strategy", "auto", "--plots"], ["--strategy", "fsdp", "--sharded-checkpoints"]], ids=str
 )
 def test_two_processes_write_the_run_of_one(study: StudyFiles, alone: Path, tmp_path: Path, options: list[str]) -> None:
-    outcome = in_two(*training(study), *options, "--output-dir", tmp_path / "run")
-    assert outcome.returncode == 0, outcome.stderr
+    start = with_torchrun if "auto" in options else in_two
+    outcome = start(*training(study), *options, "--output-dir", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
     assert_like(tmp_path / "run", alone)
     shards = {name for name in files_below(tmp_path / "run") if name.startswith("shards/")}
     plots = {name for name in files_below(tmp_path / "run") if name.startswith("plots/")}
@@ -74,11 +84,11 @@ def test_two_processes_write_the_run_of_one(study: StudyFiles, alone: Path, tmp_
     # The history, and of two parts the predictions, and of two heads the pairs and their ordination.
     assert len(plots) == (11 if "--plots" in options else 0)
     assert len(shards) == (2 if "fsdp" in options else 0)
-    lines = outcome.stderr.splitlines()
+    lines = outcome.err.splitlines()
     assert lines[1] == ("ddp in 2 processes" if "auto" in options else "fsdp in 2 processes")
     for start in ("aam train on cpu", *(f"epoch {epoch}/4" for epoch in range(1, 5))):
         assert sum(line.startswith(start) for line in lines) == 1, start
-    assert outcome.stdout.count("epoch kept") == 1
+    assert outcome.out.count("epoch kept") == 1
     # What was trained by two is a model like any other.
     predicted = tmp_path / "predicted.tsv"
     succeed("predict", "--model", tmp_path / "run", "--table", study.table, "--output", predicted)
@@ -121,13 +131,13 @@ def test_what_is_frozen_is_encoded_once(study: StudyFiles, pretrained: Path, tmp
     ]
     succeed(*arguments, "--output-dir", tmp_path / "alone")
     outcome = in_two(*arguments, "--strategy", "fsdp", "--output-dir", tmp_path / "run")
-    assert outcome.returncode == 0, outcome.stderr
-    assert "encoded once" in outcome.stderr
+    assert outcome.code == 0, outcome.err
+    assert "encoded once" in outcome.err
     assert_like(tmp_path / "run", tmp_path / "alone")
 
 
 def test_an_error_is_said_once(study: StudyFiles, alone: Path, tmp_path: Path) -> None:
-    outcome = in_two(*training(study), "--output-dir", alone)
-    assert outcome.returncode != 0
-    errors = [line for line in outcome.stderr.splitlines() if line.startswith("Error: ")]
-    assert len(errors) == 1 and "holds a run already" in errors[0], outcome.stderr
+    outcome = with_torchrun(*training(study), "--output-dir", alone)
+    assert outcome.code != 0
+    errors = [line for line in outcome.err.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1 and "holds a run already" in errors[0], outcome.err

@@ -178,7 +178,7 @@ def test_classes_are_judged_by_balanced_accuracy(study: StudyFiles, tmp_path: Pa
     metadata.to_csv(tmp_path / "m.tsv", sep="\t")
     call = [*arguments(study, tmp_path / "out"), "--metadata", tmp_path / "m.tsv", "--metadata-column", "old"]
     call[call.index("--group-column") : call.index("--group-column") + 2] = []
-    outcome = succeed(*call, "--classifier", "--trials", 3, "--folds", 2, "--parallel", 2)
+    outcome = succeed(*call, "--classifier", "--trials", 2, "--folds", 2, "--parallel", 2)
     assert "balanced_accuracy" in outcome.out
     found = trials(tmp_path / "out")
     assert found["value"].between(0, 1).all()

@@ -17,29 +17,41 @@ from aam.config import TrainConfig
 from aam.launch import says_why
 from aam.training.distributed import Processes, start
 
-# Processes are forked from one that has imported this module and begun nothing.
+# Processes are forked from one that has imported these modules and begun nothing.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch.distributed.fsdp", "torch._dynamo", "tests.training.tiny", __name__])
+_CONTEXT.set_forkserver_preload(
+    ["torch.distributed.fsdp", "torch._dynamo", "tests.training.tiny", "tests.end_to_end.program", "aam.run", __name__]
+)
 
 
 def together(function: Callable[..., Any], number: int, strategy: str, *arguments: Any) -> list[Any]:
     """What ``function(processes, *arguments)`` gives in each of so many processes; the first error is raised here."""
+    return side_by_side(_started, number, function, strategy, arguments)
+
+
+def side_by_side(function: Callable[..., Any], number: int, *arguments: Any) -> list[Any]:
+    """What ``function(*arguments)`` gives in each of so many processes that find each other as torchrun lets them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with ProcessPoolExecutor(number, _CONTEXT) as pool:
-        futures = [pool.submit(_one, function, rank, number, port, strategy, arguments) for rank in range(number)]
+        futures = [pool.submit(_one, rank, number, port, function, arguments) for rank in range(number)]
         errors = [error for future in futures if (error := future.exception()) is not None]
     for error in sorted(errors, key=lambda error: isinstance(error, BrokenProcessPool)):
         raise error
     return [future.result() for future in futures]
 
 
-def _one(
-    function: Callable[..., Any], rank: int, number: int, port: int, strategy: Any, arguments: tuple[Any, ...]
-) -> Any:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def _one(rank: int, number: int, port: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number}
+    os.environ |= {
+        name: str(value) for name, value in {**ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items()
+    }
     torch.set_num_threads(1)
+    return function(*arguments)
+
+
+def _started(function: Callable[..., Any], strategy: Any, arguments: tuple[Any, ...]) -> Any:
     try:
         processes: Processes = start(TrainConfig(output_dir=Path("run"), strategy=strategy), torch.device("cpu"))
         return function(processes, *arguments)

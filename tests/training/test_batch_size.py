@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+from collections.abc import Iterator
 from itertools import combinations
 
 import numpy as np
@@ -18,6 +20,15 @@ from tests.conftest import TinyStudy
 from tests.training.tiny import CPU, build_dataset, build_task
 
 ROWS = np.arange(9)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_else_is_collected() -> Iterator[None]:
+    """The search collects garbage before each try; what other tests have imported is not looked through again."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

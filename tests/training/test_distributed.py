@@ -92,13 +92,13 @@ def all_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in whole(trainer.task.model.state_dict()).items()}
 
 
-def assert_alike(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
+def assert_alike(found: list[dict[str, float]], expected: list[dict[str, float]], about: Any = "") -> None:
     """Losses and metrics, to 1e-5."""
-    assert len(found) == len(expected)
+    assert len(found) == len(expected), about
     for row, own in zip(found, expected, strict=True):
-        assert row.keys() == own.keys()
+        assert row.keys() == own.keys(), about
         for name, value in own.items():
-            assert row[name] == pytest.approx(value, abs=1e-5, nan_ok=True), name
+            assert row[name] == pytest.approx(value, abs=1e-5, nan_ok=True), (name, about)
 
 
 # ------------------------------------------------------------------------------------------------------------- shares
@@ -153,38 +153,50 @@ def test_what_processes_agree_on():
 # --------------------------------------------------------------------------------------------------------- as one
 
 
-@pytest.mark.parametrize(
-    ("strategy", "number", "options"),
-    [
-        ("ddp", 2, {"kind": "pretrain", "epochs": 7}),
-        ("fsdp", 2, {"kind": "pretrain", "epochs": 7}),
-        ("ddp", 2, {"kind": "regression", "optim": OptimConfig(accumulation_steps=2, gradient_clip=0.05)}),
-        ("fsdp", 2, {"kind": "regression", "optim": OptimConfig(accumulation_steps=2, gradient_clip=0.05)}),
-        ("ddp", 3, {"kind": "classes"}),
-        ("fsdp", 3, {"kind": "classes"}),
-        ("ddp", 2, {"kind": "pretrain", "stripes": True}),
-        ("fsdp", 2, {"kind": "regression", "little_memory": True}),
-        ("fsdp", 2, {"kind": "regression", "in_one_piece": True}),
-        ("ddp", 2, {"kind": "classes", "frozen": True}),
-        ("fsdp", 2, {"kind": "classes", "frozen": True}),
-        ("ddp", 2, {"optim": OptimConfig(average="ema", optimizer="radam")}),
-        ("fsdp", 2, {"optim": OptimConfig(average="ema", optimizer="radam")}),
-        ("fsdp", 2, {"optim": OptimConfig(average="ema"), "reshard_after_forward": False}),
-        ("fsdp", 2, {"optim": OptimConfig(average="swa", optimizer="sgd", lr=0.05)}),
-        ("fsdp", 2, {"optim": OptimConfig(optimizer="adam", head_lr=0.01)}),
+def each(processes: Processes, folder: Path, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [run(processes, folder, options) for options in cases]
+
+
+CASES: dict[tuple[str, int], list[dict[str, Any]]] = {
+    ("ddp", 2): [
+        {"kind": "pretrain", "epochs": 7},
+        {"kind": "regression", "optim": OptimConfig(accumulation_steps=2, gradient_clip=0.05)},
+        {"kind": "pretrain", "stripes": True},
+        {"kind": "classes", "frozen": True},
+        {"optim": OptimConfig(average="ema", optimizer="radam")},
     ],
-    ids=str,
-)
-def test_processes_follow_one(strategy, number, options, tmp_path):
+    ("fsdp", 2): [
+        {"kind": "pretrain", "epochs": 7},
+        {"kind": "regression", "optim": OptimConfig(accumulation_steps=2, gradient_clip=0.05)},
+        {"kind": "regression", "little_memory": True},
+        {"kind": "regression", "in_one_piece": True},
+        {"kind": "classes", "frozen": True},
+        {"optim": OptimConfig(average="ema", optimizer="radam")},
+        {"optim": OptimConfig(average="ema"), "reshard_after_forward": False},
+        {"optim": OptimConfig(average="swa", optimizer="sgd", lr=0.05)},
+        {"optim": OptimConfig(optimizer="adam", head_lr=0.01)},
+    ],
+    ("ddp", 3): [{"kind": "classes"}],
+    ("fsdp", 3): [{"kind": "classes"}],
+}
+
+
+@pytest.mark.parametrize(("strategy", "number"), CASES, ids=str)
+def test_processes_follow_one(strategy, number, tmp_path):
     """Losses of each batch and all that is said of the held-out samples; shares are unequal, and some empty."""
-    alone, found = run(ALONE, tmp_path, options), together(run, number, strategy, tmp_path, options)
-    steps = 2 if options.get("optim", OptimConfig()).accumulation_steps == 2 else 3
-    assert len(alone["steps"]) == steps * options.get("epochs", 3)
-    for process in found:
-        assert_alike(process["steps"], alone["steps"])
-        assert_alike(process["history"], alone["history"])
-        for name, tensor in alone["weights"].items():
-            torch.testing.assert_close(process["weights"][name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+    cases = CASES[strategy, number]
+    of_processes = together(each, number, strategy, tmp_path, cases)
+    for options, *found in zip(cases, *of_processes, strict=True):
+        alone = run(ALONE, tmp_path, options)
+        steps = 2 if options.get("optim", OptimConfig()).accumulation_steps == 2 else 3
+        assert len(alone["steps"]) == steps * options.get("epochs", 3)
+        assert len(found) == number
+        for process in found:
+            assert_alike(process["steps"], alone["steps"], options)
+            assert_alike(process["history"], alone["history"], options)
+            for name, tensor in alone["weights"].items():
+                about = f"{name} of {options}"
+                torch.testing.assert_close(process["weights"][name], tensor, rtol=1e-4, atol=1e-6, msg=about)
 
 
 def held(processes: Processes, folder: Path) -> tuple[int, int, set[str]]:
@@ -240,6 +252,11 @@ def saved_after(processes: Processes, folder: Path, step: int | None, resumed: b
     return {"step": trainer.state.step, "history": trainer.state.history, "weights": all_weights(trainer)}
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return saved_after(ALONE, tmp_path_factory.mktemp("alone"), None, False, False)
+
+
 @pytest.mark.parametrize(
     ("before", "after", "sharded"),
     [
@@ -251,15 +268,14 @@ def saved_after(processes: Processes, folder: Path, step: int | None, resumed: b
     ],
     ids=str,
 )
-def test_resumed_by_another_number_of_processes(before, after, sharded, tmp_path):
+def test_resumed_by_another_number_of_processes(before, after, sharded, uninterrupted, tmp_path):
     """Stopped in the middle of the third epoch by a signal to the last process."""
 
     def go(number: int, strategy: str, step: int | None, resumed: bool) -> list[dict[str, Any]]:
         arguments = tmp_path, step, resumed, sharded and strategy == "fsdp"
         return [saved_after(ALONE, *arguments)] if number == 1 else together(saved_after, number, strategy, *arguments)
 
-    (tmp_path / "alone").mkdir()
-    expected = saved_after(ALONE, tmp_path / "alone", None, False, False)
+    expected = uninterrupted
     assert [process["step"] for process in go(*before, 7, False)] == [7] * before[0]
     assert (tmp_path / SHARDS).exists() == sharded
     for process in go(*after, None, True):
