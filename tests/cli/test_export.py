@@ -115,10 +115,10 @@ def predict(model: Path, study: StudyFiles, output: Path, *options: object) -> t
 
 
 def assert_same_predictions(run: Path, model: Path, study: StudyFiles, folder: Path, *options: object) -> pd.DataFrame:
-    """Tables and what is said, from both."""
+    """Tables and what is said, from both, save for what the run directory knows: which samples were learnt from."""
     expected, said = predict(run, study, folder / "torch.tsv", *options)
     found, said_of_onnx = predict(model, study, folder / "onnx.tsv", *options)
-    assert said_of_onnx == said
+    assert said_of_onnx.splitlines() == [line for line in said.splitlines() if "the model has learnt from" not in line]
     pd.testing.assert_frame_equal(found, expected, rtol=1e-5, atol=1e-5, check_exact=False)
     return found
 
