@@ -393,3 +393,14 @@ class TestAugmentation:
         succeed(*study.pretrain, *VARIED, "--epochs", 1, "--output-dir", tmp_path / "encoder")
         history = pd.read_csv(tmp_path / "encoder" / "history.csv")
         assert history["train_unifrac_loss"].notna().all()
+
+
+def test_samples_that_were_learnt_from_are_counted(study: StudyFiles, tmp_path: Path) -> None:
+    """All of a run with folds, the training samples of one of them; none where no run says so."""
+    run, output = tmp_path / "run", tmp_path / "p.tsv"
+    succeed(*study.train, "--metadata-column", "age", "--folds", 2, "--output-dir", run)
+    split = pd.read_csv(run / "fold_0" / "splits.tsv", sep="\t")["split"]
+    alone = Path(shutil.copy(run / "best_model.safetensors", tmp_path))
+    for model, learnt in ((run, 24), (run / "fold_0", (split == "train").sum()), (alone, 0)):
+        said = succeed("predict", "--model", model, "--table", study.table, "--output", output).out
+        assert f"{learnt} of these the model has learnt from" in said if learnt else "learnt from" not in said
