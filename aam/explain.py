@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -121,6 +121,8 @@ def explain(
     DataError
         If the model or the table cannot be used, or what is asked for is not there.
     """
+    # In the order in which they are read, whatever the order in which they are named.
+    question = replace(question, layers=tuple(sorted(set(question.layers))), heads=tuple(sorted(set(question.heads))))
     if question.ranks and taxonomy is None:
         raise DataError(f"--by {question.ranks[0]}: taxa are named by --taxonomy; give one")
     if question.group_column is not None and not metadata:
@@ -178,7 +180,8 @@ def explain(
     maps, flow = [], {}
     if question.attention:
         maps = _maps(explained, samples, values, question)
-        flow = {unit.name: attention_flow(explained, samples, unit.of_asv) for unit in kinds[1:]}
+        read = _places(question)
+        flow = {unit.name: attention_flow(explained, samples, unit.of_asv, *read) for unit in kinds[1:]}
     return Explanation(
         *(names, feature_ids, letters, taxa, samples.prevalence),
         samples=_table_of_samples(names, values, explained, asked.part, actual, by_method),
@@ -406,7 +409,12 @@ def _by_method(
     for unit in kinds:
         within = summed(by_sample, unit.of_asv)
         unsigned = np.zeros(len(unit.names)) if method == "attention" else None
-        found.append(Found(method, unit, within, importances(within, unsigned, groups, seed=question.seed)))
+        of_unit = importances(within, unsigned, groups, seed=question.seed)
+        parts = {}
+        for name in ("by_sequence", "by_abundance") if attributions is not None else ():
+            sizes = abs(summed(samples.matrix(getattr(attributions, name)), unit.of_asv))
+            parts[name] = np.asarray(sizes.sum(axis=0)).ravel() / len(samples)
+        found.append(Found(method, unit, within, of_unit, parts=parts))
     return _ByMethod(method, found, np.abs(per_entry), checks, attributions)
 
 
@@ -475,9 +483,8 @@ def _maps(
 
 
 def _map(network: Network, samples: Samples, row: int, question: Question) -> AttentionMap:
-    layers, heads = ([number - 1 for number in given] for given in (question.layers, question.heads))
     (chunk,) = chunks([samples[row]])
-    found = attention_of_chunk(network, chunk, layers, heads)
+    found = attention_of_chunk(network, chunk, *_places(question))
     names = [f"layer {number}" for number in question.layers or range(1, len(found.layers) + 1)]
     drawn = {name: weights[0].mean(dim=0) for name, weights in zip(names, found.layers, strict=True)}
     drawn["rollout"] = found.rollout[0]
@@ -494,6 +501,11 @@ def _part(parts: Sequence[Part], question: Question) -> Part:
     if question.column not in names:
         raise DataError(f"--column {question.column}: the model predicts {', '.join(names)}")
     return parts[names.index(question.column)]
+
+
+def _places(question: Question) -> tuple[list[int], list[int]]:
+    """Layers and heads that are read, counted from 0; none where all are."""
+    return [number - 1 for number in question.layers], [number - 1 for number in question.heads]
 
 
 def _require_layers(question: Question, layers: int, heads: int) -> None:
@@ -557,8 +569,7 @@ def _of_entries(
 ) -> tuple[NDArray[np.float64], dict[str, Any], Attributions | None]:
     """What a method says of every ASV of every sample, (nnz,), and how it checks itself."""
     if method == "attention":
-        layers, heads = ([number - 1 for number in given] for given in (question.layers, question.heads))
-        weights = attention_weights(explained, samples, layers, heads)
+        weights = attention_weights(explained, samples, *_places(question))
         sums = samples.matrix(weights).sum(axis=1)
         checks: dict[str, Any] = {
             "layers": list(question.layers) or "all",

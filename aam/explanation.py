@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ class Found:
     by_sample: sparse.csr_array  # (n, T)
     importances: Importances
     error: NDArray[np.float64] | None = None  # (T,): increase of the mean error of samples whose truth is known
+    parts: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)  # (T,): mean size of each part of an effect
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,7 @@ def table_of(explanation: Explanation, kind: str) -> pd.DataFrame:
             "high": own.high,
             "direction": own.direction.astype(int),
         }
+        columns |= found.parts
         if found.error is not None:
             columns["error_increase"] = found.error
         blocks.append(pd.DataFrame(columns).sort_values("importance", ascending=False, kind="stable"))

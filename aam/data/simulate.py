@@ -383,7 +383,7 @@ def plant_target(
     Returns
     -------
     SimulatedStudy
-        With the column in its metadata.
+        With the column in its metadata, and the clades' names as ``planted`` in the truth.
     list of str
         The sequences of the clades' ASVs.
 
@@ -399,7 +399,7 @@ def plant_target(
     of_clade = {name: shares[:, of_asv == name].sum(axis=1) for name in idle}
     candidates = [name for name in idle if (of_clade[name] > 0).mean() > 0.1]
     if len(candidates) < clades:
-        raise DataError(f"plant_target: {len(candidates)} clades follow no gradient, and {clades} are asked for")
+        raise DataError(f"{len(candidates)} clades follow no gradient, and {clades} are to be planted; give more ASVs")
     chosen = sorted(rng.choice(candidates, size=clades, replace=False).tolist())
     logs = np.log(np.stack([of_clade[name] for name in chosen]) + 1e-3)  # (clades, N)
     standard = (logs - logs.mean(axis=1, keepdims=True)) / logs.std(axis=1, keepdims=True)
@@ -407,4 +407,5 @@ def plant_target(
     decided = signs @ standard
     planted = decided + noise * decided.std() * rng.standard_normal(len(decided))
     causal = [bases for bases, name in zip(study.sequences, of_asv.tolist(), strict=True) if name in chosen]
-    return replace(study, metadata=study.metadata.assign(planted=planted.round(4))), causal
+    metadata = study.metadata.assign(planted=planted.round(4))
+    return replace(study, metadata=metadata, truth={**study.truth, "planted": chosen}), causal

@@ -213,7 +213,13 @@ def attention_weights(
     return found
 
 
-def attention_flow(explained: Explained, samples: Samples, units: NDArray[np.int64]) -> NDArray[np.float64]:
+def attention_flow(
+    explained: Explained,
+    samples: Samples,
+    units: NDArray[np.int64],
+    layers: Sequence[int] = (),
+    heads: Sequence[int] = (),
+) -> NDArray[np.float64]:
     """How much is read by way of the ASVs of one unit from those of another, (T, T), from rows to columns.
 
     Rollout, weighed by pooling and averaged over the samples: all of it adds up to 1, and columns to the units' shares
@@ -225,17 +231,20 @@ def attention_flow(explained: Explained, samples: Samples, units: NDArray[np.int
     samples : Samples
     units : ndarray (A,)
         The unit of each ASV, from 0.
+    layers, heads : sequence of int
+        See `attention_while`.
     """
     number = int(units.max()) + 1
     found = np.zeros(number * number)
     for place, network in enumerate(explained.networks):
         for chunk, shares in explained.of_network(place, samples):
-            attention = attention_of_chunk(network, chunk)
+            attention = attention_of_chunk(network, chunk, layers, heads)
             flow = (attention.pooling[:, :, None] * attention.rollout).double().cpu().numpy()  # (B, S, S)
             flow *= shares[:, None, None]
             of_place = units[chunk.asvs]
             pairs = of_place[:, :, None] * number + of_place[:, None, :]
-            found += np.bincount(pairs.ravel(), weights=flow.ravel(), minlength=len(found))  # 0 at padding
+            known, place = np.unique(pairs, return_inverse=True)
+            found[known] += np.bincount(place.ravel(), weights=flow.ravel())  # 0 at padding
     return (found / len(samples)).reshape(number, number)
 
 

@@ -32,7 +32,7 @@ def test_a_planted_target_is_that_of_its_clades() -> None:
         design = np.stack([np.ones(60), *(columns[name] for name in names)], axis=1)
         left = planted - design @ np.linalg.lstsq(design, planted, rcond=None)[0]
         assert (left.var() < 1e-6) == fits
-    with pytest.raises(DataError, match="50 are asked for"):
+    with pytest.raises(DataError, match="50 are to be planted"):
         plant_target(drawn, clades=50)
 
 
@@ -43,6 +43,6 @@ def test_methods_find_them() -> None:
     assert set(found) == {"integrated-gradients", "attention", "permutation"}
     assert found["permutation"]["r2"] > 0.5
     for method in ("integrated-gradients", "permutation"):
-        assert found[method]["precision"] > 2 * found[method]["chance"]
+        assert found[method]["precision"] >= 0.75 * found[method]["most"] > 2 * found[method]["chance"]
         assert found[method]["auc"] > 0.85
     assert all(record["deletion_ratio"] > 1.3 for record in found.values())

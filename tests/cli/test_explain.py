@@ -354,3 +354,44 @@ def test_attention_and_bases(study: StudyFiles, trained: Path, taxonomy: Path, t
     assert (bases.groupby("feature_id")["attention"].sum() < 1).all() and (bases["attribution"] != 0).all()
     for name in ("nucleotides", "nucleotides_attention"):
         assert (output / "plots" / f"{name}.png").is_file()
+
+
+def test_layers_and_heads_in_any_order(study: StudyFiles, trained: Path, taxonomy: Path, tmp_path: Path) -> None:
+    """Each keeps its name, and what is not asked for is read neither into maps nor into the flow between taxa."""
+    options = ("--method", "attention", "--taxonomy", taxonomy, "--attention", 1)
+    read = {}
+    for name, chosen in {
+        "all": (),
+        "12": ("--layer", 1, "--layer", 2),
+        "21": ("--layer", 2, "--layer", 1, "--layer", 1),
+        "head": ("--head", 2),
+    }.items():
+        succeed(*explain(trained, study, tmp_path / name, *options, *chosen))
+        folder = tmp_path / name / "attention"
+        (drawn,) = folder.glob("0*.tsv")
+        flow = pd.read_csv(folder / "flow_genus.tsv", sep="\t", index_col="from")
+        read[name] = pd.read_csv(drawn, sep="\t", index_col=["from", "to"]), flow
+        genera = pd.read_csv(tmp_path / name / "importances_genus.tsv", sep="\t", index_col="taxon")["importance"]
+        np.testing.assert_allclose(flow.sum(axis=0), genera[flow.columns], rtol=1e-3)
+    for layer in ("layer 1", "layer 2"):
+        for name in ("12", "21"):
+            np.testing.assert_allclose(read[name][0][layer], read["all"][0][layer], rtol=1e-4)
+    assert not np.allclose(read["12"][0]["layer 1"], read["12"][0]["layer 2"], rtol=0.01)
+    np.testing.assert_allclose(read["21"][1], read["12"][1], rtol=1e-4)
+    assert not np.allclose(read["head"][1], read["all"][1], rtol=0.01)
+
+
+def test_what_is_of_the_sequence_and_what_of_the_abundance(explained: tuple[Path, str]) -> None:
+    """Neither part of an effect can be larger than both together less the other."""
+    found = pd.read_csv(explained[0] / "importances.tsv", sep="\t").set_index("method")
+    parts = found[["by_sequence", "by_abundance"]]
+    assert parts.loc[["attention", "permutation"]].isna().all(axis=None)
+    both = found.loc["integrated-gradients"]
+    assert (both["by_sequence"] > 0).all() and (both["by_abundance"] > 0).all()
+    assert (both["importance"] <= both["by_sequence"] + both["by_abundance"] + 1e-6).all()
+    assert (both["importance"] >= (both["by_sequence"] - both["by_abundance"]).abs() - 1e-6).all()
+
+
+def test_an_exported_model_is_said_to_be_one(study: StudyFiles, tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"\x08\x0a\x12\x07pytorch")
+    assert_one_line_error(aam(*explain(tmp_path / "m.onnx", study, tmp_path / "no")), 1, "m.onnx", "exported")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from aam.data.biom_loader import load_table
@@ -60,3 +61,11 @@ def test_impossible_sizes_are_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert_one_line_error(aam("simulate", "--output-dir", tmp_path / "file"), 1, tmp_path / "file")
     assert_one_line_error(aam("simulate", "--output-dir", tmp_path / "file" / "s"), 1, tmp_path / "file" / "s")
+
+
+def test_a_planted_column(tmp_path: Path) -> None:
+    succeed("simulate", "--output-dir", tmp_path, "--samples", 40, "--asvs", 80, "--subjects", 10, "--plant", 2)
+    metadata = load_metadata(tmp_path / "metadata.tsv")
+    truth = json.loads((tmp_path / "truth.json").read_text())
+    assert metadata["planted"].astype(float).std() > 0 and len(truth["planted"]) == 2
+    assert set(truth["planted"]) <= {clade["clade"] for clade in truth["clades"] if clade["effect"] == 0}
