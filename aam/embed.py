@@ -26,6 +26,7 @@ from aam.folds import finished_folds
 from aam.loaders import choose_device, loader
 from aam.models.sequence_encoder import SequenceEncoder
 from aam.models.sequence_predictor import SequencePredictor
+from aam.networks import require_network_of_torch
 from aam.predict import data_as_trained, tracked
 from aam.training.checkpoint import (
     ModelFile,
@@ -93,6 +94,7 @@ def embed(
         raise DataError(f"{model}: has a model for each fold, and each its own space; give one of them, {folds[0]} say")
     device = choose_device(settings)
     path = model_path(model)
+    require_network_of_torch(path)
     file = load_model_file(path)
     encoder = load_encoder(file, path).to(device).eval()
     data = data_as_trained(file.config, table, sequences=sequences, streaming=streaming)

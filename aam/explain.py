@@ -40,6 +40,7 @@ from aam.interpret.permutation import permutation
 from aam.interpret.samples import Samples, chunks
 from aam.loaders import choose_device
 from aam.models.sequence_predictor import SequencePredictor
+from aam.networks import require_network_of_torch
 from aam.predict import data_as_trained
 from aam.training.checkpoint import (
     build_model,
@@ -212,6 +213,7 @@ class _Asked(NamedTuple):
 
 def _asked(model: Path, question: Question) -> _Asked:
     path = model_path(model)
+    require_network_of_torch(path)
     ensemble = load_ensemble(path)
     members = ensemble.members
     targets = [target for member in members if (target := read_target(member.file.header, path)) is not None]

@@ -55,6 +55,7 @@ from aam.training.tasks import answers_of
 __all__ = ["TOLERANCE", "Difference", "Exported", "Timing", "export"]
 
 TOLERANCE = 1e-5  # of the largest value of an output, and at least of 1
+_MOST_SAMPLES = 256  # of the run's own table, that a file is checked on
 _SHAPES = ((1, 1, 1, 0.2), (2, 3, 5, 1.0), (5, 17, 23, 0.6), (16, 40, 60, 1.0))  # B, S, U, and of L the share
 _TIMED = ((1, 50, 50, 1.0), (8, 100, 300, 1.0), (32, 100, 600, 1.0))
 _RUNS = 5
@@ -130,8 +131,8 @@ def export(
     opset : int
         Of the operators: 18, 19 or 20.
     table : Path, or several
-        Samples to check on, which are read as the model's own were. Otherwise samples are drawn from the model's
-        reference ASVs.
+        Samples to check on, which are read as the model's own were. Otherwise some of the samples that it was trained
+        with, or where their table is there no more, samples drawn from the model's reference ASVs.
     sequences, metadata : Path, or several
         Of the table: its features' sequences, and covariates.
     benchmark : bool
@@ -243,15 +244,21 @@ def _batches(
     settings: TrainConfig,
 ) -> tuple[Iterator[tuple[Batch, list[_Given]]], dict[str, list[str]]]:
     """Batches to check on, with what each network reads of their covariates; and samples that were left out."""
-    if not table:
-        rng = np.random.default_rng(0)
-        return (_drawn(source, rng, *shape) for shape in _SHAPES), {}
-    data = data_as_trained(config, table, sequences=sequences, metadata=metadata)
     reads = {name: getattr(config.data, name) for name in ("categorical_columns", "numeric_columns")}
+    most = None
+    if not table:
+        own = config.data
+        metadata = own.metadata if any(reads.values()) else ()
+        if not all(path.is_file() for path in (*own.table, *own.sequences, *metadata)):
+            rng = np.random.default_rng(0)
+            return (_drawn(source, rng, *shape) for shape in _SHAPES), {}
+        table, sequences, most = own.table, own.sequences, _MOST_SAMPLES
+    data = data_as_trained(config, table, sequences=sequences, metadata=metadata)
     data = data.model_copy(update=reads)
     study = load_study(data, max_bp=config.model.max_bp, keep_unlabelled=True, checksums=False)
     dataset = SampleDataset.of_study(study, DatasetOptions.of(data, config.train.seed))
-    plan = BatchPlan(np.arange(len(study)), settings.samples_per_batch, False, 0)
+    rows = np.sort(np.random.default_rng(0).permutation(len(study))[:most])
+    plan = BatchPlan(rows, settings.samples_per_batch, False, 0)
     encoded = [None if known is None else known.encode(study.covariates) for known in source.covariates]  # type: ignore[arg-type]
 
     def read() -> Iterator[tuple[Batch, list[_Given]]]:

@@ -22,7 +22,7 @@ from aam.training.checkpoint import build_model, load_weights, read_covariates, 
 from aam.training.ensemble import Ensemble, load_ensemble
 from aam.training.trainer import precision
 
-__all__ = ["Answer", "Networks", "TorchNetworks", "is_onnx", "open_networks"]
+__all__ = ["Answer", "Networks", "TorchNetworks", "is_onnx", "open_networks", "require_network_of_torch"]
 
 
 class Answer(NamedTuple):
@@ -55,6 +55,17 @@ def open_networks(path: Path, settings: TrainConfig) -> Networks:
 
         return OnnxNetworks(path, threads=settings.threads, device=settings.device)
     return TorchNetworks(path, choose_device(settings))
+
+
+def require_network_of_torch(path: Path) -> None:
+    """Refuse an exported model.
+
+    Raises
+    ------
+    DataError
+    """
+    if is_onnx(path):
+        raise DataError(f"{path}: an exported model, which `aam predict` and `aam info` take; give the run it is of")
 
 
 def is_onnx(path: Path) -> bool:

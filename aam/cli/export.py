@@ -28,7 +28,12 @@ _PATH = click.Path(path_type=Path, readable=False)
     show_default=True,
     help="Version of the operators; older runtimes know the lower ones alone.",
 )
-@click.option("--table", type=_PATH, multiple=True, help="Feature table of samples to check the file on.")
+@click.option(
+    "--table",
+    type=_PATH,
+    multiple=True,
+    help="Feature table of samples to check the file on; by default that of the run, where it still is.",
+)
 @click.option("--sequences", type=_PATH, multiple=True, help="FASTA or QIIME 2 artifact, where IDs are not DNA.")
 @click.option("--metadata", type=_PATH, multiple=True, help="Covariates of these samples, where the model reads any.")
 @click.option("--benchmark", is_flag=True, help="Print how long predictions take in PyTorch and in ONNX Runtime.")
@@ -45,7 +50,8 @@ def command(
 ) -> None:
     """Write a model as ONNX, for programs without PyTorch; `aam predict` takes the file, too.
 
-    It is written once ONNX Runtime has given the same answers as PyTorch, to samples of --table or to simulated ones.
+    It is written once ONNX Runtime has given the same answers as PyTorch, to samples of --table, or of the run's own
+    table, or to simulated ones.
     """
     from aam.config import TrainConfig
     from aam.errors import DataError

@@ -267,8 +267,6 @@ def stored_config(stored: dict[str, Any]) -> RunConfig:
 
 
 def _not_a_model(path: Path) -> DataError:
-    if path.suffix == ".onnx":
-        return DataError(f"{path}: an exported model, which `aam predict` and `aam info` take; give the run it is of")
     return DataError(f"{path}: not a model file of AAM; give a run directory or its {MODEL_NAME}")
 
 
