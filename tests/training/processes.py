@@ -30,7 +30,18 @@ def together(function: Callable[..., Any], number: int, strategy: str, *argument
 
 
 def side_by_side(function: Callable[..., Any], number: int, *arguments: Any) -> list[Any]:
-    """What ``function(*arguments)`` gives in each of so many processes that find each other as torchrun lets them."""
+    """What ``function(*arguments)`` gives in each of so many processes that find each other as torchrun lets them.
+
+    They are started once more where one of them was killed and none raised anything: in some thousand starts the thread
+    of Gloo, PyTorch's transport, has died of a segmentation fault once. What kills them each time still fails.
+    """
+    try:
+        return _side_by_side(function, number, *arguments)
+    except BrokenProcessPool:
+        return _side_by_side(function, number, *arguments)
+
+
+def _side_by_side(function: Callable[..., Any], number: int, *arguments: Any) -> list[Any]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
