@@ -255,9 +255,8 @@ def _coverage(each: Predictions, metrics: Mapping[str, float], interval: Interva
     """How many of the prediction intervals hold the truth, and how wide they are."""
     page.heading("Prediction intervals", 3)
     asked = "" if each.nominal is None else f", and {100 * each.nominal:.3g} % are meant to"
-    sure = "" if interval is None else f" (95 % interval {100 * interval.low:.1f} to {100 * interval.high:.1f})"
     page.text(
-        f"{100 * metrics['coverage']:.1f} % of the intervals hold the truth{sure}{asked}. They are "
+        f"{100 * metrics['coverage']:.1f} % of the intervals hold the truth{_ends(interval)}{asked}. They are "
         f"{metrics['width']:.3g} wide on average."
     )
     found = {
@@ -268,19 +267,22 @@ def _coverage(each: Predictions, metrics: Mapping[str, float], interval: Interva
     return found if each.nominal is None else found | {"nominal": each.nominal}
 
 
+def _ends(interval: Interval | None) -> str:
+    """Those of a share, in percent."""
+    return "" if interval is None else f" (95 % interval {100 * interval.low:.1f} to {100 * interval.high:.1f})"
+
+
 def _coverage_of_sets(
     each: Predictions, metrics: Mapping[str, float], interval: Interval | None, page: Page
 ) -> dict[str, Any]:
     """How many of the prediction sets hold the truth, how large they are, and how it is by class."""
-    within = each.sets
-    assert within is not None
+    within, held = each.sets, each.held
+    assert within is not None and held is not None
     sizes, actual = within.sum(axis=1), each.table["actual"].to_numpy().astype(str)
-    held = within[np.arange(len(actual)), np.searchsorted(each.classes, actual)]
     page.heading("Prediction sets", 3)
-    sure = "" if interval is None else f" (95 % interval {100 * interval.low:.1f} to {100 * interval.high:.1f})"
     one, empty = 100 * (sizes == 1).mean(), 100 * (sizes == 0).mean()
     page.text(
-        f"{100 * metrics['coverage']:.1f} % of the sets hold the truth{sure}. They have "
+        f"{100 * metrics['coverage']:.1f} % of the sets hold the truth{_ends(interval)}. They have "
         f"{metrics['classes_in_set']:.3g} classes on average; {one:.3g} % of them name one alone"
         + (f", {empty:.3g} % none." if empty else ".")
     )

@@ -22,7 +22,7 @@ from aam.data.taxonomy import RANKS, UNASSIGNED
 from aam.errors import DataError
 from aam.interpret.deletion import NUMBERS
 from aam.interpret.importances import Importances
-from aam.run_directory import write_json
+from aam.run_directory import names_in, write_json
 
 __all__ = [
     "AttentionMap",
@@ -113,9 +113,7 @@ def require_free(directory: Path, *, overwrite: bool) -> None:
     ------
     DataError
     """
-    if directory.exists() and not directory.is_dir():
-        raise DataError(f"{directory}: is a file; give another --output-dir")
-    held = sorted(path.name for path in directory.iterdir()) if directory.exists() else []
+    held = names_in(directory)
     if not held:
         return
     if _WRITTEN not in held or "config.json" in held:

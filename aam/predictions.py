@@ -42,7 +42,7 @@ class Predictions:
     group_column: str
     nominal: float | None  # the share of the truth that intervals are to hold, where it is known
 
-    @property
+    @cached_property
     def probabilities(self) -> NDArray[np.float64] | None:
         """(n, K), where the table has them."""
         columns = [f"prob_{name}" for name in self.classes]
@@ -56,7 +56,7 @@ class Predictions:
         occurring = set(self.table["actual"].astype(str)) if self.classes else set()
         return occurring.pop() if len(occurring) == 1 else None
 
-    @property
+    @cached_property
     def sets(self) -> NDArray[np.bool_] | None:
         """(n, K), whether a class is in a sample's prediction set, where the table has sets."""
         if not self.classes or "set" not in self.table:
@@ -64,6 +64,15 @@ class Predictions:
         # A name may itself hold the bar that stands between names.
         marked = [f"|{names}|" for names in self.table["set"].fillna("").astype(str)]
         return np.array([[f"|{name}|" in each for name in self.classes] for each in marked])
+
+    @cached_property
+    def held(self) -> NDArray[np.bool_] | None:
+        """(n,), whether the prediction set of a sample has its class, where the table has sets."""
+        if self.sets is None:
+            return None
+        places = np.searchsorted(self.classes, self.table["actual"].to_numpy().astype(str))
+        found: NDArray[np.bool_] = self.sets[np.arange(len(places)), places]
+        return found
 
     def metrics(self, rows: NDArray[np.int64] | slice = slice(None)) -> dict[str, float]:
         """Of some of the samples."""
@@ -77,7 +86,7 @@ class Predictions:
                 found |= {"width": float((high - low).mean())}
             return found
         truth, guess = (np.searchsorted(self.classes, values.astype(str)) for values in (actual, predicted))
-        probabilities, within = self.probabilities, self.sets
+        probabilities, within, held = self.probabilities, self.sets, self.held
         if probabilities is None:
             found = classification_metrics(truth, guess, np.eye(len(self.classes))[guess], self.classes)
             found.pop("roc_auc", None)
@@ -87,9 +96,8 @@ class Predictions:
         if self.only_class is not None:
             for name in ("balanced_accuracy", "f1_macro"):  # means over classes
                 del found[name]
-        if within is not None:
-            held = within[rows][np.arange(len(truth)), truth]
-            found |= {"coverage": float(held.mean()), "classes_in_set": float(within[rows].sum(axis=1).mean())}
+        if within is not None and held is not None:
+            found |= {"coverage": float(held[rows].mean()), "classes_in_set": float(within[rows].sum(axis=1).mean())}
         return found
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 from aam.errors import DataError
 from aam.training.checkpoint import MODEL_NAME
 
-__all__ = ["RunDirectory", "write_json", "write_table"]
+__all__ = ["RunDirectory", "names_in", "write_json", "write_table"]
 
 logger = logging.getLogger("aam")
 
@@ -137,6 +137,19 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     unfinished = path.with_name(path.name + ".tmp")
     unfinished.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     unfinished.replace(path)
+
+
+def names_in(directory: Path) -> list[str]:
+    """What an output directory holds, sorted; nothing where it is yet to be made.
+
+    Raises
+    ------
+    DataError
+        If it is a file.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise DataError(f"{directory}: is a file; give another --output-dir")
+    return sorted(path.name for path in directory.iterdir()) if directory.exists() else []
 
 
 def write_table(path: Path, frame: pd.DataFrame) -> None:

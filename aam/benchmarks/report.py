@@ -10,7 +10,7 @@ from aam.benchmarks.report_plots import letter, other_plot, ratio_plot, side_by_
 from aam.benchmarks.standard import BenchmarkRun, Machine, Measure
 from aam.errors import DataError
 from aam.evaluation.plots import save_figure
-from aam.run_directory import write_json
+from aam.run_directory import names_in, write_json
 
 __all__ = ["comparison_rows", "require_free", "run_rows", "write_report"]
 
@@ -27,9 +27,7 @@ def require_free(directory: Path, *, overwrite: bool) -> None:
     ------
     DataError
     """
-    if directory.exists() and not directory.is_dir():
-        raise DataError(f"{directory}: is a file; give another --output-dir")
-    held = {path.name for path in directory.iterdir()} if directory.exists() else set()
+    held = set(names_in(directory))
     if others := held - {PAGE, JSON, COMPARISON, *_PLOTS}:
         raise DataError(f"{directory}: holds other files, {min(others)} say; give an empty or a new --output-dir")
     if held and not overwrite:

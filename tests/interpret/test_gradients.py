@@ -43,8 +43,8 @@ def test_what_is_missing_is_found_out(unequal_study: TinyStudy) -> None:
     """With a tolerance that 16 points are not enough for, more are taken."""
     explained, samples = explained_of(unequal_study), rows_of(samples_of(unequal_study), [0])
     loose = integrated_gradients(explained, samples, tolerance=0.9, scale=10.0)
-    strict = integrated_gradients(explained, samples, tolerance=1e-9, scale=1e-9)
-    assert loose.steps == 16 < strict.steps
+    strict = integrated_gradients(explained, samples, tolerance=-1.0, scale=10.0)  # which nothing is within
+    assert loose.steps == 16 and strict.steps == 512
     assert np.abs(strict.missing).max() < np.abs(loose.missing).max()
 
 
