@@ -593,7 +593,7 @@ class TrainConfig(Section):
     train_steps: int = option(USUAL_STEPS, "Steps to learn for where --epochs is not given.", ge=1)
     choose_epochs: bool | None = option(
         None,
-        "Find out first, on a part of the training samples, whether learning for long is worse than a guess, and stop "
+        "Find out first, on parts of the training samples, whether learning for long is worse than a guess, and stop "
         "after the epoch that was best if so. By default where neither --epochs nor --patience is given and epochs are "
         "many.",
         only="train",

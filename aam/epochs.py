@@ -1,18 +1,18 @@
-"""How long to learn a column: found on a part of the training samples, before all of them are learnt from.
+"""How long to learn a column: found on parts of the training samples, before all of them are learnt from.
 
 Subjects are few and a network knows each of them by heart in the end. Where the signal is strong that does no harm, and
 all epochs are run. Where it is weak, a network that has learnt for long is worse than a guess, and the best one comes
 after a fraction of the steps. See ``docs/quality.md``.
 
-Shapes: ``N`` samples, ``E`` epochs.
+Shapes: ``N`` samples, ``E`` epochs, ``P`` parts.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from aam.assembly import build_task
 from aam.config import RunConfig
-from aam.data.splits import with_validation
+from aam.data.splits import make_folds
 from aam.data.study import Study
 from aam.errors import DataError
 from aam.run_directory import RunDirectory, write_table
@@ -34,11 +34,11 @@ from aam.training.meter import Meter
 from aam.training.tasks import Evaluation, TrainTask
 from aam.training.trainer import Callback, Trainer
 
-__all__ = ["Verdict", "inner_split", "smoothed", "verdict", "with_chosen_epochs"]
+__all__ = ["Judge", "Verdict", "inner_splits", "pooled", "smoothed", "verdict", "with_chosen_epochs"]
 
 logger = logging.getLogger("aam")
 
-SHARE = 0.2  # of the training samples, or groups, that judge
+PARTS = 5  # that the training samples, or groups, are cut into; each judges once
 FIRST = 0.25  # share of the epochs before any verdict
 EARLIEST = 0.05  # share of the epochs that are run at least: half of the warm-up
 STRONG = 0.6  # times the loss of a guess: below it, all epochs are run
@@ -53,11 +53,12 @@ def with_chosen_epochs(
     processes: Processes,
     directory: RunDirectory,
 ) -> RunConfig:
-    """A configuration that stops early if part of the training samples says that later is worse than a guess.
+    """A configuration that stops early if parts of the training samples say that later is worse than a guess.
 
-    It then stops after the epoch that was best, but not before a twentieth of them, since few samples judge. The
-    schedule stays that of all epochs. ``RUN/epochs.tsv`` holds what the search saw. Where there are too few samples or
-    groups to search, all epochs are run.
+    One part judges what the others learn. If it calls the signal weak, each other part judges in its turn for as many
+    epochs, and it is all of them that say whether it is, and after which epoch to stop: the best by all, but not before
+    a twentieth of them. The schedule stays that of all epochs. ``RUN/epochs.tsv`` holds what the search saw. Where
+    there are too few samples or groups to search, all epochs are run.
 
     Parameters
     ----------
@@ -76,45 +77,96 @@ def with_chosen_epochs(
         If a signal asked to stop.
     """
     random = random_state(device)  # what follows is as it would be without a search
+    epochs = config.train.number_of_epochs
+    parts = _judges(config, study, split, pretrained, device, processes, directory)
     try:
-        parts = inner_split(config, study, split)
-        task = build_task(config, study, parts, pretrained).to(device)
-    except DataError as error:
-        logger.info("all %d epochs are run: how many are best cannot be found out, for %s", config.train.epochs, error)
-        return config
-    learnt, judging = (len(study.rows_of(parts, part)) for part in ("train", "val"))
-    logger.info("how many epochs? %d training samples learn, and %d judge", learnt, judging)
-    trainer = build_trainer(config, study, parts, task, device, processes)
-    assert isinstance(task, TrainTask)
-    guess = task.guess_loss(study.rows_of(parts, "train"), study.rows_of(parts, "val"))
-    meter, search = Meter(), _Search(guess)
-    beside = [
-        FiniteLosses(study.sample_ids, directory / "last.ckpt"),
-        meter,
-        Console(("r2", "balanced_accuracy"), meter),
-    ]
-    trainer.callbacks = [Signals(), *trainer.callbacks, *beside, search]
-    try:
-        trainer.fit()
+        try:
+            judges = [next(parts)]
+        except DataError as error:
+            logger.info("all %d epochs are run: how many are best cannot be found out, for %s", epochs, error)
+            return config
+        logger.info("how many epochs? %d training samples learn, and %d judge", *judges[0].sizes)
+        judges[0].learn()
+        if verdict(*pooled(judges), epochs).stop_after is not None:
+            judges.extend(parts)
+            _learn_together(judges, epochs)
     finally:
-        trainer.close()
         set_random_state(random, device)
-    found = verdict(search.losses, guess, config.train.number_of_epochs)
-    compared = f"after {len(search.losses)} epochs their loss is {search.losses[-1]:.3g}, a guess's {guess:.3g}"
-    if found.stop_after is None:
-        logger.info("%s: learning from all training samples for all %d", compared, config.train.number_of_epochs)
-    else:
-        logger.info("%s: learning from all training samples for %d", compared, found.stop_after)
+    losses, guess = pooled(judges)
+    stop_after = verdict(losses, guess, epochs).stop_after
+    logger.info(
+        "after %d epochs their loss is %.3g, a guess's %.3g: learning from all training samples for %s",
+        len(losses),
+        losses[-1],
+        guess,
+        f"all {epochs}" if stop_after is None else stop_after,
+    )
     if processes.first:
-        epochs = np.arange(1, len(search.losses) + 1)
-        table = {"epoch": epochs, "loss": search.losses, "smoothed_loss": smoothed(search.losses), "guess": guess}
+        table = {"epoch": np.arange(1, len(losses) + 1), "loss": losses, "smoothed_loss": smoothed(losses)}
+        table |= {"guess": guess} | {f"part_{number}": judge.losses for number, judge in enumerate(judges, start=1)}
         write_table(directory / "epochs.tsv", pd.DataFrame(table))
-    settled = {"choose_epochs": False, "stop_after": found.stop_after}
+    settled = {"choose_epochs": False, "stop_after": stop_after}
     return config.model_copy(update={"train": config.train.model_copy(update=settled)})
 
 
-def inner_split(config: RunConfig, study: Study, split: NDArray[np.str_]) -> NDArray[np.str_]:
-    """The training samples of a split, some of which judge: ``train`` and ``val``; all others are ``""``.
+def _judges(
+    config: RunConfig,
+    study: Study,
+    split: NDArray[np.str_],
+    pretrained: ModelFile | None,
+    device: torch.device,
+    processes: Processes,
+    directory: RunDirectory,
+) -> Iterator[Judge]:
+    """Those parts of the training samples that can judge what the others learn, each as it is asked for.
+
+    Raises
+    ------
+    DataError
+        If none can.
+    """
+    reason, some = DataError("there are no training samples"), False
+    for inner in inner_splits(config, study, split):
+        try:
+            task = build_task(config, study, inner, pretrained).to(device)
+        except DataError as error:  # of a class, say, the others have no sample
+            reason = error
+            continue
+        assert isinstance(task, TrainTask)
+        learnt, judging = (study.rows_of(inner, part) for part in ("train", "val"))
+        trainer = build_trainer(config, study, inner, task, device, processes)
+        meter = Meter()
+        trainer.callbacks = [
+            Signals(),
+            *trainer.callbacks,
+            FiniteLosses(study.sample_ids, directory / "last.ckpt"),
+            meter,
+            Console(("r2", "balanced_accuracy"), meter),
+        ]
+        some = True
+        yield Judge(trainer, task.guess_loss(learnt, judging), (len(learnt), len(judging)))
+    if not some:
+        raise reason
+
+
+def _learn_together(judges: Sequence[Judge], epochs: int) -> None:
+    """Let all go on for as many epochs as the first, and on while these say nothing of all of them together."""
+    until = len(judges[0].losses)
+    while True:
+        for number, judge in enumerate(judges, start=1):
+            if len(judge.losses) < until:
+                told = (number, len(judges), *judge.sizes)
+                logger.info("the signal looks weak: part %d of %d, where %d samples learn, and %d judge", *told)
+                judge.learn(until)
+        if verdict(*pooled(judges), epochs).known:
+            return
+        until = min(2 * until, epochs)  # twice: where a part is frozen, each start encodes it
+
+
+def inner_splits(config: RunConfig, study: Study, split: NDArray[np.str_]) -> Iterator[NDArray[np.str_]]:
+    """The training samples of a split, a part of which judges: ``train`` and ``val``; all others are ``""``.
+
+    Samples of a group are in one part, unless there is one group only; of a class in as many as can be.
 
     Parameters
     ----------
@@ -122,21 +174,57 @@ def inner_split(config: RunConfig, study: Study, split: NDArray[np.str_]) -> NDA
     study : Study
     split : ndarray (N,) of str
 
+    Yields
+    ------
+    ndarray (N,) of str
+        Each of P parts once as ``val``; P is 5, or as many as there are groups or samples.
+
     Raises
     ------
     DataError
         If they cannot be divided.
     """
-    learnt = np.where(split == "train", split, "").astype("<U5")
-    return with_validation(
-        study.sample_ids,
-        learnt,
-        groups=study.groups,
-        labels=study.target if config.task.classifier and len(config.data.columns) == 1 else None,
-        val_size=SHARE,
-        seed=config.train.seed,
-        group_name=config.data.group_column or "group",
-    )
+    learnt = np.flatnonzero(split == "train")
+    groups = None if study.groups is None else study.groups[learnt]
+    if groups is not None and len(set(groups.tolist())) == 1:
+        groups = None
+    number = min(PARTS, len(learnt) if groups is None else len(set(groups.tolist())))
+    if number < 2:
+        raise DataError(f"they are asked of a part of the training samples, of which there are {len(learnt)}")
+    parts = None
+    if config.task.classifier and len(config.data.columns) == 1 and study.target is not None:
+        parts = _parts(config, study, learnt, groups, number, study.target[learnt])
+    if parts is None:  # no classes, or too few samples of one
+        parts = _parts(config, study, learnt, groups, number, None)
+    assert parts is not None
+    for part in range(parts.max() + 1):
+        inner = np.full(len(split), "", dtype="<U5")
+        inner[learnt] = np.where(parts == part, "val", "train")
+        yield inner
+
+
+def _parts(
+    config: RunConfig,
+    study: Study,
+    learnt: NDArray[np.int64],
+    groups: NDArray[Any] | None,
+    most: int,
+    labels: NDArray[Any] | None,
+) -> NDArray[np.int64] | None:
+    """The part of each training sample; of as many parts as can be, none empty. None where there are no two."""
+    for number in range(most, 1, -1):
+        try:
+            return make_folds(
+                [study.sample_ids[row] for row in learnt],
+                folds=number,
+                groups=groups,
+                labels=labels,
+                seed=config.train.seed,
+                group_name=config.data.group_column or "group",
+            )
+        except DataError:
+            continue
+    return None
 
 
 def smoothed(losses: Sequence[float]) -> list[float]:
@@ -173,13 +261,61 @@ def verdict(losses: Sequence[float], guess: float, epochs: int) -> Verdict:
     return Verdict(len(values) == epochs)
 
 
-class _Search(Callback):
-    """Collects the loss of the column, and ends the search when there is a verdict."""
+class Judge(Callback):
+    """A part of the training samples, and the training on all others that it judges.
 
-    def __init__(self, guess: float) -> None:
+    Parameters
+    ----------
+    trainer : Trainer
+    guess : float
+        What the best constant answer loses on the part.
+    sizes : tuple of int
+        Samples that learn, and those of the part.
+    """
+
+    def __init__(self, trainer: Trainer, guess: float, sizes: tuple[int, int]) -> None:
+        self.trainer = trainer
         self.guess = guess
-        self.losses: list[float] = []
+        self.sizes = sizes
+        self.losses: list[float] = []  # of the part, after each epoch
+        self.until: int | None = None
+        trainer.callbacks = [*trainer.callbacks, self]
+
+    def learn(self, until: int | None = None) -> None:
+        """Go on until so many epochs have ended, or by default until the part has a verdict of its own."""
+        self.until = until
+        self.trainer.state.stop = self._enough
+        try:
+            self.trainer.fit()
+        finally:
+            self.trainer.close()
 
     def on_epoch(self, trainer: Trainer, evaluation: Evaluation) -> None:
         self.losses.append(float(evaluation.losses[trainer.task.monitor]))
-        trainer.state.stop = verdict(self.losses, self.guess, trainer.config.number_of_epochs).known
+        trainer.state.stop = self._enough
+
+    @property
+    def _enough(self) -> bool:
+        if self.until is not None:
+            return len(self.losses) >= self.until
+        epochs = self.trainer.config.number_of_epochs
+        return bool(self.losses) and verdict(self.losses, self.guess, epochs).known
+
+
+def pooled(judges: Sequence[Judge]) -> tuple[list[float], float]:
+    """The losses of several parts after each epoch, and of a guess: means over their samples.
+
+    Parameters
+    ----------
+    judges : sequence of Judge
+        Of P parts, after as many epochs.
+
+    Returns
+    -------
+    losses : list of float
+        Of E epochs.
+    guess : float
+    """
+    sizes = [judge.sizes[1] for judge in judges]
+    losses = np.average([judge.losses for judge in judges], axis=0, weights=sizes)
+    return losses.tolist(), float(np.average([judge.guess for judge in judges], weights=sizes))

@@ -13,7 +13,7 @@ import torch
 from aam.assembly import build_task
 from aam.config import RunConfig
 from aam.data.splits import read_splits
-from aam.epochs import Verdict, inner_split, smoothed, verdict
+from aam.epochs import Verdict, inner_splits, smoothed, verdict
 from aam.errors import DataError
 from aam.inputs import load_inputs
 from aam.training.tasks import TrainTask
@@ -112,30 +112,44 @@ class TestGuess:
         return float(losses["target_loss"].mean)
 
 
-class TestInnerSplit:
+class TestInnerSplits:
     def config(self, study: StudyFiles, **data: object) -> RunConfig:
         files = {"table": study.table, "metadata": study.metadata, "metadata_column": "age"}
         return RunConfig.model_validate({"command": "train", "data": files | data, "train": {"output_dir": "unused"}})
 
-    def test_of_the_training_samples_alone(self, study: StudyFiles) -> None:
+    def test_each_training_sample_judges_once(self, study: StudyFiles) -> None:
         config = self.config(study, group_column="subject_id")
         loaded = load_inputs(config)
         assert loaded.groups is not None
         split = np.where(np.isin(loaded.groups, sorted(set(loaded.groups))[:2]), "test", "train").astype("<U5")
-        parts = inner_split(config, loaded, split)
-        assert (parts[split == "test"] == "").all()
-        assert set(parts[split == "train"]) == {"train", "val"}
-        assert not set(loaded.groups[parts == "train"]) & set(loaded.groups[parts == "val"])
+        parts = list(inner_splits(config, loaded, split))
+        assert len(parts) == 5
+        for part in parts:
+            assert set(part[split == "train"]) == {"train", "val"}
+            assert not set(loaded.groups[part == "train"]) & set(loaded.groups[part == "val"])
+        times = np.sum([part == "val" for part in parts], axis=0)
+        assert (times == np.where(split == "train", 1, 0)).all()
+
+    @pytest.mark.parametrize("groups", [1, 2])
+    def test_few_groups(self, groups: int, study: StudyFiles) -> None:
+        """Two are two parts; one is divided."""
+        config = self.config(study, group_column="subject_id")
+        loaded = load_inputs(config)
+        assert loaded.groups is not None
+        split = np.where(np.isin(loaded.groups, sorted(set(loaded.groups))[:groups]), "train", "test").astype("<U5")
+        parts = list(inner_splits(config, loaded, split))
+        assert len(parts) == (2 if groups == 2 else min(5, (split == "train").sum()))
 
     def test_too_few(self, study: StudyFiles) -> None:
         config = self.config(study)
         split = np.full(24, "test", dtype="<U5")
         split[0] = "train"
         with pytest.raises(DataError):
-            inner_split(config, load_inputs(config), split)
+            list(inner_splits(config, load_inputs(config), split))
 
 
 def test_what_was_seen(searched: Path) -> None:
+    """Losses of all parts of the training samples together, each weighing as many samples as it has."""
     seen = pd.read_csv(searched / "epochs.tsv", sep="\t")
     assert seen["epoch"].tolist() == list(range(1, len(seen) + 1))
     found = verdict(seen["loss"].tolist(), seen["guess"][0], EPOCHS)
@@ -143,6 +157,31 @@ def test_what_was_seen(searched: Path) -> None:
     history = pd.read_csv(searched / "history.csv")
     assert len(history) == (found.stop_after or EPOCHS)
     assert json.loads((searched / "metrics.json").read_text())["best_epoch"] == len(history)
+
+
+def test_parts_weigh_as_many_samples_as_they_have(study: StudyFiles, searched: Path) -> None:
+    seen = pd.read_csv(searched / "epochs.tsv", sep="\t")
+    config = RunConfig.model_validate(json.loads((searched / "config.json").read_text()))
+    loaded = load_inputs(config)
+    split = pd.Series(read_splits(searched / "splits.tsv")).loc[list(loaded.sample_ids)].to_numpy().astype("<U5")
+    parts = [name for name in seen.columns if name.startswith("part_")]
+    assert len(parts) > 1, "the signal of this column is weak"
+    sizes = [(part == "val").sum() for part in inner_splits(config, loaded, split)]
+    assert len(sizes) == len(parts)
+    expected = (seen[parts].to_numpy() * sizes).sum(axis=1) / sum(sizes)
+    np.testing.assert_allclose(seen["loss"], expected, rtol=1e-9)
+
+
+def test_what_one_part_calls_strong_is_asked_of_no_other(study: StudyFiles, tmp_path: Path) -> None:
+    """A class that the number of reads of one ASV gives away."""
+    run = tmp_path / "run"
+    arguments = [*study.train, "--metadata-column", "group", "--classifier", "--lr", 0.02, "--epochs", 40]
+    succeed(*arguments, "--choose-epochs", "--val-size", 0.2, "--output-dir", run)
+    seen = pd.read_csv(run / "epochs.tsv", sep="\t")
+    assert [name for name in seen.columns if name.startswith("part_")] == ["part_1"]
+    assert (seen["loss"] == seen["part_1"]).all()
+    assert seen["smoothed_loss"].iloc[-1] < 0.6 * seen["guess"][0]
+    assert len(seen) < 40 and len(pd.read_csv(run / "history.csv")) == 40
 
 
 def test_all_samples_are_learnt_from_as_without_a_search(study: StudyFiles, searched: Path, tmp_path: Path) -> None:
@@ -185,14 +224,16 @@ def test_not_beside_another_end(study: StudyFiles, tmp_path: Path) -> None:
     assert_one_line_error(outcome, 2, "--choose-epochs", "--patience 3")
 
 
-def test_too_few_groups_to_search(study: StudyFiles, tmp_path: Path) -> None:
-    """The classes of a part are not all in the other: every epoch is run."""
+@pytest.mark.parametrize(("learnt", "searches"), [(20, True), (2, False)])
+def test_a_class_of_which_one_sample_is_learnt(learnt: int, searches: bool, study: StudyFiles, tmp_path: Path) -> None:
+    """The part that has it cannot judge what the others learn. Where that is so of every part, all epochs are run."""
     run = tmp_path / "run"
     metadata = pd.read_csv(study.metadata, sep="\t", dtype=str)
-    metadata["half"] = ["a" if place < 2 else "b" for place in range(len(metadata))]
+    metadata["half"] = ["a" if place in (0, 23) else "b" for place in range(24)]
+    metadata["part"] = ["train" if place < learnt else "val" for place in range(24)]
     metadata.to_csv(tmp_path / "metadata.tsv", sep="\t", index=False)
-    arguments = [*study.train, "--metadata-column", "half", "--classifier", "--stratify", "--val-size", 0.5]
+    arguments = [*study.train, "--metadata-column", "half", "--classifier", "--split-column", "part"]
     arguments[arguments.index(study.metadata)] = tmp_path / "metadata.tsv"
     outcome = succeed(*arguments, "--choose-epochs", "--output-dir", run)
-    assert "all 2 epochs are run" in outcome.err
-    assert len(pd.read_csv(run / "history.csv")) == 2
+    assert ("all 2 epochs are run: how many" in outcome.err) != searches
+    assert (run / "epochs.tsv").is_file() == searches
