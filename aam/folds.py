@@ -331,20 +331,32 @@ def _side_by_side(config: RunConfig, plan: _Plan, above: RunDirectory, processes
     config = config.model_copy(update={"train": config.train.model_copy(update=own)})
     logger.info("%d runs, %d at a time (--threads %d of each)", len(plan.members), number, own["threads"])
     done: list[str] = []
+    # Other seeds learn for as long as the first has found to be best, and may begin when it has.
+    members = sorted(plan.members, key=lambda member: member.seed != config.train.seed)
 
-    def ended(members: Sequence[MemberRun], place: int, metrics: Mapping[str, Any]) -> None:
+    def ended(place: int, metrics: Mapping[str, Any]) -> None:
         done.append(members[place].name)
         told = metrics.get("test") or metrics.get("val") or {}
         shown = ", ".join(f"{name} {value:.3g}" for name, value in list(told.items())[:3])
         logger.info("%s is done (%d of %d): %s", done[-1], len(done), len(plan.members), shown)
 
-    results: dict[MemberRun, dict[str, Any]] = {}
-    for first in (True, False):  # other seeds learn for as long as the first has found to be best
-        members = [member for member in plan.members if (member.seed == config.train.seed) is first]
-        jobs = [(config, plan, above, member) for member in members]
-        found = side_by_side(_run_member, jobs, number, partial(ended, members))
-        results |= dict(zip(members, found, strict=True))
+    def ready(place: int) -> bool:
+        member = members[place]
+        return member.seed == config.train.seed or _has_begun_to_learn(above / _first_seed(config, plan, member).name)
+
+    found = side_by_side(_run_member, [(config, plan, above, member) for member in members], number, ended, ready)
+    results = dict(zip(members, found, strict=True))
     return [results[member] for member in plan.members]
+
+
+def _first_seed(config: RunConfig, plan: _Plan, member: MemberRun) -> MemberRun:
+    """The run of a fold whose search counts for all of its seeds."""
+    return next(other for other in plan.members if other.fold == member.fold and other.seed == config.train.seed)
+
+
+def _has_begun_to_learn(run: Path) -> bool:
+    """Whether the searches of a run are over, and what they found is written."""
+    return any((run / name).is_file() for name in ("last.ckpt", "metrics.json"))
 
 
 def _run_member(
@@ -387,7 +399,7 @@ def _member_config(config: RunConfig, plan: _Plan, above: RunDirectory, member: 
         data = {"splits": above / plan.members[0].name / "splits.tsv", "split_column": None, "leave_out": ()}
         data |= {"test_size": 0.0, "cal_size": 0.0}
     if member.seed != config.train.seed:  # the first seed has found out how long is best
-        first = next(other for other in plan.members if other.fold == member.fold and other.seed == config.train.seed)
+        first = _first_seed(config, plan, member)
         train |= {
             "choose_epochs": False,
             "stop_after": _stored_config(RunDirectory(above / first.name))["train"].get("stop_after"),

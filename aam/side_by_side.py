@@ -35,6 +35,7 @@ def side_by_side(
     jobs: Sequence[tuple[Any, ...]],
     number: int,
     ended: Callable[[int, Result], None] = lambda place, result: None,
+    ready: Callable[[int], bool] = lambda place: True,
 ) -> list[Result]:
     """Call ``run(*job)`` for every job, ``number`` of them at a time, each in a fresh process.
 
@@ -49,6 +50,8 @@ def side_by_side(
     number : int
     ended : callable
         Told the place of each job that is done, with its result.
+    ready : callable
+        Whether the job of a place can begin; asked again every second. Where no other runs, it begins all the same.
 
     Returns
     -------
@@ -70,7 +73,12 @@ def side_by_side(
     with _signals_to(children) as stopped_by:
         while children or (waiting and failure is None and not stopped_by):
             while waiting and len(children) < number and failure is None and not stopped_by:
-                place = waiting.popleft()
+                place = next(filter(ready, waiting), None)
+                if place is None:
+                    if children:
+                        break
+                    place = waiting[0]  # what it waits for will not come: it says itself what it lacks
+                waiting.remove(place)
                 here, there = context.Pipe(duplex=False)
                 process = context.Process(target=_child, args=(there, run, jobs[place]))
                 process.start()

@@ -49,6 +49,19 @@ def process(number: int) -> int:
     return os.getpid()
 
 
+def answer(folder: Path, number: int) -> float:
+    """Each says that it has begun, and ends when the other has."""
+    (folder / f"{number}").touch()
+    while not (folder / f"{1 - number}").is_file():
+        time.sleep(0.05)
+    return time.monotonic()
+
+
+def note(folder: Path, number: int) -> None:
+    with (folder / "order").open("a") as file:
+        file.write(f"{number}")
+
+
 def test_results_are_in_the_order_of_the_jobs() -> None:
     ended: list[tuple[int, int]] = []
     assert side_by_side(square, [(n,) for n in range(4)], 2, lambda *found: ended.append(found)) == [0, 1, 4, 9]
@@ -58,6 +71,26 @@ def test_results_are_in_the_order_of_the_jobs() -> None:
 def test_each_has_a_process_of_its_own() -> None:
     found = side_by_side(process, [(n,) for n in range(3)], 1)
     assert len({os.getpid(), *found}) == 4
+
+
+def test_one_begins_when_it_is_ready(tmp_path: Path) -> None:
+    """And need not wait until what it waits for has ended."""
+    asked = []
+
+    def ready(place: int) -> bool:
+        asked.append(place)
+        return place == 0 or (tmp_path / "0").is_file()
+
+    began = time.monotonic()
+    side_by_side(answer, [(tmp_path, n) for n in range(2)], 2, ready=ready)
+    assert time.monotonic() - began < 60
+    assert asked.count(1) >= 1
+
+
+def test_one_that_is_not_ready_lets_others_go_first(tmp_path: Path) -> None:
+    """What nothing makes ready begins last, and is for the job to refuse."""
+    side_by_side(note, [(tmp_path, n) for n in range(3)], 1, ready=lambda place: place != 0)
+    assert (tmp_path / "order").read_text() == "120"
 
 
 def test_one_that_fails_stops_the_others() -> None:
