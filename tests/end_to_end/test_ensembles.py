@@ -122,6 +122,20 @@ class TestFoldsOfSeeds:
         np.testing.assert_allclose(together["predicted"], sum(each) / 4, rtol=1e-12)
         assert "the mean of 4 models" in succeed("info", folds).out
 
+    def test_side_by_side_as_one_after_the_other(self, study: StudyFiles, tmp_path: Path) -> None:
+        """Other seeds begin while the first still learns; they too learn for as long as it has found to be best."""
+        run, options = tmp_path / "run", ["--folds", 2, "--seeds", 2, "--choose-epochs", "--parallel", 2]
+        succeed(*study.train, *NUMBER, *options, "--threads", 1, "--output-dir", run)
+        in_turn = tmp_path / "in_turn"
+        succeed(*study.train, *NUMBER, *options[:-2], "--threads", 1, "--output-dir", in_turn)
+        name = "oof_predictions.tsv"
+        assert (run / name).read_bytes() == (in_turn / name).read_bytes()
+        for fold in range(2):
+            found = [json.loads((run / f"fold_{fold}_seed_{seed}/config.json").read_text())["train"] for seed in (0, 1)]
+            assert found[0]["stop_after"] == found[1]["stop_after"]
+            assert (run / f"fold_{fold}_seed_0/epochs.tsv").is_file()
+            assert not (run / f"fold_{fold}_seed_1/epochs.tsv").exists()
+
 
 class TestIntervals:
     def test_of_folds(self, study: StudyFiles, folds: Path, tmp_path: Path) -> None:
