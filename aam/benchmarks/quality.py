@@ -225,7 +225,8 @@ def _matrix(study: QualityStudy, folder: Path, output_dir: Path) -> Path:
 
 
 def _row(run: _Run, parallel: int, threads: int | None, device: str) -> QualityRow:
-    classical = _classical(run, threads)
+    # No network is trained meanwhile: what is allowed of the machine to all of them is allowed to these.
+    classical = _classical(run, None if threads is None else threads * parallel)
     directory = run.directory / run.settings
     began = time.monotonic()
     finished = (directory / "metrics.json").is_file()
