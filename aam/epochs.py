@@ -81,15 +81,15 @@ def with_chosen_epochs(
     parts = _judges(config, study, split, pretrained, device, processes, directory)
     try:
         try:
-            judges = [next(parts)]
+            first = next(parts)
         except DataError as error:
             logger.info("all %d epochs are run: how many are best cannot be found out, for %s", epochs, error)
             return config
-        logger.info("how many epochs? %d training samples learn, and %d judge", *judges[0].sizes)
-        judges[0].learn()
+        logger.info("how many epochs? %d training samples learn, and %d judge", *first.sizes)
+        first.learn()
+        judges = [first]
         if verdict(*pooled(judges), epochs).stop_after is not None:
-            judges.extend(parts)
-            _learn_together(judges, epochs)
+            judges = _learn_together(first, parts, epochs)
     finally:
         set_random_state(random, device)
     losses, guess = pooled(judges)
@@ -149,18 +149,20 @@ def _judges(
         raise reason
 
 
-def _learn_together(judges: Sequence[Judge], epochs: int) -> None:
-    """Let all go on for as many epochs as the first, and on while these say nothing of all of them together."""
-    until = len(judges[0].losses)
-    while True:
-        for number, judge in enumerate(judges, start=1):
-            if len(judge.losses) < until:
-                told = (number, len(judges), *judge.sizes)
-                logger.info("the signal looks weak: part %d of %d, where %d samples learn, and %d judge", *told)
-                judge.learn(until)
-        if verdict(*pooled(judges), epochs).known:
-            return
-        until = min(2 * until, epochs)  # twice: where a part is frozen, each start encodes it
+def _learn_together(first: Judge, others: Iterator[Judge], epochs: int) -> list[Judge]:
+    """Let all learn for as many epochs as the first has, and on while these say nothing of all of them together."""
+    judges, until = [first], len(first.losses)
+    for judge in others:
+        judges.append(judge)
+        told = (len(judges), *judge.sizes)
+        logger.info("the signal looks weak: part %d, where %d training samples learn, and %d judge", *told)
+        judge.learn(until)
+    while not verdict(*pooled(judges), epochs).known:
+        until = min(until + math.ceil(FIRST / 2 * epochs), epochs)
+        logger.info("the parts do not agree: each goes on until epoch %d", until)
+        for judge in judges:
+            judge.learn(until)
+    return judges
 
 
 def inner_splits(config: RunConfig, study: Study, split: NDArray[np.str_]) -> Iterator[NDArray[np.str_]]:
@@ -279,16 +281,20 @@ class Judge(Callback):
         self.sizes = sizes
         self.losses: list[float] = []  # of the part, after each epoch
         self.until: int | None = None
-        trainer.callbacks = [*trainer.callbacks, self]
 
     def learn(self, until: int | None = None) -> None:
         """Go on until so many epochs have ended, or by default until the part has a verdict of its own."""
         self.until = until
-        self.trainer.state.stop = self._enough
+        trainer = self.trainer
+        trainer.state.stop = self._enough
+        callbacks = trainer.callbacks
+        trainer.callbacks = [*callbacks, self]
         try:
-            self.trainer.fit()
+            trainer.fit()
+            trainer.heed_signal()  # that came when nothing was left to be learnt
         finally:
-            self.trainer.close()
+            trainer.close()
+            trainer.callbacks = callbacks  # without a cycle, in which the weights would outlive the search
 
     def on_epoch(self, trainer: Trainer, evaluation: Evaluation) -> None:
         self.losses.append(float(evaluation.losses[trainer.task.monitor]))
@@ -304,6 +310,8 @@ class Judge(Callback):
 
 def pooled(judges: Sequence[Judge]) -> tuple[list[float], float]:
     """The losses of several parts after each epoch, and of a guess: means over their samples.
+
+    Each part's are in units of what the others learn, which differ little.
 
     Parameters
     ----------

@@ -341,8 +341,11 @@ def _side_by_side(config: RunConfig, plan: _Plan, above: RunDirectory, processes
         logger.info("%s is done (%d of %d): %s", done[-1], len(done), len(plan.members), shown)
 
     def ready(place: int) -> bool:
-        member = members[place]
-        return member.seed == config.train.seed or _has_begun_to_learn(above / _first_seed(config, plan, member).name)
+        first = _first_seed(config, plan, members[place])
+        if first == members[place] or first.name in done:
+            return True
+        # Its first checkpoint comes after what its searches found; one of a run before says nothing.
+        return _is_newer(above / first.name / "last.ckpt", above / "config.json")
 
     found = side_by_side(_run_member, [(config, plan, above, member) for member in members], number, ended, ready)
     results = dict(zip(members, found, strict=True))
@@ -354,9 +357,11 @@ def _first_seed(config: RunConfig, plan: _Plan, member: MemberRun) -> MemberRun:
     return next(other for other in plan.members if other.fold == member.fold and other.seed == config.train.seed)
 
 
-def _has_begun_to_learn(run: Path) -> bool:
-    """Whether the searches of a run are over, and what they found is written."""
-    return any((run / name).is_file() for name in ("last.ckpt", "metrics.json"))
+def _is_newer(file: Path, than: Path) -> bool:
+    try:
+        return file.stat().st_mtime_ns >= than.stat().st_mtime_ns
+    except OSError:
+        return False
 
 
 def _run_member(

@@ -124,7 +124,7 @@ class TestFoldsOfSeeds:
 
     def test_side_by_side_as_one_after_the_other(self, study: StudyFiles, tmp_path: Path) -> None:
         """Other seeds begin while the first still learns; they too learn for as long as it has found to be best."""
-        run, options = tmp_path / "run", ["--folds", 2, "--seeds", 2, "--choose-epochs", "--parallel", 2]
+        run, options = tmp_path / "run", ["--folds", 2, "--seeds", 2, "--choose-epochs", "--parallel", 4]
         succeed(*study.train, *NUMBER, *options, "--threads", 1, "--output-dir", run)
         in_turn = tmp_path / "in_turn"
         succeed(*study.train, *NUMBER, *options[:-2], "--threads", 1, "--output-dir", in_turn)

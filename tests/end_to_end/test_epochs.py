@@ -1,4 +1,4 @@
-"""How many epochs a column is learnt for, found on a part of the training samples."""
+"""How many epochs a column is learnt for, found on parts of the training samples."""
 
 from __future__ import annotations
 
@@ -217,6 +217,17 @@ def test_it_goes_on_as_it_was(study: StudyFiles, searched: Path, tmp_path: Path)
     (run / "aam.log").write_text("how many epochs?\n")
     succeed(*learn(study), "--choose-epochs", "--output-dir", run, "--resume")
     assert {name: (run / name).read_bytes() for name in before} == before
+
+
+def test_all_seeds_learn_for_longer_when_asked_to(study: StudyFiles, searched: Path, tmp_path: Path) -> None:
+    """What the first seed has found before says nothing of the run that is continued."""
+    run = tmp_path / "run"
+    options = [*learn(study), "--seeds", 2, "--threads", 1, "--output-dir", run]
+    succeed(*options, "--choose-epochs")
+    lengths = [len(pd.read_csv(run / f"seed_{seed}" / "history.csv")) for seed in (0, 1)]
+    assert lengths == [chosen(run / "seed_0")] * 2 and lengths[0] < EPOCHS
+    succeed(*options, "--resume", "--epochs", EPOCHS + 4, "--parallel", 2)
+    assert [len(pd.read_csv(run / f"seed_{seed}" / "history.csv")) for seed in (0, 1)] == [EPOCHS + 4] * 2
 
 
 def test_not_beside_another_end(study: StudyFiles, tmp_path: Path) -> None:
