@@ -193,14 +193,15 @@ def activation_bytes(
 
     A block keeps of every token its input, both normalised inputs, queries, keys, values, what was attended to and
     the sum after it (``8 D``), and the feed-forward layer before and after its non-linearity (``2 F D``). Dropout
-    keeps what it was applied to and its mask. ASVs are encoded in chunks, but what each of these keeps is held until
-    the backward pass; with checkpointing it is the inputs of blocks and one block.
+    keeps what it was applied to and its mask, over attention weights too. ASVs are encoded in chunks, but what each
+    of these keeps is held until the backward pass; with checkpointing it is the inputs of blocks and one block.
     """
     d, f, layers = model.embedding_dim, model.feed_forward_factor, model.attention_layers
     block = (8 + 2 * f) * d
     encoded = (batch.distinct_asvs * (1 + restored_share) + REFERENCE_ASVS) * batch.tokens
     places = batch.samples * batch.asvs_per_sample
-    of_place = block + (4 * d if model.dropout > 0 else 0)
+    attention = 3 * model.attention_heads * batch.asvs_per_sample if model.dropout > 0 else 0
+    of_place = block + (4 * d if model.dropout > 0 else 0) + attention
     sample_passes = 3 if with_target else 2
     if model.gradient_checkpointing:
         chunk = model.asv_chunk_size or max(1, _CPU_CHUNK_ELEMENTS // (batch.tokens * d))

@@ -27,13 +27,13 @@ class TransformerBlock(nn.Module):
     feed_forward_factor : int
         Width of the feed-forward network in multiples of ``dim``.
     dropout : float
-        Dropout on both branches.
+        Dropout on attention weights and on both branches.
     """
 
     def __init__(self, dim: int, heads: int, feed_forward_factor: int, dropout: float) -> None:
         super().__init__()
         self.norm_attention = nn.LayerNorm(dim)
-        self.attention = SelfAttention(dim, heads)
+        self.attention = SelfAttention(dim, heads, dropout)
         self.norm_feed_forward = nn.LayerNorm(dim)
         self.expand = nn.Linear(dim, feed_forward_factor * dim)
         self.contract = nn.Linear(feed_forward_factor * dim, dim)

@@ -8,7 +8,7 @@ import torch
 
 from aam.config import TrainConfig
 from aam.errors import DataError
-from aam.models.attention import SelfAttention, choose_kernel, kernels_that_run
+from aam.models.attention import Call, SelfAttention, choose_kernel, kernels_that_run
 from aam.training.compilation import BLOCKS_AT_ONCE, compile_blocks
 from aam.training.tasks import Task
 from aam.training.trainer import arithmetic_type
@@ -16,6 +16,8 @@ from aam.training.trainer import arithmetic_type
 __all__ = ["choose_attention", "prepare_kernels", "set_tf32"]
 
 logger = logging.getLogger("aam")
+
+_CALLS = tuple(Call(masked, dropout) for masked in (False, True) for dropout in (False, True))
 
 
 def prepare_kernels(
@@ -66,24 +68,27 @@ def choose_attention(task: Task, config: TrainConfig, device: torch.device, padd
     attention = next(module for module in task.model.modules() if isinstance(module, SelfAttention))
     dtype = arithmetic_type(config.mixed_precision)
     head_width = attention.qkv.in_features // attention.heads
-    runs = {masked: kernels_that_run(masked, device, dtype, head_width) for masked in (False, True)}
+    runs = {call: kernels_that_run(call, device, dtype, head_width) for call in _CALLS}
+    with_dropout = any(module.dropout > 0 for module in task.model.modules() if isinstance(module, SelfAttention))
+    asvs, samples = Call(padded, False), Call(True, with_dropout)
     here = f"on {device.type} in {str(dtype).removeprefix('torch.')}"
-    if name not in runs[padded] | runs[True]:
-        possible = ", ".join(kernel for kernel in ("flash", "mem_efficient", "math") if kernel in runs[padded])
+    if name not in runs[asvs] | runs[samples]:
+        possible = ", ".join(kernel for kernel in ("flash", "mem_efficient", "math") if kernel in runs[asvs])
         raise DataError(
             f"--attn-implementation {name}: PyTorch {torch.__version__} has no such kernel {here}"
             f"{' for sequences of different lengths' if padded else ''}; there are {possible}, and auto takes the best"
         )
-    chosen = {masked: _nearest(name, kernels) for masked, kernels in runs.items()}
+    chosen = {call: _nearest(name, kernels) for call, kernels in runs.items()}
     before = attention.kernels
     choose_kernel(task.model, chosen)
     if attention.kernels == before:  # chosen before, when a batch size was searched for, and told then
         return
-    for what, masked in {"nucleotides": padded, "the ASVs of samples": True}.items():
-        if chosen[masked] != name:
+    for what, call in {"nucleotides": asvs, "the ASVs of samples in training": samples}.items():
+        if chosen[call] != name:
+            lacks = "dropout" if call.dropout and name in runs[call._replace(dropout=False)] else "mask"
             logger.warning(
-                "--attn-implementation %s takes no mask %s: attention over %s is computed by %s",
-                *(name, here, what, chosen[masked]),
+                "--attn-implementation %s takes no %s %s: attention over %s is computed by %s",
+                *(name, lacks, here, what, chosen[call]),
             )
 
 

@@ -10,7 +10,7 @@ import torch
 from aam.config import TrainConfig
 from aam.data.dataset import BatchKey
 from aam.errors import DataError
-from aam.models.attention import KERNELS, SelfAttention, choose_kernel, kernels_that_run
+from aam.models.attention import KERNELS, Call, SelfAttention, choose_kernel, kernels_that_run
 from aam.training.compilation import compile_blocks, graphs_compiled
 from aam.training.kernels import choose_attention, prepare_kernels
 from aam.training.tasks import Task
@@ -42,7 +42,8 @@ def agree(found, expected) -> None:
 
 def test_kernels_are_found_by_trying():
     for masked in (False, True):
-        assert kernels_that_run(masked, CPU, torch.float32, 8) == {"flash", "math"}
+        assert kernels_that_run(Call(masked, False), CPU, torch.float32, 8) == {"flash", "math"}
+    assert kernels_that_run(Call(False, True), CPU, torch.float32, 8) == {"math"}
 
 
 @pytest.mark.parametrize("name", ["flash", "math"])
@@ -52,13 +53,13 @@ def test_a_named_kernel_gives_what_pytorch_s_own_choice_gives(name, unequal_stud
     prepare_kernels(task, config(attn_implementation=name), CPU, padded=True)
     for module in task.model.modules():
         if isinstance(module, SelfAttention):
-            assert module.kernels[True] == KERNELS[name]
+            assert module.kernels[Call(True, False)] == KERNELS[name]
     agree(loss_and_gradients(unequal_study, task), expected)
 
 
 def test_auto_leaves_the_choice_to_pytorch(equal_study):
     task = build_task(equal_study, "pretrain")
-    choose_kernel(task.model, {False: "math"})
+    choose_kernel(task.model, {Call(False, False): "math"})
     choose_attention(task, config(), CPU, padded=False)
     assert all(not module.kernels for module in task.model.modules() if isinstance(module, SelfAttention))
 
@@ -71,31 +72,14 @@ def test_a_kernel_that_is_not_here_is_refused(equal_study):
         choose_attention(task, config(attn_implementation="mem_efficient"), CPU, padded=False)
 
 
-def test_a_kernel_that_takes_no_mask_is_replaced_there_alone(equal_study, caplog, monkeypatch):
-    """As flash on an NVIDIA GPU."""
-
-    def runs(masked: bool, *_: object) -> set[str]:
-        return {"mem_efficient", "math"} if masked else {"flash", "mem_efficient", "math"}
-
-    monkeypatch.setattr("aam.training.kernels.kernels_that_run", runs)
-    task = build_task(equal_study, "pretrain")
+def test_a_kernel_that_takes_no_dropout_is_replaced_there_alone(equal_study, caplog):
+    task = build_task(equal_study, "pretrain", dropout=0.1)
     with caplog.at_level(logging.WARNING, logger="aam"):
         choose_attention(task, config(attn_implementation="flash"), CPU, padded=False)
     (record,) = caplog.records
-    assert "flash takes no mask on cpu" in record.message and "ASVs of samples is computed by mem_eff" in record.message
+    assert "flash takes no dropout on cpu" in record.message and "computed by math" in record.message
     kernels = task.encoder.transformer.blocks[0].attention.kernels
-    assert (kernels[False], kernels[True]) == (KERNELS["flash"], KERNELS["mem_efficient"])
-
-
-def test_dropout_leaves_attention_to_a_quick_kernel(equal_study):
-    """Weights that are dropped would be a matrix of all pairs of a sample's ASVs, for every head."""
-    task = build_task(equal_study, "regression", dropout=0.5)
-    task.train()
-    with torch.profiler.profile() as profile:
-        task.loss(build_dataset(equal_study, task)[BatchKey(1, (0, 1, 2, 3))]).total.backward()
-    called = {event.key for event in profile.key_averages()}
-    assert "aten::_scaled_dot_product_flash_attention_for_cpu" in called
-    assert "aten::_scaled_dot_product_attention_math" not in called
+    assert (kernels[Call(False, False)], kernels[Call(True, True)]) == (KERNELS["flash"], KERNELS["math"])
 
 
 def test_tf32_is_for_gpus(equal_study, caplog):
