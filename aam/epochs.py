@@ -95,7 +95,7 @@ def with_chosen_epochs(
     losses, guess = pooled(judges)
     stop_after = verdict(losses, guess, epochs).stop_after
     logger.info(
-        "after %d epochs the loss of those that judge is %.3g, a guess's %.3g: learning from all training samples for %s",
+        "after %d epochs those that judge have a loss of %.3g, a guess %.3g: learning from all training samples for %s",
         len(losses),
         losses[-1],
         guess,

@@ -17,7 +17,7 @@ from tests.interpret.tiny import explained_of, network_of, rows_of, samples_of
 
 def test_self_attention_is_made_of_them() -> None:
     torch.manual_seed(0)
-    module = SelfAttention(8, 2)
+    module = SelfAttention(8, 2, 0.0)
     x, mask = torch.randn(3, 5, 8), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]]).bool()
     for given in (None, mask):
         with torch.no_grad(), recorded([module]) as found:
