@@ -148,7 +148,9 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
     distances = pd.DataFrame(matrix, ids, ids).to_csv(sep="\t")
     for name, type_, data in (
         ("table.qza", "FeatureTable[Frequency]", {"feature-table.biom": study.table.read_bytes()}),
+        ("new-table.qza", "FeatureTable[Frequency]", {"feature-table.biom": study.table.read_bytes()}),
         ("rep-seqs.qza", "FeatureData[Sequence]", {"dna-sequences.fasta": fasta.encode()}),
+        ("new-rep-seqs.qza", "FeatureData[Sequence]", {"dna-sequences.fasta": fasta.encode()}),
         (
             "unweighted_unifrac_distance_matrix.qza",
             "DistanceMatrix",
