@@ -23,7 +23,7 @@ from aam.assembly import build_task
 from aam.config import RunConfig
 from aam.data.splits import make_folds
 from aam.data.study import Study
-from aam.errors import DataError
+from aam.errors import DataError, Interrupted
 from aam.run_directory import RunDirectory, write_table
 from aam.trainer_setup import build_trainer
 from aam.training.callbacks import FiniteLosses, Signals
@@ -90,6 +90,9 @@ def with_chosen_epochs(
         judges = [first]
         if verdict(*pooled(judges), epochs).stop_after is not None:
             judges = _learn_together(first, parts, epochs)
+    except Interrupted:
+        logger.info("stopped while the number of epochs is searched for: --resume begins that search anew")
+        raise
     finally:
         set_random_state(random, device)
     losses, guess = pooled(judges)

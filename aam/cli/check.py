@@ -177,7 +177,11 @@ def _estimate(report: dict[str, Any]) -> list[str]:
     rest = ", later ones quicker" if found["seconds"] < 0.9 * whole else ""
     runs = f" for {found['runs']} folds" if found["runs"] > 1 else ""
     steps = f"{found['steps_per_epoch']:,} steps of {_duration(found['step_seconds'])} each"
-    search = ["a quarter of that to twice as long again, to find out whether fewer epochs are better"] if found["searches"] else []
+    search = (
+        ["a quarter of that to twice as long again, to find out whether fewer epochs are better"]
+        if found["searches"]
+        else []
+    )
     return [
         f"about {_duration(found['seconds'])}{runs} on this machine's processor: {found['epochs']:,} epochs of {steps}"
         f"{rest}",
