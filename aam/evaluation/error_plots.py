@@ -84,7 +84,7 @@ def _on_axis_of_dates(axes: Axes, values: NDArray[Any]) -> NDArray[np.float64]:
     """Dates as places on an axis, whose marks are dates; NaN for NaT."""
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
 
-    locator = AutoDateLocator(maxticks=6)
+    locator = AutoDateLocator(minticks=3, maxticks=7)  # with six it finds none for some spans, and warns
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
     return np.where(np.isnat(values), np.nan, date2num(values))

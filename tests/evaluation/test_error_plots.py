@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from aam.evaluation.error_plots import comparison_plot, errors_against_plot, interval_plot
 
@@ -17,6 +18,18 @@ def test_dates_are_on_an_axis_of_dates() -> None:
     (axes,) = figure.axes
     assert len(axes.collections[0].get_offsets()) == 59
     assert "Mar" in [label.get_text() for label in axes.get_xticklabels()]
+
+
+@pytest.mark.parametrize("days", [0.12, 1, 2.8, 40, 966, 1066, 9000])
+@pytest.mark.filterwarnings("error")
+def test_any_span_of_dates_has_marks(days: float) -> None:
+    """Some spans have none of so few marks as were once allowed, and matplotlib warns of it."""
+    dates = np.datetime64("2012-04-03T10:00") + np.linspace(0, days * 86400, 30).astype("timedelta64[s]")
+    figure = errors_against_plot(np.arange(30.0), {"collection_timestamp": dates}, label="error")
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    low, high = axes.get_xlim()
+    assert 2 <= sum(low <= tick <= high for tick in axes.get_xticks()) <= 8
 
 
 def test_the_legend_of_intervals_covers_nothing() -> None:
