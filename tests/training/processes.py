@@ -32,25 +32,29 @@ def together(function: Callable[..., Any], number: int, strategy: str, *argument
 def side_by_side(function: Callable[..., Any], number: int, *arguments: Any) -> list[Any]:
     """What ``function(*arguments)`` gives in each of so many processes that find each other as torchrun lets them.
 
-    They are started once more where one of them was killed and none raised anything: in some thousand starts the thread
-    of Gloo, PyTorch's transport, has died of a segmentation fault once. What kills them each time still fails.
+    They are started once more where one of them died without a word, of which others may say that a connection was
+    reset: in some thousands of starts Gloo, PyTorch's transport, has died twice, of a segmentation fault and of memory
+    that was freed twice. What kills them each time still fails.
     """
-    try:
-        return _side_by_side(function, number, *arguments)
-    except BrokenProcessPool:
-        return _side_by_side(function, number, *arguments)
+    errors: list[BaseException] = []
+    for _ in range(2):
+        results, errors = _side_by_side(function, number, *arguments)
+        if not errors:
+            return results
+        if not any(isinstance(error, BrokenProcessPool) for error in errors):
+            break
+    raise min(errors, key=lambda error: isinstance(error, BrokenProcessPool))
 
 
-def _side_by_side(function: Callable[..., Any], number: int, *arguments: Any) -> list[Any]:
+def _side_by_side(function: Callable[..., Any], number: int, *arguments: Any) -> tuple[list[Any], list[BaseException]]:
+    """What each gave, or else the errors of those that gave nothing."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with ProcessPoolExecutor(number, _CONTEXT) as pool:
         futures = [pool.submit(_one, rank, number, port, function, arguments) for rank in range(number)]
         errors = [error for future in futures if (error := future.exception()) is not None]
-    for error in sorted(errors, key=lambda error: isinstance(error, BrokenProcessPool)):
-        raise error
-    return [future.result() for future in futures]
+    return [] if errors else [future.result() for future in futures], errors
 
 
 def _one(rank: int, number: int, port: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
