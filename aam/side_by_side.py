@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
@@ -66,7 +65,7 @@ def side_by_side(
         If a signal asked to stop.
     """
     context = multiprocessing.get_context("spawn")  # a fork would share CUDA's state and the threads of BLAS
-    waiting = deque(range(len(jobs)))
+    waiting = list(range(len(jobs)))
     results: dict[int, Result] = {}
     children: list[_Child] = []
     failure: DataError | None = None
