@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,18 +24,18 @@ from aam.assembly import build_task
 from aam.config import RunConfig
 from aam.data.splits import make_folds
 from aam.data.study import Study
-from aam.errors import DataError, Interrupted
+from aam.errors import DataError
 from aam.run_directory import RunDirectory, write_table
-from aam.trainer_setup import build_trainer
-from aam.training.callbacks import FiniteLosses, Signals
-from aam.training.checkpoint import ModelFile
+from aam.trainer_setup import build_trainer, resume
+from aam.training.callbacks import Checkpoints, FiniteLosses, Signals
+from aam.training.checkpoint import ModelFile, load_checkpoint
 from aam.training.console import Console
 from aam.training.distributed import Processes, random_state, set_random_state
 from aam.training.meter import Meter
 from aam.training.tasks import Evaluation, TrainTask
 from aam.training.trainer import Callback, Trainer
 
-__all__ = ["Judge", "Verdict", "inner_splits", "pooled", "smoothed", "verdict", "with_chosen_epochs"]
+__all__ = ["EpochSearch", "Judge", "SearchIsOver", "Verdict", "inner_splits", "pooled", "smoothed", "verdict"]
 
 logger = logging.getLogger("aam")
 
@@ -44,21 +45,13 @@ EARLIEST = 0.05  # share of the epochs that are run at least: half of the warm-u
 STRONG = 0.6  # times the loss of a guess: below it, all epochs are run
 
 
-def with_chosen_epochs(
-    config: RunConfig,
-    study: Study,
-    split: NDArray[np.str_],
-    pretrained: ModelFile | None,
-    device: torch.device,
-    processes: Processes,
-    directory: RunDirectory,
-) -> RunConfig:
-    """A configuration that stops early if parts of the training samples say that later is worse than a guess.
+class EpochSearch(NamedTuple):
+    """Finds out whether a column is better learnt for fewer epochs than all, and for how many.
 
     One part judges what the others learn. If it calls the signal weak, each other part judges in its turn for as many
     epochs, and it is all of them that say whether it is, and after which epoch to stop: the best by all, but not before
-    a twentieth of them. The schedule stays that of all epochs. ``RUN/epochs.tsv`` holds what the search saw. Where
-    there are too few samples or groups to search, all epochs are run.
+    a twentieth of them. The schedule stays that of all epochs. Where there are too few samples or groups to search, all
+    epochs are run.
 
     Parameters
     ----------
@@ -70,102 +63,120 @@ def with_chosen_epochs(
     device : torch.device
     processes : Processes
     directory : RunDirectory
-
-    Raises
-    ------
-    Interrupted
-        If a signal asked to stop.
+        ``RUN/epochs.tsv`` will hold what was seen, and ``RUN/search`` holds what resuming needs.
+    inputs : mapping
+        What tells that a search that is resumed has the inputs that it had.
     """
-    random = random_state(device)  # what follows is as it would be without a search
-    epochs = config.train.number_of_epochs
-    parts = _judges(config, study, split, pretrained, device, processes, directory)
-    try:
+
+    config: RunConfig
+    study: Study
+    split: NDArray[np.str_]
+    pretrained: ModelFile | None
+    device: torch.device
+    processes: Processes
+    directory: RunDirectory
+    inputs: Mapping[str, str]
+
+    def settled(self) -> RunConfig:
+        """A configuration that stops early if the parts say that later is worse than a guess.
+
+        Whatever is in ``RUN/search`` is gone on with.
+
+        Raises
+        ------
+        Interrupted
+            If a signal asked to stop.
+        """
+        random = random_state(self.device)  # what follows is as it would be without a search
+        epochs = self.config.train.number_of_epochs
+        judges = self._judges()
         try:
-            first = next(parts)
-        except DataError as error:
+            first = next(judges)
+            logger.info("how many epochs? %d training samples learn, and %d judge", *first.sizes)
+            until, parts = first.learn(), [first]
+            if verdict(*pooled(parts, until), epochs).stop_after is not None:
+                until, parts = _together(first, judges, until, epochs)
+        except _NoJudgeError as error:
             logger.info("all %d epochs are run: how many are best cannot be found out, for %s", epochs, error)
-            return config
-        logger.info("how many epochs? %d training samples learn, and %d judge", *first.sizes)
-        first.learn()
-        judges = [first]
-        if verdict(*pooled(judges), epochs).stop_after is not None:
-            judges = _learn_together(first, parts, epochs)
-    except Interrupted:
-        logger.info("stopped while the number of epochs is searched for: --resume begins that search anew")
-        raise
-    finally:
-        set_random_state(random, device)
-    losses, guess = pooled(judges)
-    stop_after = verdict(losses, guess, epochs).stop_after
-    logger.info(
-        "after %d epochs those that judge have a loss of %.3g, a guess %.3g: learning from all training samples for %s",
-        len(losses),
-        losses[-1],
-        guess,
-        f"all {epochs}" if stop_after is None else stop_after,
-    )
-    if processes.first:
-        table = {"epoch": np.arange(1, len(losses) + 1), "loss": losses, "smoothed_loss": smoothed(losses)}
-        table |= {"guess": guess} | {f"part_{number}": judge.losses for number, judge in enumerate(judges, start=1)}
-        write_table(directory / "epochs.tsv", pd.DataFrame(table))
-    settled = {"choose_epochs": False, "stop_after": stop_after}
-    return config.model_copy(update={"train": config.train.model_copy(update=settled)})
+            return self.config
+        finally:
+            set_random_state(random, self.device)
+        losses, guess = pooled(parts, until)
+        stop_after = verdict(losses, guess, epochs).stop_after
+        found = f"all {epochs}" if stop_after is None else stop_after
+        logger.info("after %d epochs those that judge have a loss of %.3g, a guess %.3g", until, losses[-1], guess)
+        logger.info("learning from all training samples for %s", found)
+        if self.processes.first:
+            table = {"epoch": np.arange(1, until + 1), "loss": losses, "smoothed_loss": smoothed(losses)}
+            table |= {"guess": guess} | {f"part_{n}": judge.losses[:until] for n, judge in enumerate(parts, start=1)}
+            write_table(self.directory / "epochs.tsv", pd.DataFrame(table))
+        settled = {"choose_epochs": False, "stop_after": stop_after}
+        return self.config.model_copy(update={"train": self.config.train.model_copy(update=settled)})
 
+    def _judges(self) -> Iterator[Judge]:
+        """Those parts of the training samples that can judge what the others learn, each as it is asked for.
 
-def _judges(
-    config: RunConfig,
-    study: Study,
-    split: NDArray[np.str_],
-    pretrained: ModelFile | None,
-    device: torch.device,
-    processes: Processes,
-    directory: RunDirectory,
-) -> Iterator[Judge]:
-    """Those parts of the training samples that can judge what the others learn, each as it is asked for.
-
-    Raises
-    ------
-    DataError
-        If none can.
-    """
-    reason, some = DataError("there are no training samples"), False
-    for inner in inner_splits(config, study, split):
+        Raises
+        ------
+        _NoJudgeError
+            If none can.
+        """
+        reason, some = "there are no training samples", False
         try:
-            task = build_task(config, study, inner, pretrained).to(device)
-        except DataError as error:  # of a class, say, the others have no sample
-            reason = error
-            continue
-        assert isinstance(task, TrainTask)
-        learnt, judging = (study.rows_of(inner, part) for part in ("train", "val"))
-        trainer = build_trainer(config, study, inner, task, device, processes)
+            splits = list(inner_splits(self.config, self.study, self.split))
+        except DataError as error:
+            raise _NoJudgeError(error) from None
+        for number, inner in enumerate(splits, start=1):
+            try:
+                task = build_task(self.config, self.study, inner, self.pretrained).to(self.device)
+            except DataError as error:  # of a class, say, the others have no sample
+                reason = str(error)
+                continue
+            assert isinstance(task, TrainTask)
+            some = True
+            yield self._judge(task, inner, self.directory.search_checkpoint(number))
+        if not some:
+            raise _NoJudgeError(reason)
+
+    def _judge(self, task: TrainTask, inner: NDArray[np.str_], checkpoint: Path) -> Judge:
+        """A part, as far as it has come."""
+        learnt, judging = (self.study.rows_of(inner, part) for part in ("train", "val"))
+        trainer = build_trainer(self.config, self.study, inner, task, self.device, self.processes)
         meter = Meter()
+        beside = {"config": self.config.model_dump(mode="json"), "inputs": dict(self.inputs)}
         trainer.callbacks = [
             Signals(),
             *trainer.callbacks,
-            FiniteLosses(study.sample_ids, directory / "last.ckpt"),
+            FiniteLosses(self.study.sample_ids, checkpoint),
             meter,
             Console(("r2", "balanced_accuracy"), meter),
+            Checkpoints(lambda evaluation: None, checkpoint, beside, self.config.train.save_every_minutes),
         ]
-        some = True
-        yield Judge(trainer, task.guess_loss(learnt, judging), (len(learnt), len(judging)))
-    if not some:
-        raise reason
+        if self.processes.broadcast(checkpoint.is_file()):
+            resume(trainer, checkpoint, load_checkpoint(checkpoint))
+        elif self.processes.first:
+            checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        return Judge(trainer, task.guess_loss(learnt, judging), (len(learnt), len(judging)))
 
 
-def _learn_together(first: Judge, others: Iterator[Judge], epochs: int) -> list[Judge]:
+class _NoJudgeError(Exception):
+    """No part of the training samples can judge what the others learn."""
+
+
+def _together(first: Judge, others: Iterator[Judge], until: int, epochs: int) -> tuple[int, list[Judge]]:
     """Let all learn for as many epochs as the first has, and on while these say nothing of all of them together."""
-    judges, until = [first], len(first.losses)
+    judges = [first]
     for judge in others:
         judges.append(judge)
         told = (len(judges), *judge.sizes)
         logger.info("the signal looks weak: part %d, where %d training samples learn, and %d judge", *told)
         judge.learn(until)
-    while not verdict(*pooled(judges), epochs).known:
+    while not verdict(*pooled(judges, until), epochs).known:
         until = min(until + math.ceil(FIRST / 2 * epochs), epochs)
         logger.info("the parts do not agree: each goes on until epoch %d", until)
         for judge in judges:
             judge.learn(until)
-    return judges
+    return until, judges
 
 
 def inner_splits(config: RunConfig, study: Study, split: NDArray[np.str_]) -> Iterator[NDArray[np.str_]]:
@@ -266,12 +277,25 @@ def verdict(losses: Sequence[float], guess: float, epochs: int) -> Verdict:
     return Verdict(len(values) == epochs)
 
 
+class SearchIsOver(Callback):
+    """Removes what a search would be resumed from, once the run has a checkpoint."""
+
+    first_process_only = True
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self.directory = directory
+
+    def on_start(self, trainer: Trainer) -> None:
+        self.directory.forget_search()
+
+
 class Judge(Callback):
     """A part of the training samples, and the training on all others that it judges.
 
     Parameters
     ----------
     trainer : Trainer
+        As far as it has come.
     guess : float
         What the best constant answer loses on the part.
     sizes : tuple of int
@@ -282,36 +306,57 @@ class Judge(Callback):
         self.trainer = trainer
         self.guess = guess
         self.sizes = sizes
-        self.losses: list[float] = []  # of the part, after each epoch
         self.until: int | None = None
-
-    def learn(self, until: int | None = None) -> None:
-        """Go on until so many epochs have ended, or by default until the part has a verdict of its own."""
-        self.until = until
-        trainer = self.trainer
-        trainer.state.stop = self._enough
-        callbacks = trainer.callbacks
-        trainer.callbacks = [*callbacks, self]
-        try:
-            trainer.fit()
-            trainer.heed_signal()  # that came when nothing was left to be learnt
-        finally:
-            trainer.close()
-            trainer.callbacks = callbacks  # without a cycle, in which the weights would outlive the search
-
-    def on_epoch(self, trainer: Trainer, evaluation: Evaluation) -> None:
-        self.losses.append(float(evaluation.losses[trainer.task.monitor]))
-        trainer.state.stop = self._enough
+        self.random = random_state(trainer.device)  # what its training draws next, whatever others draw meanwhile
 
     @property
-    def _enough(self) -> bool:
+    def losses(self) -> list[float]:
+        """Of the part, after each epoch so far."""
+        return [row[f"val_{self.trainer.task.monitor}"] for row in self.trainer.state.history]
+
+    def learn(self, until: int | None = None) -> int:
+        """Go on until so many epochs have ended, or by default until the part has a verdict of its own.
+
+        Returns
+        -------
+        int
+            Epochs until then, which may have been over before.
+
+        Raises
+        ------
+        Interrupted
+            If a signal asked to stop.
+        """
+        self.until = until
+        trainer = self.trainer
+        if self._end is None:
+            set_random_state(self.random, trainer.device)
+            trainer.state.stop = False
+            callbacks = trainer.callbacks
+            trainer.callbacks = [*callbacks, self]
+            try:
+                trainer.fit()
+                trainer.heed_signal()  # that came when nothing was left to be learnt
+            finally:
+                trainer.close()
+                trainer.callbacks = callbacks  # without a cycle, in which the weights would outlive the search
+            self.random = random_state(trainer.device)
+        return self._end or len(self.losses)
+
+    def on_epoch(self, trainer: Trainer, evaluation: Evaluation) -> None:
+        trainer.state.stop = self._end is not None
+
+    @property
+    def _end(self) -> int | None:
+        """The epoch that is the last to be learnt now, if it is over."""
+        losses, epochs = self.losses, self.trainer.config.number_of_epochs
         if self.until is not None:
-            return len(self.losses) >= self.until
-        epochs = self.trainer.config.number_of_epochs
-        return bool(self.losses) and verdict(self.losses, self.guess, epochs).known
+            return self.until if len(losses) >= self.until else None
+        ends = (end for end in range(1, len(losses) + 1) if verdict(losses[:end], self.guess, epochs).known)
+        return next(ends, None)
 
 
-def pooled(judges: Sequence[Judge]) -> tuple[list[float], float]:
+def pooled(judges: Sequence[Judge], until: int) -> tuple[list[float], float]:
     """The losses of several parts after each epoch, and of a guess: means over their samples.
 
     Each part's are in units of what the others learn, which differ little.
@@ -319,7 +364,9 @@ def pooled(judges: Sequence[Judge]) -> tuple[list[float], float]:
     Parameters
     ----------
     judges : sequence of Judge
-        Of P parts, after as many epochs.
+        Of P parts, after E epochs at least.
+    until : int
+        ``E``
 
     Returns
     -------
@@ -328,5 +375,5 @@ def pooled(judges: Sequence[Judge]) -> tuple[list[float], float]:
     guess : float
     """
     sizes = [judge.sizes[1] for judge in judges]
-    losses = np.average([judge.losses for judge in judges], axis=0, weights=sizes)
+    losses = np.average([judge.losses[:until] for judge in judges], axis=0, weights=sizes)
     return losses.tolist(), float(np.average([judge.guess for judge in judges], weights=sizes))

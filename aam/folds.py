@@ -382,7 +382,7 @@ def _run_or_take(
     if processes.broadcast(config.train.resume and _is_finished(own, directory)):
         logger.info("finished before: %s", directory.path)
         return _stored_metrics(directory)
-    resume = processes.broadcast(config.train.resume and (directory / "last.ckpt").is_file())
+    resume = processes.broadcast(config.train.resume and directory.checkpoint() is not None)
     if not resume and processes.first:
         directory.create(overwrite=True)  # what a run that was interrupted in its first epoch has left
         if plan.folds is not None:

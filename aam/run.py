@@ -30,7 +30,7 @@ from aam.data.splits import read_splits, watched_part, write_splits
 from aam.data.study import Study, unknown_samples
 from aam.data.study_splits import as_before, split_study, thin_parts
 from aam.data.targets import require_repeated_classes
-from aam.epochs import with_chosen_epochs
+from aam.epochs import EpochSearch, SearchIsOver
 from aam.errors import DataError, in_file, named
 from aam.inputs import load_inputs
 from aam.joining import require_unseen
@@ -40,6 +40,7 @@ from aam.outcome import judge_best
 from aam.run_directory import RunDirectory, write_json
 from aam.searches import (
     as_found,
+    found_batch_size,
     require_alone,
     search_learning_rate,
     with_average,
@@ -47,7 +48,7 @@ from aam.searches import (
     with_epochs,
     with_learning_rate,
 )
-from aam.trainer_setup import build_callbacks, build_trainer, require_sharding
+from aam.trainer_setup import build_callbacks, build_trainer, require_sharding, resume
 from aam.training.checkpoint import (
     ModelFile,
     load_checkpoint,
@@ -56,7 +57,6 @@ from aam.training.checkpoint import (
     reference_length,
 )
 from aam.training.distributed import Processes, start
-from aam.training.sharded import fill_in_shards
 from aam.training.tasks import Task, TrainTask
 
 __all__ = [
@@ -124,11 +124,12 @@ def run(config: RunConfig) -> RunResult:
     task = build_task(config, study, split, pretrained).to(device)
 
     inputs = fingerprint(study, split)
-    resumes = processes.broadcast(config.train.resume and (directory / "last.ckpt").is_file())
-    resumed = _load_resumed(config, directory, inputs) if resumes else None
+    resumed, searched = _load_resumed(config, directory, inputs, processes)
     searches_alone = config.optim.lr_find == "print"
     if resumed is not None:
         config = as_found(config, resumed["config"])
+    if searched is not None:
+        config = found_batch_size(config, searched["config"])
     require_alone(config, processes)
     require_sharding(config)
     if resumed is None and processes.first:
@@ -147,7 +148,13 @@ def run(config: RunConfig) -> RunResult:
         config = with_epochs(config, len(study.rows_of(split, "train")))
         searches = config.train.choose_epochs and config.train.stop_after is None
         if resumed is None and searches and not searches_alone:
-            config = with_chosen_epochs(config, study, split, pretrained, device, processes, directory)
+            if processes.first:
+                if searched is None or searched["config"]["train"]["epochs"] != config.train.epochs:
+                    directory.forget_search()
+                _write_settings(config, study, split, directory)
+            processes.barrier()
+            search = EpochSearch(config, study, split, pretrained, device, processes, directory, inputs)
+            config = search.settled()
         trainer = build_trainer(config, study, split, task, device, processes)
         if searches_alone:
             search_learning_rate(trainer, directory)
@@ -156,19 +163,11 @@ def run(config: RunConfig) -> RunResult:
         if config.optim.lr_find == "apply":
             config = with_learning_rate(config, trainer, directory)
         if resumed is not None:
-            fill_in_shards(directory / "last.ckpt", resumed, trainer)
-            try:
-                trainer.load_state_dict(resumed["trainer"])
-            except (KeyError, TypeError, ValueError, RuntimeError) as error:
-                raise DataError(
-                    f"{directory / 'last.ckpt'}: does not fit this run ({type(error).__name__}); "
-                    "start again with --overwrite"
-                ) from None
-            logger.info("resuming after epoch %d, step %d", trainer.state.epoch, trainer.state.step)
-        trainer.callbacks = build_callbacks(config, study, split, task, directory, header, inputs, trainer.callbacks)
+            resume(trainer, directory / "last.ckpt", resumed)
+        callbacks = build_callbacks(config, study, split, task, directory, header, inputs, trainer.callbacks)
+        trainer.callbacks = [*callbacks, SearchIsOver(directory)]
         if processes.first:
-            write_json(directory / "config.json", config.model_dump(mode="json"))
-            write_splits(directory / "splits.tsv", study.sample_ids, split)
+            _write_settings(config, study, split, directory)
         try:
             trainer.fit()
             metrics = judge_best(config, study, split, task, trainer, directory, leaked)
@@ -380,6 +379,11 @@ def _require_pairs(config: RunConfig, study: Study, split: NDArray[Any]) -> None
             )
 
 
+def _write_settings(config: RunConfig, study: Study, split: NDArray[Any], directory: RunDirectory) -> None:
+    write_json(directory / "config.json", config.model_dump(mode="json"))
+    write_splits(directory / "splits.tsv", study.sample_ids, split)
+
+
 # ------------------------------------------------------------------------------------------------------------- resume
 
 
@@ -394,9 +398,21 @@ def encoder_fingerprint(encoder: Path) -> str:
     return file_sha256(model_path(encoder))
 
 
-def _load_resumed(config: RunConfig, directory: RunDirectory, inputs: Mapping[str, str]) -> dict[str, Any]:
-    """The checkpoint of the run to be continued, if its inputs and its settings are this one's where it matters."""
-    saved = load_checkpoint(directory / "last.ckpt")
+class _Resumed(NamedTuple):
+    """The checkpoint of the run to be continued."""
+
+    run: dict[str, Any] | None
+    search: dict[str, Any] | None  # of a run that got no further than the search for its number of epochs
+
+
+def _load_resumed(
+    config: RunConfig, directory: RunDirectory, inputs: Mapping[str, str], processes: Processes
+) -> _Resumed:
+    """What there is to be continued, if its inputs and its settings are this one's where it matters."""
+    checkpoint = processes.broadcast(directory.checkpoint() if config.train.resume else None)
+    if checkpoint is None:
+        return _Resumed(None, None)
+    saved = load_checkpoint(checkpoint)
     for name, digest in inputs.items():
         if saved.get("inputs", {}).get(name, digest) != digest:
             what = "the split of the samples" if name == "split" else f"the file of --{name.replace('_', '-')}"
@@ -405,7 +421,7 @@ def _load_resumed(config: RunConfig, directory: RunDirectory, inputs: Mapping[st
                 "put it back, or start again with --overwrite"
             )
     require_same_config(as_found(config, saved["config"]), saved["config"], directory.path)
-    return saved
+    return _Resumed(saved, None) if checkpoint == directory / "last.ckpt" else _Resumed(None, saved)
 
 
 def require_same_config(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -39,9 +39,16 @@ class RunDirectory:
         "tracking.json",
         "aam.log",
     )
-    # All that a run leaves that ended before its first checkpoint, while it searched for the number of epochs, say: it
-    # may be begun again as if it had not been.
+    # All that a run leaves that ended before its first checkpoint, beside those of a search for the number of epochs:
+    # it may be begun again as if it had not been.
     BEGINNING = frozenset({"aam.log", "config.json", "epochs.tsv", "splits.tsv", "tracking.json"})
+    # Of the parts that judge how many epochs are best, each with a checkpoint of its own.
+    IN_SEARCH = (
+        "search/part_*/last.ckpt",
+        "search/part_*/last.ckpt.tmp",
+        "search/part_*/shards/step_*/shard-*.safetensors",
+    )
+    SEARCH_FOLDERS = ("search/part_*/shards/step_*", "search/part_*/shards", "search/part_*", "search")
     # Removed with a run, but no sign of one: `--lr-find print` writes lr_find alone.
     IN_FOLDERS = (
         *("*_network_predictions.tsv", "*_classical_predictions.tsv"),
@@ -96,17 +103,34 @@ class RunDirectory:
         for name in self.FILES:
             (self.path / name).unlink(missing_ok=True)
             (self.path / f"{name}.tmp").unlink(missing_ok=True)
-        for pattern in self.IN_FOLDERS:
-            for path in self.path.glob(pattern):
-                path.unlink(missing_ok=True)
-        for pattern in self.FOLDERS:
-            for path in self.path.glob(pattern):
-                with suppress(OSError):  # somebody else's files are in it
-                    path.rmdir()
+        self._remove(self.IN_FOLDERS, self.FOLDERS)
+        self.forget_search()
         for run in self.runs():
             RunDirectory(run).create(overwrite=True)
             if not any(run.iterdir()):
                 run.rmdir()
+
+    def _remove(self, files: Sequence[str], folders: Sequence[str]) -> None:
+        """Remove files by their patterns, and folders in which nothing is left."""
+        for path in (path for pattern in files for path in self.path.glob(pattern)):
+            path.unlink(missing_ok=True)
+        for path in (path for pattern in folders for path in self.path.glob(pattern)):
+            with suppress(OSError):  # somebody else's files are in it
+                path.rmdir()
+
+    def checkpoint(self) -> Path | None:
+        """What a run can be resumed from: its checkpoint, or the first one of its search for a number of epochs."""
+        if (self / "last.ckpt").is_file():
+            return self / "last.ckpt"
+        return min(self.path.glob("search/part_*/last.ckpt"), default=None)
+
+    def search_checkpoint(self, part: int) -> Path:
+        """Of the network that a part of the training samples judges while the number of epochs is searched for."""
+        return self / f"search/part_{part}/last.ckpt"
+
+    def forget_search(self) -> None:
+        """Remove what that search would be resumed from."""
+        self._remove(self.IN_SEARCH, self.SEARCH_FOLDERS)
 
     def runs(self) -> list[Path]:
         """The directories of the runs for each fold or seed of a run that has some, in their order."""

@@ -32,6 +32,7 @@ from aam.training.trainer import Trainer
 
 __all__ = [
     "as_found",
+    "found_batch_size",
     "require_alone",
     "search_learning_rate",
     "with_average",
@@ -53,9 +54,8 @@ def as_found(config: RunConfig, stored: Mapping[str, Any]) -> RunConfig:
     stored : mapping
         As that run has it.
     """
+    config = found_batch_size(config, stored)
     train, optim = stored.get("train", {}), stored.get("optim", {})
-    if config.train.batch_size == "auto" and isinstance(train.get("batch_size"), int):
-        config = _updated(config, "train", batch_size=train["batch_size"], max_memory_fraction=None)
     settled = ("freeze_asvs_after", *(("epochs", "stop_after") if config.train.epochs is None else ()))
     update = {name: train[name] for name in settled if getattr(config.train, name) is None and name in train}
     config = _updated(config, "train", **update)
@@ -63,6 +63,14 @@ def as_found(config: RunConfig, stored: Mapping[str, Any]) -> RunConfig:
         names = ("lr", "head_lr", "min_lr", "lr_find")
         config = _updated(config, "optim", **{name: optim[name] for name in names if name in optim})
     return config
+
+
+def found_batch_size(config: RunConfig, stored: Mapping[str, Any]) -> RunConfig:
+    """A configuration with the batch size that was found before, where one is to be; see `as_found`."""
+    batch_size = stored.get("train", {}).get("batch_size")
+    if config.train.batch_size != "auto" or not isinstance(batch_size, int):
+        return config
+    return _updated(config, "train", batch_size=batch_size, max_memory_fraction=None)
 
 
 def with_average(config: RunConfig) -> RunConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from aam.data.batch import Batch, arrange
 from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
 from aam.data.splits import watched_part
 from aam.data.study import Study
+from aam.errors import DataError
 from aam.loaders import datasets_of, loader
 from aam.models.sequence_encoder import SequenceEncoder
 from aam.models.sequence_predictor import SequencePredictor
@@ -41,6 +43,7 @@ from aam.training.meter import Meter
 from aam.training.optimizers import OPTIMIZERS, build_optimizer, peak_learning_rates
 from aam.training.profiler import Profile
 from aam.training.schedules import build_schedule
+from aam.training.sharded import fill_in_shards
 from aam.training.tasks import Evaluation, Task
 from aam.training.tensorboard import StepCurves, TensorBoard
 from aam.training.tracking import Tracking
@@ -49,7 +52,7 @@ from aam.training.trainer import Callback, Trainer
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["build_callbacks", "build_trainer", "require_sharding"]
+__all__ = ["build_callbacks", "build_trainer", "require_sharding", "resume"]
 
 logger = logging.getLogger("aam")
 
@@ -161,6 +164,32 @@ def _plans(config: RunConfig, study: Study, split: NDArray[Any], processes: Proc
         "train": BatchPlan(study.rows_of(split, "train"), train.samples_per_batch, True, seed, studies, share),
         "val": BatchPlan(study.rows_of(split, watched_part(split)), train.samples_per_batch, False, seed, share=share),
     }
+
+
+def resume(trainer: Trainer, path: Path, saved: dict[str, Any]) -> None:
+    """Let a trainer go on where a checkpoint was written.
+
+    Parameters
+    ----------
+    trainer : Trainer
+    path : Path
+        Of the checkpoint.
+    saved : dict
+        As it was read; changed.
+
+    Raises
+    ------
+    DataError
+        If it does not fit.
+    """
+    fill_in_shards(path, saved, trainer)
+    try:
+        trainer.load_state_dict(saved["trainer"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"{path}: does not fit this run ({type(error).__name__}); start again with --overwrite"
+        ) from None
+    logger.info("resuming after epoch %d, step %d", trainer.state.epoch, trainer.state.step)
 
 
 def build_callbacks(

@@ -1,4 +1,4 @@
-"""The program as a user calls it, in this process, and small studies for it to read."""
+"""The program as a user calls it, in this process or in one that can be killed, and small studies for it to read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import contextlib
 import io
 import json
 import logging
+import os
+import re
+import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +62,38 @@ def succeed(*arguments: object) -> Outcome:
     outcome = aam(*arguments)
     assert outcome.code == 0, outcome.err
     return outcome
+
+
+def kill(arguments: Sequence[object], number: int, at: str, *, times: int = 1, after: float = 0.0) -> Outcome:
+    """Run `aam` in a process of its own, and send a signal to all of its processes.
+
+    Parameters
+    ----------
+    arguments : sequence
+    number : int
+        Of the signal.
+    at : str
+        Regular expression that a line of what it says begins with.
+    times : int
+        Which of these lines.
+    after : float
+        Seconds since.
+    """
+    command = [sys.executable, "-m", "aam", *map(str, arguments)]
+    said, seen = "", 0
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            said += line
+            seen += bool(re.match(at, line))
+            if seen == times:
+                time.sleep(after)
+                os.killpg(process.pid, number)
+                break
+        said += process.stderr.read()
+    return Outcome(process.returncode, "", said)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from aam.epochs import Verdict, inner_splits, smoothed, verdict
 from aam.errors import DataError
 from aam.inputs import load_inputs
 from aam.training.tasks import TrainTask
-from tests.end_to_end.program import StudyFiles, aam, assert_one_line_error, succeed
+from tests.end_to_end.program import StudyFiles, aam, assert_one_line_error, files_below, kill, succeed
+from tests.end_to_end.test_runs import assert_same_run
 
 EPOCHS = 8
 
@@ -207,7 +209,7 @@ def test_held_out_samples_have_no_say(part: str, study: StudyFiles, searched: Pa
 
 
 def test_it_goes_on_as_it_was(study: StudyFiles, searched: Path, tmp_path: Path) -> None:
-    """A run that is finished is found so; one that ended in its search begins again."""
+    """A run that is finished is found so; one that ended before its search had learnt anything begins again."""
     before = {name: (searched / name).read_bytes() for name in ("history.csv", "epochs.tsv")}
     outcome = succeed(*learn(study), "--choose-epochs", "--output-dir", searched, "--resume")
     assert "how many epochs" not in outcome.err
@@ -217,6 +219,51 @@ def test_it_goes_on_as_it_was(study: StudyFiles, searched: Path, tmp_path: Path)
     (run / "aam.log").write_text("how many epochs?\n")
     succeed(*learn(study), "--choose-epochs", "--output-dir", run, "--resume")
     assert {name: (run / name).read_bytes() for name in before} == before
+
+
+@pytest.fixture(scope="module")
+def searched_to_the_end(study: StudyFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """In which the parts do not agree for a while, with dropout, and ASVs at rest before they do."""
+    run = tmp_path_factory.mktemp("epochs") / "whole"
+    outcome = succeed(*learn_for_long(study), "--output-dir", run)
+    assert outcome.err.count("each goes on until epoch") >= 2
+    return run
+
+
+def learn_for_long(study: StudyFiles) -> list[object]:
+    return [*learn(study), "--choose-epochs", "--dropout", 0.2, "--lr", 0.02, "--save-every-minutes", 1e-6]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_search_goes_on_where_it_was_stopped(
+    number: int, study: StudyFiles, searched_to_the_end: Path, tmp_path: Path
+) -> None:
+    """In the first part, in another, and while all of them go on."""
+    run = tmp_path / "run"
+    moments = np.random.default_rng(number)
+    arguments = learn_for_long(study)
+    for at in ("epoch 1/", "the signal looks weak: part 3", "the parts do not agree", "epoch "):
+        outcome = kill([*arguments, "--output-dir", run], number, at, after=moments.uniform(0, 0.2))
+        assert outcome.code == (128 + number if number == signal.SIGTERM else -number), outcome.err
+        assert list(run.glob("search/part_*/last.ckpt"))
+        arguments = ["train", "--resume"]  # the rest is in the run directory
+    outcome = succeed(*arguments, "--output-dir", run)
+    assert_same_run(run, searched_to_the_end)
+    assert (run / "epochs.tsv").read_bytes() == (searched_to_the_end / "epochs.tsv").read_bytes()
+    assert files_below(run) == files_below(searched_to_the_end)
+
+
+@pytest.mark.parametrize("option", ["--epochs 12 --resume", "--overwrite", ""])
+def test_another_search_begins_anew(option: str, study: StudyFiles, searched_to_the_end: Path, tmp_path: Path) -> None:
+    run, expected = tmp_path / "run", searched_to_the_end
+    outcome = kill([*learn_for_long(study), "--output-dir", run], signal.SIGKILL, "the signal looks weak: part 2")
+    assert outcome.code == -signal.SIGKILL and len(list(run.glob("search/part_*"))) == 2
+    succeed(*learn_for_long(study), "--output-dir", run, *option.split())
+    if "--epochs" in option:
+        expected = tmp_path / "expected"
+        succeed(*learn_for_long(study), "--epochs", 12, "--output-dir", expected)
+    assert_same_run(run, expected)
+    assert (run / "epochs.tsv").read_bytes() == (expected / "epochs.tsv").read_bytes()
 
 
 def test_all_seeds_learn_for_longer_when_asked_to(study: StudyFiles, searched: Path, tmp_path: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +20,7 @@ from tests.end_to_end.program import (
     StudyFiles,
     aam,
     assert_one_line_error,
+    kill,
     read_metrics,
     read_predictions,
     succeed,
@@ -172,14 +171,8 @@ class TestUnfreezing:
         whole, killed = tmp_path / "whole", tmp_path / "killed"
         arguments = self.arguments(study, pretrained, "--freeze-base")
         succeed(*arguments, "--output-dir", whole)
-        command = [sys.executable, "-m", "aam", *map(str, arguments), "--output-dir", str(killed)]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
-            assert process.stderr is not None
-            for line in process.stderr:
-                if line.startswith(f"epoch {epoch}/4"):
-                    process.send_signal(signal.SIGKILL)
-                    break
-        assert process.returncode == -signal.SIGKILL
+        outcome = kill([*arguments, "--output-dir", killed], signal.SIGKILL, f"epoch {epoch}/4")
+        assert outcome.code == -signal.SIGKILL
         assert "resuming after epoch" in succeed("train", "--output-dir", killed, "--resume").err
         assert_same_run(killed, whole)
 

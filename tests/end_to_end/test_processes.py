@@ -98,14 +98,20 @@ def test_two_processes_write_the_run_of_one(study: StudyFiles, alone: Path, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize(("strategy", "searches"), [("ddp", False), ("fsdp", False), ("fsdp", True)])
 def test_stopped_in_two_processes_and_resumed_in_one(
-    study: StudyFiles, alone: Path, tmp_path: Path, strategy: str
+    study: StudyFiles, alone: Path, tmp_path: Path, strategy: str, searches: bool
 ) -> None:
+    """While the run learns, or while it searches for how long it is to."""
     run = tmp_path / "run"
     command = [*TORCHRUN, *training(study), "--strategy", strategy, "--output-dir", run]
     if strategy == "fsdp":
         command.append("--sharded-checkpoints")
+    if searches:
+        options = ["--choose-epochs", "--epochs", 12]
+        command += options
+        alone = tmp_path / "alone"
+        succeed(*training(study), *options, "--output-dir", alone)
     said = ""
     with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as two:
         assert two.stderr is not None
@@ -117,6 +123,7 @@ def test_stopped_in_two_processes_and_resumed_in_one(
         said += two.stderr.read()
     assert two.returncode != 0 and not (run / "metrics.json").exists()
     assert said.count("Error: stopped by SIGTERM; the run is saved, and --resume continues it") == 1, said
+    assert (run / "last.ckpt").is_file() != searches
     succeed("train", "--output-dir", run, "--resume")
     assert_like(run, alone)
     assert files_below(run) == files_below(alone)

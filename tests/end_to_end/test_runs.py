@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +22,7 @@ from tests.end_to_end.program import (
     aam,
     assert_one_line_error,
     files_below,
+    kill,
     permute,
     read_metrics,
     succeed,
@@ -152,6 +149,7 @@ class TestPretrainedEncoder:
 
 class TestResume:
     EPOCHS = 3
+    BEGUN = "epoch 1/|resuming"
 
     def arguments(self, study: StudyFiles, command: str) -> list[object]:
         shared = ["--epochs", self.EPOCHS, "--dropout", 0.2, "--batch-size", 5, "--accumulation-steps", 2]
@@ -163,7 +161,8 @@ class TestResume:
     def test_a_killed_run_goes_on_to_the_same_end(self, study: StudyFiles, tmp_path: Path, command: str) -> None:
         whole, killed = tmp_path / "whole", tmp_path / "killed"
         arguments = self.arguments(study, command)
-        self.kill_after_an_epoch([*arguments, "--output-dir", killed])
+        outcome = kill([*arguments, "--output-dir", killed], signal.SIGKILL, f"epoch 2/{self.EPOCHS}")
+        assert outcome.code == -signal.SIGKILL
         # What holds the last finished epoch must not look finished.
         assert (killed / "last.ckpt").is_file()
         assert not (killed / "metrics.json").exists()
@@ -182,9 +181,11 @@ class TestResume:
         whole, killed = tmp_path / "whole", tmp_path / "killed"
         arguments = [*self.arguments(study, "train"), "--epochs", 5, "--batch-size", 2, "--save-every-minutes", 1e-6]
         moments = np.random.default_rng(0)
-        self.kill([*arguments, "--output-dir", killed], signal.SIGKILL, moments.uniform(0, 0.3))
+        kill([*arguments, "--output-dir", killed], signal.SIGKILL, self.BEGUN, after=moments.uniform(0, 0.3))
         for _ in range(2):
-            self.kill(["train", "--output-dir", killed, "--resume"], signal.SIGKILL, moments.uniform(0, 0.3))
+            kill(
+                ["train", "--output-dir", killed, "--resume"], signal.SIGKILL, self.BEGUN, after=moments.uniform(0, 0.3)
+            )
         succeed(*arguments, "--output-dir", whole)
         succeed("train", "--output-dir", killed, "--resume")
         assert_same_run(killed, whole)
@@ -195,40 +196,13 @@ class TestResume:
         whole, stopped = tmp_path / "whole", tmp_path / "stopped"
         arguments = [*self.arguments(study, "pretrain"), "--epochs", 6, "--batch-size", 2, "--num-workers", 2]
         number = getattr(signal, name)
-        code, err = self.kill([*arguments, "--output-dir", stopped], number, 0.1)
-        assert code == 128 + number
-        assert err.splitlines()[-1] == f"Error: stopped by {name}; the run is saved, and --resume continues it"
-        assert "Traceback" not in err and not (stopped / "metrics.json").exists()
+        outcome = kill([*arguments, "--output-dir", stopped], number, self.BEGUN, after=0.1)
+        assert outcome.code == 128 + number
+        assert outcome.err.splitlines()[-1] == f"Error: stopped by {name}; the run is saved, and --resume continues it"
+        assert "Traceback" not in outcome.err and not (stopped / "metrics.json").exists()
         succeed(*arguments, "--output-dir", whole)
         succeed("pretrain", "--output-dir", stopped, "--resume")
         assert_same_run(stopped, whole)
-
-    def kill(self, arguments: list[object], number: int, after: float) -> tuple[int, str]:
-        """Send a signal to all processes of a run so many seconds after training began; exit code and what was said."""
-        command = [sys.executable, "-m", "aam", *map(str, arguments)]
-        with subprocess.Popen(
-            command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
-        ) as process:
-            assert process.stderr is not None
-            said = ""
-            for line in process.stderr:
-                said += line
-                if line.startswith(("epoch 1/", "resuming")):
-                    time.sleep(after)
-                    os.killpg(process.pid, number)
-                    break
-            said += process.stderr.read()
-        return process.returncode, said
-
-    def kill_after_an_epoch(self, arguments: list[object]) -> None:
-        command = [sys.executable, "-m", "aam", *map(str, arguments)]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
-            assert process.stderr is not None
-            for line in process.stderr:
-                if line.startswith(f"epoch 2/{self.EPOCHS}"):
-                    process.send_signal(signal.SIGKILL)
-                    break
-        assert process.returncode == -signal.SIGKILL
 
     def test_a_finished_run_has_nothing_left_to_do(self, study: StudyFiles, trained: Path, tmp_path: Path) -> None:
         run = Path(shutil.copytree(trained, tmp_path / "run"))
