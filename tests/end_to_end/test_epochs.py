@@ -244,7 +244,7 @@ def test_a_search_goes_on_where_it_was_stopped(
     arguments = learn_for_long(study)
     for at in ("epoch 1/", "the signal looks weak: part 3", "the parts do not agree", "epoch "):
         outcome = kill([*arguments, "--output-dir", run], number, at, after=moments.uniform(0, 0.2))
-        assert outcome.code == (128 + number if number == signal.SIGTERM else -number), outcome.err
+        assert outcome.code in (128 + number, -number), outcome.err  # between two parts it ends at once
         assert list(run.glob("search/part_*/last.ckpt"))
         arguments = ["train", "--resume"]  # the rest is in the run directory
     outcome = succeed(*arguments, "--output-dir", run)
