@@ -344,6 +344,12 @@ class ModelConfig(Section):
         "both", "How distances are read: from soft clades of ASVs, from sample embeddings, or from both."
     )
     clades: int = option(256, "Soft clades of the clade head.", ge=1)
+    head: Literal["hidden", "linear"] | None = option(
+        None,
+        "How the column is read: by a hidden layer, learnt together with the base; or linearly, penalised, of what "
+        "distances alone have taught the base. By default linearly where --choose-epochs finds a weak signal.",
+        only="train",
+    )
     head_width: tuple[int, ...] = option(
         (), "Width of a residual layer of the target's head; by default it has one plain hidden layer.", only="train"
     )
@@ -839,6 +845,23 @@ class RunConfig(Section):
         return not self.train.keeps_last or self.optim.schedule == "plateau" or self.optim.restart_on_plateau
 
     @property
+    def why_not_linear(self) -> str | None:
+        """What stands against a linear head, which reads what distances have taught the base."""
+        task, model, train = self.task, self.model, self.train
+        reasons = {
+            "it reads what distances teach: --unifrac-matrix is missing": not (
+                self.data.unifrac_matrix or self.data.taxonomy
+            ),
+            "it reads what distances teach, and --unifrac-weight is 0": task.unifrac_weight == 0,
+            "sample embeddings learn nothing of --distance-head clade": model.distance_head == "clade",
+            "--freeze-base lets the base learn nothing": train.freeze_base,
+            "--head-width is for a hidden one": bool(model.head_width),
+            "it does not read --categorical-columns or --numeric-columns": bool(self.data.covariates),
+            "it is fitted when all epochs have been run, and --patience stops before": train.patience is not None,
+        }
+        return next((reason for reason, holds in reasons.items() if holds), None)
+
+    @property
     def accumulation_steps(self) -> int:
         """Batches of an optimizer step, as asked for or by ``--target-effective-batch-size``."""
         target = self.optim.target_effective_batch_size
@@ -915,6 +938,10 @@ class RunConfig(Section):
                 f"--join {self.train.join} fits its weights on samples that nothing has looked at, and the validation "
                 "samples say when training ends; give --folds or --cal-size, or let them not"
             )
+        if self.model.head == "linear" and self.why_not_linear is not None:
+            raise ValueError(f"--head linear: {self.why_not_linear}")
+        if self.model.head == "linear" and self.train.choose_epochs:
+            raise ValueError("--head linear is fitted when all epochs have been run; leave --choose-epochs out")
         if self.model.fusion != ModelConfig().fusion and not self.data.covariates:
             raise ValueError(
                 f"--fusion {self.model.fusion} needs something to join: --categorical-columns or --numeric-columns"

@@ -103,15 +103,22 @@ class EpochSearch(NamedTuple):
             set_random_state(random, self.device)
         losses, guess = pooled(parts, until)
         stop_after = verdict(losses, guess, epochs).stop_after
-        found = f"all {epochs}" if stop_after is None else stop_after
         logger.info("after %d epochs those that judge have a loss of %.3g, a guess %.3g", until, losses[-1], guess)
-        logger.info("learning from all training samples for %s", found)
+        linear = stop_after is not None and self.config.model.head is None and self.config.why_not_linear is None
+        if linear:
+            stop_after = None
+        logger.info(
+            "learning from all training samples for %s%s",
+            f"all {epochs}" if stop_after is None else stop_after,
+            ", distances alone; then the column is read linearly" if linear else "",
+        )
         if self.processes.first:
             table = {"epoch": np.arange(1, until + 1), "loss": losses, "smoothed_loss": smoothed(losses)}
             table |= {"guess": guess} | {f"part_{n}": judge.losses[:until] for n, judge in enumerate(parts, start=1)}
             write_table(self.directory / "epochs.tsv", pd.DataFrame(table))
-        settled = {"choose_epochs": False, "stop_after": stop_after}
-        return self.config.model_copy(update={"train": self.config.train.model_copy(update=settled)})
+        train = self.config.train.model_copy(update={"choose_epochs": False, "stop_after": stop_after})
+        model = self.config.model.model_copy(update={"head": "linear"}) if linear else self.config.model
+        return self.config.model_copy(update={"model": model, "train": train})
 
     def _judges(self) -> Iterator[Judge]:
         """Those parts of the training samples that can judge what the others learn, each as it is asked for.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from aam.config import RunConfig
 from aam.data.counts import Counts, in_blocks
-from aam.data.dataset import BatchPlan, SampleDataset
 from aam.data.draws import stable_keys, uniform
 from aam.data.neighbours import nearest
 from aam.data.regions import REGIONS, Region
@@ -27,10 +26,9 @@ from aam.data.sequences import unambiguous
 from aam.data.study import Study
 from aam.data.tokenizer import sequence_lengths
 from aam.errors import DataError
-from aam.loaders import loader
+from aam.reading import read_training_samples
 from aam.training.checkpoint import ModelFile, load_model_file, save_model_file
-from aam.training.distributed import beside_passes
-from aam.training.trainer import Trainer, precision
+from aam.training.trainer import Trainer
 
 __all__ = [
     "MOST_EMBEDDINGS",
@@ -146,7 +144,8 @@ def keep_profile(config: RunConfig, study: Study, rows: NDArray[np.int64], train
         The model file.
     """
     drawn = _draw(study, rows, config.train.seed)
-    embeddings = _embed(config, drawn, trainer)
+    encoder = trainer.task.encoder
+    embeddings = read_training_samples(config, drawn, trainer, lambda batch: encoder(batch).embedding)
     if embeddings is None:
         return
     profile = profile_of(study, rows, drawn, embeddings)
@@ -159,30 +158,6 @@ def _draw(study: Study, rows: NDArray[np.int64], seed: int) -> NDArray[np.int64]
     """The training samples whose embeddings are kept: all, or as many as there is room for."""
     draws = uniform("profile of the training samples", seed, 0, stable_keys([study.sample_ids[i] for i in rows]))
     return np.sort(rows[np.argsort(draws)[:MOST_EMBEDDINGS]])
-
-
-def _embed(config: RunConfig, rows: NDArray[np.int64], trainer: Trainer) -> NDArray[np.float32] | None:
-    """Embeddings of training samples as `aam predict` reads them, on the first process."""
-    processes, dataset = trainer.processes, trainer.train_loader.dataset  # with what of the base is frozen
-    assert isinstance(dataset, SampleDataset)
-    options = replace(dataset.options, nuc_asv_fraction=0.0, count_mask_ratio=0.0)
-    plain = dataset.changed(labels={}, references=rows[:0], target=None, augmentation=None, options=options)
-    if trainer.state.best_epoch <= (config.train.freeze_asvs_after or 0):
-        plain = plain.changed(encoded=None)  # by a later ASV encoder than this model's
-    plan = BatchPlan(rows, config.train.samples_per_batch, False, config.train.seed, share=processes.share)
-    batches = loader(plain, plan, config.train, trainer.device, workers=0)
-    encoder = trainer.task.encoder
-    trainer.task.model.eval()
-
-    def encode() -> list[NDArray[np.float32]]:
-        return [encoder(batch).embedding[: len(batch)].float().cpu().numpy() for batch in trainer.on_device(batches)]
-
-    with precision(trainer.config.mixed_precision, trainer.device), torch.no_grad():
-        own = beside_passes(trainer.learner, processes, encode)
-    everyones = processes.gather_objects(own)  # lists of equal length
-    if not processes.first:
-        return None
-    return np.concatenate([part for shares in zip(*everyones, strict=True) for part in shares])
 
 
 def profile_of(

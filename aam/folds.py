@@ -396,6 +396,7 @@ def _member_config(config: RunConfig, plan: _Plan, above: RunDirectory, member: 
     """A run of its own: the split is the one that stands in its directory, or in that of the first seed."""
     directory = above / member.name
     data: dict[str, Any] = {}
+    model = config.model
     train: dict[str, Any] = {"output_dir": directory, "seed": member.seed, "seeds": 1, "parallel": 1}
     train |= {"baseline": False, "join": None}
     if plan.folds is not None:
@@ -404,15 +405,17 @@ def _member_config(config: RunConfig, plan: _Plan, above: RunDirectory, member: 
         data = {"splits": above / plan.members[0].name / "splits.tsv", "split_column": None, "leave_out": ()}
         data |= {"test_size": 0.0, "cal_size": 0.0}
     if member.seed != config.train.seed:  # the first seed has found out how long is best
-        first = _first_seed(config, plan, member)
-        train |= {
-            "choose_epochs": False,
-            "stop_after": _stored_config(RunDirectory(above / first.name))["train"].get("stop_after"),
-        }
+        found = _stored_config(RunDirectory(above / _first_seed(config, plan, member).name))
+        train |= {"choose_epochs": False, "stop_after": found["train"].get("stop_after")}
+        model = model.model_copy(update={"head": found.get("model", {}).get("head", model.head)})
     if plan.encoders:
         train["pretrained_encoder"] = plan.encoders[member.fold]
     return config.model_copy(
-        update={"data": config.data.model_copy(update=data), "train": config.train.model_copy(update=train)}
+        update={
+            "data": config.data.model_copy(update=data),
+            "model": model,
+            "train": config.train.model_copy(update=train),
+        }
     )
 
 

@@ -30,6 +30,7 @@ from aam.data.study import Study
 from aam.data.targets import NumericTarget, Part
 from aam.familiarity import keep_profile
 from aam.joining import join_classical
+from aam.linear_head import fit_linear_head
 from aam.loaders import datasets_of, loader
 from aam.outcome_plots import figures, plot_answers
 from aam.run_directory import RunDirectory, write_json
@@ -67,6 +68,9 @@ def judge_best(
     best = load_model_file(directory / MODEL_NAME).weights if processes.first else None
     load_weights_into(task.model, processes.broadcast(best))
     metrics: dict[str, Any] = {"best_epoch": trainer.state.best_epoch}
+    fitted = isinstance(task, TrainTask) and task.predictor.linear
+    if isinstance(task, TrainTask) and task.predictor.linear:
+        metrics["linear_head"] = fit_linear_head(config, study, split, task, trainer, directory / MODEL_NAME)
     datasets = datasets_of(config, study, split, task)
     held_out = trainer.val_loader.dataset
     assert isinstance(held_out, SampleDataset)
@@ -94,6 +98,8 @@ def judge_best(
                 save_figure(figure, directory / "plots" / f"{part}_{name}.png")
         if answers is not None:
             known[part] = answers
+    if fitted and processes.first:  # until now the model file says how good it was before
+        add_to_model(directory / MODEL_NAME, {"metrics": {"val": metrics.get("val", metrics.get("test"))}}, {})
     if processes.first and config.train.join and known:
         joined, known = join_classical(config, study, split, known, directory, metrics)
         add_to_model(directory / MODEL_NAME, {"joined": joined.to_dict()}, joined.arrays())

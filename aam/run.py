@@ -121,8 +121,6 @@ def run(config: RunConfig) -> RunResult:
     config, study, split, pretrained, leaked, notes = prepare(config)
     _require_pairs(config, study, split)
     require_unseen(config, split)
-    task = build_task(config, study, split, pretrained).to(device)
-
     inputs = fingerprint(study, split)
     resumed, searched = _load_resumed(config, directory, inputs, processes)
     searches_alone = config.optim.lr_find == "print"
@@ -130,6 +128,7 @@ def run(config: RunConfig) -> RunResult:
         config = as_found(config, resumed["config"])
     if searched is not None:
         config = found_batch_size(config, searched["config"])
+    task = build_task(config, study, split, pretrained).to(device)
     require_alone(config, processes)
     require_sharding(config)
     if resumed is None and processes.first:
@@ -154,7 +153,9 @@ def run(config: RunConfig) -> RunResult:
                 _write_settings(config, study, split, directory)
             processes.barrier()
             search = EpochSearch(config, study, split, pretrained, device, processes, directory, inputs)
-            config = search.settled()
+            searched_for, config = config, search.settled()
+            if config.model != searched_for.model:
+                task = build_task(config, study, split, pretrained).to(device)
         trainer = build_trainer(config, study, split, task, device, processes)
         if searches_alone:
             search_learning_rate(trainer, directory)
@@ -236,7 +237,8 @@ def _load_pretrained(config: RunConfig) -> ModelFile | None:
 
 def pretrained_architecture(config: RunConfig, pretrained: ModelFile) -> ModelConfig:
     """The pre-trained model's architecture, with what this run may choose for itself."""
-    own = {"dropout", "gradient_checkpointing", "asv_chunk_size", "distance_head", "max_bp", "head_width", "fusion"}
+    own = {"dropout", "gradient_checkpointing", "asv_chunk_size", "distance_head", "max_bp"}
+    own |= {"head", "head_width", "fusion"}
     asked = {name: getattr(config.model, name) for name in config.model.model_fields_set}
     for name, value in asked.items():
         theirs = getattr(pretrained.config.model, name)
@@ -247,7 +249,7 @@ def pretrained_architecture(config: RunConfig, pretrained: ModelFile) -> ModelCo
                 f"leave {option} out, or pre-train with it"
             )
     # A new head, and what joins covariates is of it: theirs may have none of these.
-    of_head = {"head_width": config.model.head_width, "fusion": config.model.fusion}
+    of_head = {name: getattr(config.model, name) for name in ("head", "head_width", "fusion")}
     update = {name: asked[name] for name in own & asked.keys()} | of_head
     architecture = pretrained.config.model.model_copy(update=update)
     _require_known_bases(architecture.max_bp, pretrained)

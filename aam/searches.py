@@ -59,6 +59,8 @@ def as_found(config: RunConfig, stored: Mapping[str, Any]) -> RunConfig:
     settled = ("freeze_asvs_after", *(("epochs", "stop_after") if config.train.epochs is None else ()))
     update = {name: train[name] for name in settled if getattr(config.train, name) is None and name in train}
     config = _updated(config, "train", **update)
+    if config.model.head is None and "head" in stored.get("model", {}):
+        config = _updated(config, "model", head=stored["model"]["head"])
     if config.optim.lr_find == "apply" and "lr" in optim:
         names = ("lr", "head_lr", "min_lr", "lr_find")
         config = _updated(config, "optim", **{name: optim[name] for name in names if name in optim})
@@ -96,7 +98,8 @@ def with_epochs(config: RunConfig, train_samples: int) -> RunConfig:
     found: dict[str, Any] = {"epochs": usual.epochs, "freeze_asvs_after": usual.of_asvs}
     if config.command == "train":
         ends = (config.train.epochs, config.train.patience, config.train.stop_after)
-        found["choose_epochs"] = all(end is None for end in ends) and not usual.large
+        known = usual.large or config.model.head == "linear"
+        found["choose_epochs"] = all(end is None for end in ends) and not known
     if config.train.frozen_part is not None or config.train.strategy == "fsdp":
         found["freeze_asvs_after"] = 0
     return _updated(

@@ -22,7 +22,15 @@ from aam.models.sample_sequence_encoder import CountEmbedding, SampleSequenceEnc
 from aam.models.transformer import Transformer
 from aam.models.value_heads import CladeValueHead, CompositionHead, ValueHead
 
-__all__ = ["DistanceHead", "EncodedSamples", "Level", "SampleBatch", "SampleSummary", "SequenceEncoder"]
+__all__ = [
+    "DistanceHead",
+    "EncodedSamples",
+    "Level",
+    "SampleBatch",
+    "SampleSummary",
+    "SequenceEncoder",
+    "abundance_means",
+]
 
 DistanceHead = Literal["both", "clade", "euclidean"]
 
@@ -253,7 +261,7 @@ class SequenceEncoder(nn.Module):
         )
         pooled = self.pooling(self.transformer(in_samples, present), present)  # (B, D)
         if self.abundance_projection is not None:
-            pooled = pooled + in_float32(self.abundance_projection, _abundance_means(asv_embeddings, batch))
+            pooled = pooled + in_float32(self.abundance_projection, abundance_means(asv_embeddings, batch))
         presence = None
         if self.clade_head is not None and self.presence_projection is not None:
             presence = self.clade_head.presence(asv_embeddings, batch.asv_index, present)  # (B, K)
@@ -388,7 +396,7 @@ class SequenceEncoder(nn.Module):
         return of_target[head]
 
 
-def _abundance_means(asv_embeddings: Tensor, batch: SampleBatch) -> Tensor:
+def abundance_means(asv_embeddings: Tensor, batch: SampleBatch) -> Tensor:
     """Means of a sample's ASV embeddings (B, 2 D): weighted by relative abundance, and by its logarithm.
 
     An ASV with a share ``p`` of the reads weighs log(1 + 10,000 p) in the second, so that rare ones are heard too.

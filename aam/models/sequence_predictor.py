@@ -1,6 +1,6 @@
 """The base model with the heads that a metadata column needs.
 
-Shapes: ``B`` samples, ``S`` most ASVs of a sample, ``D`` width, ``C`` outputs.
+Shapes: ``B`` samples, ``S`` most ASVs of a sample, ``D`` width, ``F`` features of a linear head, ``C`` outputs.
 """
 
 from __future__ import annotations
@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from aam.models.covariates import CovariateFusion
 from aam.models.precision import in_float32
-from aam.models.sequence_encoder import EncodedSamples, SampleBatch, SequenceEncoder
+from aam.models.sequence_encoder import EncodedSamples, SampleBatch, SequenceEncoder, abundance_means
 
-__all__ = ["Predictions", "ResidualLayer", "SequencePredictor", "TargetHead"]
+__all__ = ["LinearHead", "Predictions", "ResidualLayer", "SequencePredictor", "TargetHead"]
 
 
 class Predictions(NamedTuple):
@@ -50,6 +51,31 @@ class TargetHead(nn.Module):
     def forward(self, embedding: Tensor) -> Tensor:
         """(B, D) to (B, C)."""
         return in_float32(self.layers, embedding)
+
+
+class LinearHead(nn.Module):
+    """What the base knows of a sample to the target, linearly.
+
+    It is not learnt by gradient steps, and nothing of it reaches the base: see `aam.linear_head`. Until it is fitted it
+    gives 0.
+
+    Parameters
+    ----------
+    dim : int
+        Width of the sample embedding and of ASV embeddings.
+    outputs : int
+        See `TargetHead`.
+    """
+
+    def __init__(self, dim: int, outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3 * dim, outputs)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, F) to (B, C)."""
+        return in_float32(self.linear, features)
 
 
 class ResidualLayer(nn.Module):
@@ -89,6 +115,8 @@ class SequencePredictor(nn.Module):
         See `TargetHead`.
     fusion : CovariateFusion, optional
         Of covariates, where batches have them. The target head alone reads what it gives.
+    linear : bool
+        With a `LinearHead`, which reads `features` and knows nothing of covariates.
     """
 
     def __init__(
@@ -98,22 +126,47 @@ class SequencePredictor(nn.Module):
         dropout: float = 0.0,
         head_widths: Sequence[int] = (),
         fusion: CovariateFusion | None = None,
+        linear: bool = False,
     ) -> None:
         super().__init__()
+        assert not (linear and fusion is not None)
         self.encoder = encoder
-        self.target_head = TargetHead(encoder.dim, outputs, dropout, head_widths)
+        self.linear = linear
+        self.target_head: nn.Module = (
+            LinearHead(encoder.dim, outputs) if linear else TargetHead(encoder.dim, outputs, dropout, head_widths)
+        )
         self.count_head = nn.Linear(encoder.dim, 1)
         self.fusion = fusion
 
     def forward(self, batch: SampleBatch) -> Predictions:
         """Encode a batch and predict its target."""
         encoded = self.encoder(batch)
+        if self.linear:
+            features = self.features(encoded, batch)
+            return Predictions(encoded, self.target_head(features.detach() if self.training else features))
         embedding = encoded.embedding
         if self.fusion is not None:
             assert batch.categories is not None
             assert batch.numbers is not None
             embedding = self.fusion(embedding, batch.categories, batch.numbers)
         return Predictions(encoded, self.target_head(embedding))
+
+    def features(self, encoded: EncodedSamples, batch: SampleBatch) -> Tensor:
+        """What a linear head reads: sample embeddings, and means of ASV embeddings weighted by abundance.
+
+        Parameters
+        ----------
+        encoded : EncodedSamples
+            Of the batch, with ASV embeddings.
+        batch : SampleBatch
+
+        Returns
+        -------
+        Tensor (B, F)
+            ``F`` is 3 D.
+        """
+        means = abundance_means(encoded.asv_embeddings, batch)
+        return torch.cat([encoded.embedding.to(means.dtype), means], dim=1)
 
     def restore_counts(self, asv_embeddings: Tensor, batch: SampleBatch, hidden: Tensor) -> Tensor:
         """Guess withheld abundances from the rest of the sample.

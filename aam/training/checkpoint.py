@@ -103,7 +103,8 @@ def build_predictor(
     if covariates is not None:
         shape = (config.embedding_dim, config.attention_heads, covariates.sizes, len(covariates.numeric))
         fusion = CovariateFusion(*shape, config.fusion)
-    return SequencePredictor(encoder, outputs, config.dropout, config.head_width, fusion)
+    linear = config.head == "linear"
+    return SequencePredictor(encoder, outputs, config.dropout, config.head_width, fusion, linear)
 
 
 def model_path(run: Path, *, finished: bool = True) -> Path:

@@ -583,6 +583,9 @@ class TrainTask(Task):
         if len(self.parts) > 1:  # the loss of the target is the mean of theirs
             self.weights["target_loss"] = 0.0
             self.weights |= {f"{part.prefix}target_loss": config.target_weight / len(self.parts) for part in self.parts}
+        if predictor.linear:  # it is fitted in the end, and says nothing until then
+            self.monitor = "loss"
+            self.weights |= {f"{part.prefix}target_loss": 0.0 for part in self.parts}
 
     def to(self, device: torch.device) -> Self:
         # Once, for a copy in every step would wait for the device.
@@ -635,6 +638,11 @@ class TrainTask(Task):
         if self.config.loss == "asymmetric":
             return asymmetric_loss(predicted, actual, self.config.overestimate_cost)
         return REGRESSION_LOSSES[self.config.loss](predicted, actual)
+
+    def target_loss(self, output: Tensor, actual: Tensor) -> Tensor:
+        """What outputs (n, C) lose, of several columns the mean; ``actual`` as `Target.encode` gives it."""
+        losses = self._target_losses(output, actual)
+        return torch.stack([loss.mean for loss in losses.values()]).mean()
 
     def guess_loss(self, learnt: NDArray[np.int64], held_out: NDArray[np.int64]) -> float:
         """What the best constant answer would lose.
