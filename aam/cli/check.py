@@ -178,7 +178,7 @@ def _estimate(report: dict[str, Any]) -> list[str]:
     runs = f" for {found['runs']} folds" if found["runs"] > 1 else ""
     steps = f"{found['steps_per_epoch']:,} steps of {_duration(found['step_seconds'])} each"
     search = (
-        ["a quarter of that to twice as long again, to find out whether fewer epochs are better"]
+        ["a quarter of that to twice as long again, to find out whether the signal is weak"]
         if found["searches"]
         else []
     )

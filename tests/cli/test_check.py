@@ -33,7 +33,7 @@ def test_the_page_says_what_was_found(study: StudyFiles) -> None:
     assert lines[5].startswith("target      age, a number: median ")
     assert lines[6].startswith("split       ") and "groups" in lines[6]
     assert lines[7].startswith("estimate    about ") and "epochs" in lines[7]
-    assert lines[8].strip() == "a quarter of that to twice as long again, to find out whether fewer epochs are better"
+    assert lines[8].strip() == "a quarter of that to twice as long again, to find out whether the signal is weak"
     assert lines[9].startswith("            about ") and "GB of memory" in lines[9]
     assert lines[11].split() == ["least", "5%", "25%", "median", "75%", "95%", "most"]
     starts = ["reads of a sample", "ASVs of a sample", "bases of an ASV", "age"]

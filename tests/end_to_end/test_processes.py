@@ -143,6 +143,16 @@ def test_what_is_frozen_is_encoded_once(study: StudyFiles, pretrained: Path, tmp
     assert_like(tmp_path / "run", tmp_path / "alone")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_what_is_fitted_in_the_end(study: StudyFiles, tmp_path: Path, strategy: str) -> None:
+    arguments = [*training(study), "--head", "linear"]
+    succeed(*arguments, "--output-dir", tmp_path / "alone")
+    outcome = in_two(*arguments, "--strategy", strategy, "--output-dir", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    assert_like(tmp_path / "run", tmp_path / "alone")
+
+
 def test_an_error_is_said_once(study: StudyFiles, alone: Path, tmp_path: Path) -> None:
     outcome = with_torchrun(*training(study), "--output-dir", alone)
     assert outcome.code != 0
