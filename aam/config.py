@@ -346,8 +346,9 @@ class ModelConfig(Section):
     clades: int = option(256, "Soft clades of the clade head.", ge=1)
     head: Literal["hidden", "linear"] | None = option(
         None,
-        "How the column is read: by a hidden layer, learnt together with the base; or linearly, penalised, of what "
-        "distances alone have taught the base. By default linearly where --choose-epochs finds a weak signal.",
+        "How the column is read: by a hidden layer, learnt together with the base; or linearly, penalised, in the end, "
+        "of a base that distances have taught and the column has not. By default linearly where --choose-epochs finds "
+        "a weak signal.",
         only="train",
     )
     head_width: tuple[int, ...] = option(
@@ -850,11 +851,11 @@ class RunConfig(Section):
         task, model, train = self.task, self.model, self.train
         reasons = {
             "it reads what distances teach: --unifrac-matrix is missing": not (
-                self.data.unifrac_matrix or self.data.taxonomy
+                self.data.unifrac_matrix or (self.data.taxonomy and task.base_target in ("taxonomy", "combined"))
             ),
             "it reads what distances teach, and --unifrac-weight is 0": task.unifrac_weight == 0,
             "sample embeddings learn nothing of --distance-head clade": model.distance_head == "clade",
-            "--freeze-base lets the base learn nothing": train.freeze_base,
+            "it does not go with --freeze-base": train.freeze_base,
             "--head-width is for a hidden one": bool(model.head_width),
             "it does not read --categorical-columns or --numeric-columns": bool(self.data.covariates),
             "it is fitted when all epochs have been run, and --patience stops before": train.patience is not None,
@@ -940,7 +941,7 @@ class RunConfig(Section):
             )
         if self.model.head == "linear" and self.why_not_linear is not None:
             raise ValueError(f"--head linear: {self.why_not_linear}")
-        if self.model.head == "linear" and self.train.choose_epochs:
+        if self.model.head == "linear" and self.train.choose_epochs and not self.train.resume:
             raise ValueError("--head linear is fitted when all epochs have been run; leave --choose-epochs out")
         if self.model.fusion != ModelConfig().fusion and not self.data.covariates:
             raise ValueError(

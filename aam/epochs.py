@@ -110,7 +110,7 @@ class EpochSearch(NamedTuple):
         logger.info(
             "learning from all training samples for %s%s",
             f"all {epochs}" if stop_after is None else stop_after,
-            ", distances alone; then the column is read linearly" if linear else "",
+            ", and nothing of the column, which is read linearly then" if linear else "",
         )
         if self.processes.first:
             table = {"epoch": np.arange(1, until + 1), "loss": losses, "smoothed_loss": smoothed(losses)}

@@ -588,15 +588,15 @@ def _of_entries(
         found = gradient_shap(explained, samples, draws=question.draws, seed=question.seed)
         checks = {"baseline": "random ASVs"}
     of_change = np.maximum(np.abs(found.change), spread)
-    share = np.abs(found.missing) / of_change
+    share = np.abs(found.missing) / np.where(of_change > 0, of_change, 1.0)  # a model that guesses changes nothing
     checks |= {
         "steps": found.steps,
         "largest_share_missing": float(share.max()),
         "mean_share_missing": float(share.mean()),
-        "share_by_abundance": float(np.abs(found.by_abundance).sum() / np.abs([*found[:2]]).sum()),
+        "share_by_abundance": float(np.abs(found.by_abundance).sum() / (np.abs([*found[:2]]).sum() or 1.0)),
     }
     if method == "gradient-shap":
-        expected = float((found.standard_error / of_change).mean())
+        expected = float((found.standard_error / np.where(of_change > 0, of_change, 1.0)).mean())
         checks["mean_standard_error"] = expected if np.isfinite(expected) else None
         if not expected <= _MOST_EXPECTED:
             logger.warning(

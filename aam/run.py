@@ -40,7 +40,7 @@ from aam.outcome import judge_best
 from aam.run_directory import RunDirectory, write_json
 from aam.searches import (
     as_found,
-    found_batch_size,
+    as_searched,
     require_alone,
     search_learning_rate,
     with_average,
@@ -127,7 +127,9 @@ def run(config: RunConfig) -> RunResult:
     if resumed is not None:
         config = as_found(config, resumed["config"])
     if searched is not None:
-        config = found_batch_size(config, searched["config"])
+        config = as_searched(config, searched["config"])
+    if config.model.head == "linear":
+        config = _read_linearly(config)
     task = build_task(config, study, split, pretrained).to(device)
     require_alone(config, processes)
     require_sharding(config)
@@ -381,6 +383,19 @@ def _require_pairs(config: RunConfig, study: Study, split: NDArray[Any]) -> None
             )
 
 
+def _read_linearly(config: RunConfig) -> RunConfig:
+    """A configuration with a linear head, which asks for no search, even where the command that is resumed does.
+
+    Raises
+    ------
+    DataError
+        If what a pre-trained encoder or another command settled stands against it.
+    """
+    if config.why_not_linear is not None:
+        raise DataError(f"--head linear: {config.why_not_linear}")
+    return config.model_copy(update={"train": config.train.model_copy(update={"choose_epochs": False})})
+
+
 def _write_settings(config: RunConfig, study: Study, split: NDArray[Any], directory: RunDirectory) -> None:
     write_json(directory / "config.json", config.model_dump(mode="json"))
     write_splits(directory / "splits.tsv", study.sample_ids, split)
@@ -412,7 +427,9 @@ def _load_resumed(
 ) -> _Resumed:
     """What there is to be continued, if its inputs and its settings are this one's where it matters."""
     checkpoint = processes.broadcast(directory.checkpoint() if config.train.resume else None)
-    if checkpoint is None:
+    of_run = checkpoint == directory / "last.ckpt"
+    found = config.model.head == "linear" or config.train.choose_epochs is False  # what the search is over with
+    if checkpoint is None or (found and not of_run):
         return _Resumed(None, None)
     saved = load_checkpoint(checkpoint)
     for name, digest in inputs.items():
@@ -423,7 +440,7 @@ def _load_resumed(
                 "put it back, or start again with --overwrite"
             )
     require_same_config(as_found(config, saved["config"]), saved["config"], directory.path)
-    return _Resumed(saved, None) if checkpoint == directory / "last.ckpt" else _Resumed(None, saved)
+    return _Resumed(saved, None) if of_run else _Resumed(None, saved)
 
 
 def require_same_config(

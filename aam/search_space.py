@@ -40,7 +40,7 @@ Value = Any  # what a field of the configuration takes
 # or values of two trials would not be of one thing.
 _FIXED = {
     *("base_target", "unifrac_alpha", "taxonomy_level", "classifier", "lr_find"),
-    *("gradient_checkpointing", "asv_chunk_size", "max_bp"),
+    *("gradient_checkpointing", "asv_chunk_size", "max_bp", "head"),
 }
 _SECTIONS: dict[str, type[Section]] = {
     "model": ModelConfig,

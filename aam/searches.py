@@ -32,7 +32,7 @@ from aam.training.trainer import Trainer
 
 __all__ = [
     "as_found",
-    "found_batch_size",
+    "as_searched",
     "require_alone",
     "search_learning_rate",
     "with_average",
@@ -54,9 +54,9 @@ def as_found(config: RunConfig, stored: Mapping[str, Any]) -> RunConfig:
     stored : mapping
         As that run has it.
     """
-    config = found_batch_size(config, stored)
+    config = as_searched(config, stored)
     train, optim = stored.get("train", {}), stored.get("optim", {})
-    settled = ("freeze_asvs_after", *(("epochs", "stop_after") if config.train.epochs is None else ()))
+    settled = ("epochs", "stop_after") if config.train.epochs is None else ()
     update = {name: train[name] for name in settled if getattr(config.train, name) is None and name in train}
     config = _updated(config, "train", **update)
     if config.model.head is None and "head" in stored.get("model", {}):
@@ -67,12 +67,14 @@ def as_found(config: RunConfig, stored: Mapping[str, Any]) -> RunConfig:
     return config
 
 
-def found_batch_size(config: RunConfig, stored: Mapping[str, Any]) -> RunConfig:
-    """A configuration with the batch size that was found before, where one is to be; see `as_found`."""
-    batch_size = stored.get("train", {}).get("batch_size")
-    if config.train.batch_size != "auto" or not isinstance(batch_size, int):
-        return config
-    return _updated(config, "train", batch_size=batch_size, max_memory_fraction=None)
+def as_searched(config: RunConfig, stored: Mapping[str, Any]) -> RunConfig:
+    """A configuration with what a run knew before it searched for its number of epochs; see `as_found`."""
+    train = stored.get("train", {})
+    if config.train.batch_size == "auto" and isinstance(train.get("batch_size"), int):
+        config = _updated(config, "train", batch_size=train["batch_size"], max_memory_fraction=None)
+    if config.train.freeze_asvs_after is None and "freeze_asvs_after" in train:
+        config = _updated(config, "train", freeze_asvs_after=train["freeze_asvs_after"])
+    return config
 
 
 def with_average(config: RunConfig) -> RunConfig:

@@ -166,6 +166,8 @@ def _require_simple(config: RunConfig) -> None:
         raise DataError(f"--lr-find {config.optim.lr_find}: leave it out, lr is an option that is searched")
     if config.train.choose_epochs:
         raise DataError("--choose-epochs is no option of trials; give --epochs, or search epochs or stop-after")
+    if config.model.head == "linear":
+        raise DataError("--head linear is fitted when a run has ended, and trials are judged before; leave it out")
     if Launch.of_environment().by_torchrun:
         raise DataError("`aam tune` was started by torchrun; start it alone, and give --parallel")
 

@@ -129,6 +129,15 @@ class TensorBoard(Callback):
         for writer in self.writers.values():
             writer.flush()
 
+    def on_result(self, trainer: Trainer, metrics: Mapping[str, Any]) -> None:
+        """What a head that is fitted when all epochs are over makes of the column."""
+        if "linear_head" not in metrics:
+            return
+        judged = metrics.get("val", metrics.get("test", {}))
+        for name in self.headlines:
+            if name in judged:
+                self.writers["validation"].add_scalar(f"best/{name}", judged[name], trainer.state.best_epoch)
+
     def _curves(self, trainer: Trainer) -> None:
         row, epoch = trainer.state.history[-1], trainer.state.epoch
         for name, value in row.items():

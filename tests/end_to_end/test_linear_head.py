@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
+import signal
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from aam import linear_head
 from tests.end_to_end.program import (
     StudyFiles,
     aam,
     assert_one_line_error,
     files_below,
+    kill,
     predict,
     read_metrics,
     succeed,
@@ -49,8 +54,11 @@ def test_what_it_says_is_what_its_file_says(column: str, study: StudyFiles, tmp_
     report = read_metrics(run)["linear_head"]
     assert report["penalty"] > 0 and report["loss"] < report["guess"]
     # As a file alone it says how good it is, too.
-    stored = json.loads(json.dumps(read_metrics(run)["val"]))
-    assert "mae" in str(stored) or "accuracy" in str(stored)
+    stored = read_metrics(run)["val"]
+    events = EventAccumulator(str(run / "tensorboard" / "validation")).Reload()
+    name = "balanced_accuracy" if "classifier" in column else "r2"
+    if "storage_days" not in column:
+        assert events.Scalars(f"best/{name}")[-1].value == pytest.approx(stored[name], rel=1e-5)
     copy = tmp_path / "model.safetensors"
     copy.write_bytes((run / "best_model.safetensors").read_bytes())
     shown = succeed("info", copy).out
@@ -82,7 +90,10 @@ def test_a_weak_signal_is_read_so(study: StudyFiles, tmp_path: Path) -> None:
     found, asked = tmp_path / "found", tmp_path / "asked"
     arguments = weak(study, tmp_path)
     outcome = succeed(*arguments, "--choose-epochs", "--seeds", 2, "--output-dir", found)
-    assert "distances alone; then the column is read linearly" in outcome.err
+    assert "and nothing of the column, which is read linearly then" in outcome.err
+    # The same command goes on with what is there, and is content.
+    again = succeed(*arguments, "--choose-epochs", "--seeds", 2, "--output-dir", found, "--resume")
+    assert "how many epochs" not in again.err
     succeed(*arguments, "--head", "linear", "--seeds", 2, "--output-dir", asked)
     for name in ("seed_0", "seed_1"):
         assert_same_run(found / name, asked / name)
@@ -94,6 +105,52 @@ def test_a_weak_signal_is_read_so(study: StudyFiles, tmp_path: Path) -> None:
     assert len(pd.read_csv(found / "seed_0/history.csv")) == 25
     assert files_below(found) == before
     assert "linear_head" in read_metrics(found / "seed_0")
+
+
+@pytest.mark.parametrize(
+    ("at", "several"),
+    [("learning from all training samples", []), ("epoch 4/24  loss", ["--seeds", 2])],
+    ids=["before its first checkpoint", "after it"],
+)
+def test_it_goes_on_by_the_same_command(at: str, several: list[object], study: StudyFiles, tmp_path: Path) -> None:
+    """Killed when it is known that the signal is weak, before the first checkpoint or after."""
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    arguments = [*weak(study, tmp_path), "--choose-epochs", *several]
+    times = 1 if at.startswith("learning") else 5  # four or five parts have come to that epoch before
+    outcome = kill([*arguments, "--output-dir", killed], signal.SIGKILL, at, times=times)
+    assert outcome.code == -signal.SIGKILL
+    succeed(*arguments, "--output-dir", killed, "--resume")
+    succeed(*arguments, "--output-dir", whole)
+    for name in ("seed_0", "seed_1") if several else (".",):
+        assert_same_run(killed / name, whole / name)
+        assert read_metrics(whole / name)["linear_head"]
+
+
+def test_what_a_pretrained_encoder_settles_may_stand_against_it(study: StudyFiles, tmp_path: Path) -> None:
+    encoder = tmp_path / "encoder"
+    succeed(*study.pretrain, "--distance-head", "clade", "--output-dir", encoder)
+    arguments = learn(study, "--metadata-column", "age", "--head", "linear", "--pretrained-encoder", encoder)
+    for name in ("--clades", "--embedding-dim", "--attention-heads", "--attention-layers"):
+        del arguments[arguments.index(name) : arguments.index(name) + 2]
+    outcome = aam(*arguments, "--val-size", 0.3, "--allow-pretrained-leak", "--output-dir", tmp_path / "run")
+    assert_one_line_error(outcome, 1, "--head linear", "--distance-head clade")
+
+
+def test_a_guess_is_explained_too(study: StudyFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing is better than a guess, nothing of a sample matters."""
+    monkeypatch.setattr(linear_head, "PENALTIES", (math.inf,))
+    run = tmp_path / "run"
+    succeed(*learn(study, "--metadata-column", "age", "--head", "linear"), "--output-dir", run)
+    assert read_metrics(run)["linear_head"]["penalty"] is None
+    predicted = predict(run, study.table, tmp_path / "p.tsv")["predicted"]
+    assert predicted.nunique() == 1
+    succeed("explain", "--model", run, "--table", study.table, "--output-dir", tmp_path / "explained")
+
+
+def test_trials_do_without(study: StudyFiles, tmp_path: Path) -> None:
+    arguments = ["tune", *learn(study, "--metadata-column", "age", "--head", "linear")[1:]]
+    arguments = [argument for argument in arguments if argument != "--no-plots"]
+    assert_one_line_error(aam(*arguments, "--output-dir", tmp_path / "tune"), 1, "--head linear")
 
 
 def test_where_it_is_asked_not_to_be(study: StudyFiles, tmp_path: Path) -> None:
