@@ -234,15 +234,17 @@ def learn_for_long(study: StudyFiles) -> list[object]:
     return [*learn(study), "--choose-epochs", "--dropout", 0.2, "--lr", 0.02, "--save-every-minutes", 1e-6]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_search_goes_on_where_it_was_stopped(
-    number: int, study: StudyFiles, searched_to_the_end: Path, tmp_path: Path
-) -> None:
-    """In the first part, in another, and while all of them go on."""
+def test_a_search_goes_on_where_it_was_stopped(study: StudyFiles, searched_to_the_end: Path, tmp_path: Path) -> None:
+    """In the first part, in another, and while all of them go on; by a signal that it heeds, or killed."""
     run = tmp_path / "run"
-    moments = np.random.default_rng(number)
+    moments = np.random.default_rng(0)
     arguments = learn_for_long(study)
-    for at in ("epoch 1/", "the signal looks weak: part 3", "the parts do not agree", "epoch "):
+    for at, number in (
+        ("epoch 1/", signal.SIGTERM),
+        ("the signal looks weak: part 3", signal.SIGKILL),
+        ("the parts do not agree", signal.SIGTERM),
+        ("epoch ", signal.SIGKILL),
+    ):
         outcome = kill([*arguments, "--output-dir", run], number, at, after=moments.uniform(0, 0.2))
         assert outcome.code in (128 + number, -number), outcome.err  # between two parts it ends at once
         assert list(run.glob("search/part_*/last.ckpt"))
