@@ -50,8 +50,9 @@ class EpochSearch(NamedTuple):
 
     One part judges what the others learn. If it calls the signal weak, each other part judges in its turn for as many
     epochs, and it is all of them that say whether it is, and after which epoch to stop: the best by all, but not before
-    a twentieth of them. The schedule stays that of all epochs. Where there are too few samples or groups to search, all
-    epochs are run.
+    a twentieth of them. The schedule stays that of all epochs. Where a linear head can read it, a weak signal is left
+    to that instead (`aam.linear_head`), and all epochs are run; so they are where there are too few samples or groups
+    to search.
 
     Parameters
     ----------
@@ -78,7 +79,7 @@ class EpochSearch(NamedTuple):
     inputs: Mapping[str, str]
 
     def settled(self) -> RunConfig:
-        """A configuration that stops early if the parts say that later is worse than a guess.
+        """A configuration that stops early, or has a linear head, if the parts say that later is worse than a guess.
 
         Whatever is in ``RUN/search`` is gone on with.
 

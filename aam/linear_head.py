@@ -125,9 +125,10 @@ def choose_penalty(
         return Choice(_WITHOUT_CHOICE, {})
     lost = dict.fromkeys(PENALTIES, 0.0)
     for learnt, left_out in parts:
+        own, others = (features[learnt], actual[learnt]), (features[left_out], actual[left_out])
         for penalty in PENALTIES:
-            found = penalised(features[learnt], actual[learnt], outputs, loss, penalty)
-            lost[penalty] += float(loss(found(features[left_out]), actual[left_out])) * len(left_out)
+            found = penalised(*own, outputs, loss, penalty)
+            lost[penalty] += float(loss(found(others[0]), others[1])) * len(left_out)
     number = sum(len(left_out) for _, left_out in parts)
     losses = {penalty: total / number for penalty, total in lost.items()}
     return Choice(min(losses, key=losses.__getitem__), losses)

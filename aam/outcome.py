@@ -68,7 +68,6 @@ def judge_best(
     best = load_model_file(directory / MODEL_NAME).weights if processes.first else None
     load_weights_into(task.model, processes.broadcast(best))
     metrics: dict[str, Any] = {"best_epoch": trainer.state.best_epoch}
-    fitted = isinstance(task, TrainTask) and task.predictor.linear
     if isinstance(task, TrainTask) and task.predictor.linear:
         metrics["linear_head"] = fit_linear_head(config, study, split, task, trainer, directory / MODEL_NAME)
     datasets = datasets_of(config, study, split, task)
@@ -98,7 +97,7 @@ def judge_best(
                 save_figure(figure, directory / "plots" / f"{part}_{name}.png")
         if answers is not None:
             known[part] = answers
-    if fitted and processes.first:  # until now the model file says how good it was before
+    if "linear_head" in metrics and processes.first:  # until now the model file says how good it was before
         add_to_model(directory / MODEL_NAME, {"metrics": {"val": metrics.get("val", metrics.get("test"))}}, {})
     if processes.first and config.train.join and known:
         joined, known = join_classical(config, study, split, known, directory, metrics)

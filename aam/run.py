@@ -428,7 +428,7 @@ def _load_resumed(
     """What there is to be continued, if its inputs and its settings are this one's where it matters."""
     checkpoint = processes.broadcast(directory.checkpoint() if config.train.resume else None)
     of_run = checkpoint == directory / "last.ckpt"
-    found = config.model.head == "linear" or config.train.choose_epochs is False  # what the search is over with
+    found = config.model.head == "linear" or config.train.choose_epochs is False  # the search is over
     if checkpoint is None or (found and not of_run):
         return _Resumed(None, None)
     saved = load_checkpoint(checkpoint)
