@@ -5,7 +5,6 @@ Shapes: ``N`` samples of the study, ``n`` of them answered, ``C`` outputs, ``T``
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from aam.calibration import Calibrator
 from aam.data.study import Study
 from aam.data.targets import ClassTarget, NumericTarget, Part, SeveralTargets, Target, parts_of
 from aam.run_directory import write_table
@@ -28,12 +26,8 @@ __all__ = [
     "answer_metrics",
     "best_constant",
     "by_column",
-    "calibrated_by",
-    "calibration_summary",
     "write_answers",
 ]
-
-logger = logging.getLogger("aam")
 
 LEVEL = 0.9  # of the intervals that are judged
 
@@ -54,11 +48,6 @@ class AllAnswers(NamedTuple):
     rows: NDArray[np.int64]
     values: NDArray[np.float64]
     actual: NDArray[Any]
-
-    @property
-    def alone(self) -> Answers | None:
-        """Of the one column; None where there are several."""
-        return None if isinstance(self.target, SeveralTargets) else Answers(self.target, *self[1:])
 
     def of(self, part: Part) -> Answers:
         """Of a column, where it is known."""
@@ -138,28 +127,3 @@ def write_answers(study: Study, answers: AllAnswers, path: Path) -> None:
     """As a table, the truth beside them."""
     ids = [study.sample_ids[i] for i in answers.rows]
     write_table(path, answer_table(answers.target, ids, answers.values, answers.actual))
-
-
-def calibrated_by(
-    answers: Answers, groups: NDArray[Any] | None, models: NDArray[np.int64], source: str
-) -> Calibrator | None:
-    """See `aam.calibration.Calibrator`; None, with a warning, where classes are absent from the samples."""
-    if isinstance(answers.target, ClassTarget):
-        places = answers.target.encode(answers.actual)
-        absent = sorted(set(answers.target.classes) - set(answers.target.decode(places).tolist()))
-        if absent:
-            # What makes the other classes likeliest makes these impossible.
-            logger.warning(
-                "probabilities are not calibrated, nor are there sets: none of the samples that could tell is %s",
-                " or ".join(absent),
-            )
-            return None
-        return Calibrator.of_classes(answers.values, places, groups, models, source)
-    return Calibrator.of_numbers(answers.values, answers.actual, groups, models, source)
-
-
-def calibration_summary(calibrator: Calibrator, values: NDArray[np.float64]) -> dict[str, Any]:
-    """What ``metrics.json`` says of it: the samples, and how intervals or sets of 90% do on them."""
-    found = calibrator.to_dict()
-    coverage = calibrator.coverage(calibrator.calibrated(values), LEVEL)
-    return found | {"coverage": None if coverage is None else coverage._asdict()}

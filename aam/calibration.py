@@ -33,6 +33,7 @@ __all__ = [
     "tempered",
 ]
 
+_ARRAYS = ("scores", "groups", "models")
 _BLOCK = 2**22  # entries of a sample-by-score table that are sorted together
 _CLOSE = 1e-12
 _COLDEST, _HOTTEST = 0.05, 20.0
@@ -323,19 +324,26 @@ class Calibrator:
         width = float((np.bincount(places, widths) / sizes).mean())
         return Coverage(level, float(of_group.mean()), float(low), float(high), width)
 
-    def require_level(self, level: float) -> None:
+    def require_level(self, level: float, column: str = "") -> None:
         """Refuse a level that the groups are too few for.
+
+        Parameters
+        ----------
+        level : float
+        column : str
+            Which of several it is about.
 
         Raises
         ------
         DataError
         """
         highest, number = self.calibration.highest_level, self.calibration.number_of_groups
+        of_column = f" for {column}" if column else ""
         if level > highest + _CLOSE:
             raise DataError(
-                f"--interval {level:g}: the model was calibrated on {number} groups of samples, which are enough for "
-                f"intervals of up to {np.floor(highest * 100) / 100:g}; ask for less, or train with --folds, which "
-                "calibrates on all groups"
+                f"--interval {level:g}: the model was calibrated{of_column} on {number} groups of samples, which are "
+                f"enough for intervals of up to {np.floor(highest * 100) / 100:g}; ask for less, or train with "
+                "--folds, which calibrates on all groups"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -349,17 +357,12 @@ class Calibrator:
             "groups": groups,
         }
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """The rest."""
-        calibration = self.calibration
-        return {
-            "calibration.scores": calibration.scores,
-            "calibration.groups": calibration.groups,
-            "calibration.models": calibration.models,
-        }
+    def arrays(self, prefix: str = "calibration") -> dict[str, NDArray[Any]]:
+        """The rest, by names that begin so."""
+        return {f"{prefix}.{name}": getattr(self.calibration, name) for name in _ARRAYS}
 
     @classmethod
-    def read(cls, stored: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Self:
+    def read(cls, stored: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], prefix: str = "calibration") -> Self:
         """From what `to_dict` and `arrays` gave.
 
         Raises
@@ -368,7 +371,7 @@ class Calibrator:
             If they are damaged.
         """
         try:
-            scores, groups, models = (arrays[f"calibration.{name}"] for name in ("scores", "groups", "models"))
+            scores, groups, models = (arrays[f"{prefix}.{name}"] for name in _ARRAYS)
             temperature = float(stored["temperature"])
             known = cls(Calibration(scores, groups, models), temperature, bool(stored["classes"]), stored["source"])
         except (KeyError, TypeError, ValueError):

@@ -21,25 +21,21 @@ from numpy.typing import NDArray
 
 from aam import __version__
 from aam.answers import (
-    LEVEL,
     AllAnswers,
     Answers,
     against_guess,
     answer_metrics,
     best_constant,
     by_column,
-    calibrated_by,
-    calibration_summary,
     write_answers,
 )
-from aam.calibration import Calibrator, names_of_sets
+from aam.calibrators import Calibrators
 from aam.config import DataConfig, RunConfig
 from aam.data.splits import has_folds, read_folds, read_splits, write_splits
 from aam.data.study import Study
 from aam.data.study_splits import StudyFolds, as_before, fold_study, split_study
 from aam.data.targets import (
     ClassTarget,
-    NumericTarget,
     Part,
     SeveralTargets,
     Target,
@@ -471,10 +467,10 @@ def _finish(
         target = read_target(members[0].file.header, path)
         assert target is not None
         if plan.folds is None:
-            metrics, calibrator, joined = _judge_seeds(config, plan, directory, target, results)
+            metrics, calibrators, joined = _judge_seeds(config, plan, directory, target, results)
         else:
-            metrics, calibrator, joined = _judge_folds(config, plan, directory, target)
-        _write_ensemble(config, directory, members, calibrator, joined)
+            metrics, calibrators, joined = _judge_folds(config, plan, directory, target)
+        _write_ensemble(config, directory, members, calibrators, joined)
     summary = fold_summary(results)
     if plan.folds is None or config.train.seeds > 1:
         summary["each"] = [{"run": run.name, **result} for run, result in zip(plan.members, results, strict=True)]
@@ -487,7 +483,7 @@ def _finish(
 
 def _judge_folds(
     config: RunConfig, plan: _Plan, directory: RunDirectory, target: Target | SeveralTargets
-) -> tuple[dict[str, Any], Calibrator | None, Joined | None]:
+) -> tuple[dict[str, Any], Calibrators, Joined | None]:
     """Metrics of the samples that folds hold out, and what these say of how far predictions are off."""
     table = _pooled_predictions(directory, plan, target)
     place = {name: i for i, name in enumerate(plan.sample_ids)}
@@ -506,14 +502,10 @@ def _judge_folds(
         guessed |= {f"{part.prefix}{name}": value for name, value in _guess_metrics(answers.of(part), guess).items()}
     compared = by_column(target, lambda part: _against_guess(plan, answers.of(part), plan.guesses[part.place or 0]))
     metrics = {"oof": answer_metrics(answers), **metrics}
-    calibrator = None
-    if answers.alone is not None:
-        groups = None if plan.groups is None else plan.groups[rows]
-        calibrator = calibrated_by(answers.alone, groups, table["fold"].to_numpy(dtype=np.int64), "oof")
-        if calibrator is not None:
-            metrics["calibration"] = calibration_summary(calibrator, answers.values)
-            table = _with_own_intervals(table, target, calibrator, answers.values)
-    write_table(directory / PREDICTIONS, table)
+    calibrators = Calibrators.of(answers, plan.groups, table["fold"].to_numpy(dtype=np.int64), "oof")
+    if calibrators.by_name:
+        metrics["calibration"] = calibrators.summary(answers)
+    write_table(directory / PREDICTIONS, calibrators.own_intervals(table, answers))
     baseline = {"guess": {"oof": guessed}}
     if config.train.baseline:
         from aam.baselines import baselines_of_folds
@@ -531,7 +523,7 @@ def _judge_folds(
         baseline = found | baseline
     if config.train.plots:
         plot_answers(answers, directory / "plots", "oof", "out of fold")
-    return {**metrics, "baseline": baseline, "against_guess": compared}, calibrator, joined
+    return {**metrics, "baseline": baseline, "against_guess": compared}, calibrators, joined
 
 
 def _join_in_folds(
@@ -575,21 +567,6 @@ def _join_in_folds(
     return joined, network._replace(values=together)
 
 
-def _with_own_intervals(
-    table: pd.DataFrame, target: Target | SeveralTargets, calibrator: Calibrator, values: NDArray[np.float64]
-) -> pd.DataFrame:
-    """Numbers with the interval, or classes with the set, that the other groups give each, where these are enough."""
-    thresholds = calibrator.calibration.own_thresholds(LEVEL)
-    if not np.isfinite(thresholds).all():
-        return table
-    if isinstance(target, ClassTarget):
-        within = 1 - calibrator.calibrated(values) <= thresholds[:, None]
-        return table.assign(set=names_of_sets(within, target.classes))
-    assert isinstance(target, NumericTarget)
-    lower, upper = target.within(values[:, 0] - thresholds), target.within(values[:, -1] + thresholds)
-    return table.assign(lower=lower, upper=upper)
-
-
 def _guess_metrics(answers: Answers, guess: _Guess) -> dict[str, float]:
     if not len(answers.rows):
         return {}
@@ -614,13 +591,13 @@ def _judge_seeds(
     directory: RunDirectory,
     target: Target | SeveralTargets,
     results: Sequence[Mapping[str, Any]],
-) -> tuple[dict[str, Any], Calibrator | None, Joined | None]:
+) -> tuple[dict[str, Any], Calibrators | None, Joined | None]:
     """Metrics of the mean of several seeds' predictions, and what held-out samples say of how far these are off."""
     runs = [directory / run.name for run in plan.members]
     (directory / "splits.tsv").write_bytes((runs[0] / "splits.tsv").read_bytes())
     place = {name: i for i, name in enumerate(plan.sample_ids)}
     metrics: dict[str, Any] = {}
-    calibrator = None
+    calibrators = None
     unseen = "cal" if (runs[0] / "cal_predictions.tsv").is_file() else "val"
     split = read_splits(runs[0] / "splits.tsv")
     assert plan.actual is not None
@@ -647,11 +624,10 @@ def _judge_seeds(
         write_table(directory / f"{part}_predictions.tsv", answer_table(target, ids, answers.values, answers.actual))
         if part != "cal" and config.train.plots:
             plot_answers(answers, directory / "plots", part, part)
-        if part == unseen and answers.alone is not None and (part == "cal" or not config.chooses_by_validation):
-            groups = None if plan.groups is None else plan.groups[rows]
-            calibrator = calibrated_by(answers.alone, groups, np.zeros(len(rows), dtype=np.int64), part)
-            if calibrator is not None:
-                metrics["calibration"] = calibration_summary(calibrator, answers.values)
+        if part == unseen and (part == "cal" or not config.chooses_by_validation):
+            calibrators = Calibrators.of(answers, plan.groups, np.zeros(len(rows), dtype=np.int64), part)
+            if calibrators.by_name:
+                metrics["calibration"] = calibrators.summary(answers)
         if part != "cal":
             metrics["against_guess"] = by_column(target, partial(_against_training, plan, answers, learnt))
     metrics["baseline"] = results[0].get("baseline", {})
@@ -669,7 +645,7 @@ def _judge_seeds(
             n_jobs=config.train.threads or -1,
         )
         metrics["baseline"] = found | metrics["baseline"]
-    return metrics, calibrator, joined
+    return metrics, calibrators, joined
 
 
 def _against_training(plan: _Plan, answers: AllAnswers, learnt: NDArray[Any], part: Part) -> dict[str, Any] | None:
@@ -683,16 +659,17 @@ def _write_ensemble(
     config: RunConfig,
     directory: RunDirectory,
     members: list[Member],
-    calibrator: Calibrator | None,
+    calibrators: Calibrators | None,
     joined: Joined | None,
 ) -> None:
     """The one file that predicts as the mean of all models."""
     first = members[0].file.header
     header = {"target": first["target"], "base_targets": first["base_targets"], "checksums": first["checksums"]}
     header["provenance"] = {**first["provenance"], "aam": __version__, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-    if calibrator is not None:
-        header["calibration"] = calibrator.to_dict()
-    arrays = {} if calibrator is None else calibrator.arrays()
+    arrays: dict[str, NDArray[Any]] = {}
+    if calibrators is not None and calibrators.by_name:
+        header["calibration"] = calibrators.to_dict()
+        arrays |= calibrators.arrays()
     if joined is not None:
         header["joined"] = joined.to_dict()
         arrays |= joined.arrays()

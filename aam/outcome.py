@@ -19,10 +19,9 @@ from aam.answers import (
     answer_metrics,
     best_constant,
     by_column,
-    calibrated_by,
-    calibration_summary,
     write_answers,
 )
+from aam.calibrators import Calibrators
 from aam.config import RunConfig
 from aam.data.batch import Batch
 from aam.data.dataset import BatchPlan, SampleDataset
@@ -178,15 +177,12 @@ def _calibrate(
     part = "cal" if "cal" in known else "val"
     if part not in known or (part == "val" and config.chooses_by_validation):
         return
-    answers = known[part].alone
-    if answers is None:
+    answers = known[part]
+    calibrators = Calibrators.of(answers, study.groups, np.zeros(len(answers.rows), dtype=np.int64), part)
+    if not calibrators.by_name:
         return
-    groups = None if study.groups is None else study.groups[answers.rows]
-    calibrator = calibrated_by(answers, groups, np.zeros(len(answers.rows), dtype=np.int64), part)
-    if calibrator is None:
-        return
-    metrics["calibration"] = calibration_summary(calibrator, answers.values)
-    add_to_model(directory / MODEL_NAME, {"calibration": calibrator.to_dict()}, calibrator.arrays())
+    metrics["calibration"] = calibrators.summary(answers)
+    add_to_model(directory / MODEL_NAME, {"calibration": calibrators.to_dict()}, calibrators.arrays())
 
 
 def add_to_model(path: Path, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:

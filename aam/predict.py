@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from aam.calibration import Calibrator, names_of_sets
+from aam.calibrators import Calibrators
 from aam.config import DataConfig, RunConfig, TrainConfig
 from aam.data.batch import Batch
 from aam.data.covariates import Covariates
@@ -101,9 +101,7 @@ def predict(
     if target is None:
         raise DataError(f"{model}: a pre-trained encoder, which predicts no column; give a run of `aam train`")
     parts = parts_of(target)
-    if interval is not None and len(parts) > 1:
-        raise DataError(f"--interval {interval:g} is for models of one column, and this one predicts {target.column}")
-    calibrator = None if interval is None else _calibrator(ensemble, path, interval)
+    calibrators = None if interval is None else _calibrators(ensemble, path, target, interval)
     joined = _joined_model(ensemble, path)
     data = data_as_trained(trained, table, sequences=sequences, metadata=metadata, streaming=streaming)
     reads = {name: getattr(trained.data, name) for name in ("categorical_columns", "numeric_columns")}
@@ -157,11 +155,11 @@ def predict(
                 unknown,
                 joined.name.replace("_", " "),
             )
-    if calibrator is not None:
-        by_fold = calibrator.calibrated(by_fold)
+    if calibrators is not None:
+        by_fold = calibrators.calibrated(by_fold)
     frame = answer_table(target, names, by_fold.mean(axis=1), known)
-    if calibrator is not None and interval is not None:
-        frame = _with_intervals(frame, target, by_fold, calibrator, interval)
+    if calibrators is not None and interval is not None:
+        frame = calibrators.intervals(frame, by_fold, interval)
     return PredictionResult(frame, study.left_out, _metrics(frame, target), familiar, _learnt_from(path, names))
 
 
@@ -186,7 +184,7 @@ def _truth(parts: Sequence[Part], columns: Sequence[str], values: NDArray[Any]) 
     return found
 
 
-def _calibrator(ensemble: Ensemble, path: Path, interval: float) -> Calibrator:
+def _calibrators(ensemble: Ensemble, path: Path, target: Target | SeveralTargets, interval: float) -> Calibrators:
     stored = ensemble.header.get("calibration")
     if stored is None:
         raise DataError(
@@ -194,15 +192,17 @@ def _calibrator(ensemble: Ensemble, path: Path, interval: float) -> Calibrator:
             "stopping saw; train with --folds or --cal-size, or without --patience"
         )
     try:
-        calibrator = Calibrator.read(stored, {name: tensor.numpy() for name, tensor in ensemble.beside.items()})
-        if calibrator.calibration.models.max() > max(ensemble.folds):
+        calibrators = Calibrators.read(target, stored, {k: tensor.numpy() for k, tensor in ensemble.beside.items()})
+        if any(each.calibration.models.max() > max(ensemble.folds) for each in calibrators.by_name.values()):
             raise ValueError
     except ValueError:
         raise DataError(
             f"{path}: what it says of its calibration is damaged; train again, or take another copy"
         ) from None
-    calibrator.require_level(interval)
-    return calibrator
+    calibrators.require_level(interval)
+    for column in calibrators.absent:
+        logger.warning("%s: was not calibrated for %s, which stands without intervals", path, column)
+    return calibrators
 
 
 def _joined_model(ensemble: Ensemble, path: Path) -> Joined | None:
@@ -225,26 +225,6 @@ def _means(answers: Sequence[NDArray[np.float64]], folds: Sequence[int]) -> NDAr
     number = max(folds) + 1
     of_fold = [[found for found, place in zip(answers, folds, strict=True) if place == fold] for fold in range(number)]
     return np.stack([np.mean(found, axis=0) for found in of_fold], axis=1)
-
-
-def _with_intervals(
-    frame: pd.DataFrame,
-    target: Target | SeveralTargets,
-    by_fold: NDArray[np.float64],
-    calibrator: Calibrator,
-    level: float,
-) -> pd.DataFrame:
-    """Predictions with ``lower`` and ``upper``, or the ``set`` of classes, its names joined by ``|``."""
-    if isinstance(target, ClassTarget):
-        within = calibrator.calibration.sets(by_fold, level)  # (N, C)
-        frame.insert(list(frame.columns).index("predicted") + 1, "set", names_of_sets(within, target.classes))
-        return frame
-    lower, upper = calibrator.calibration.intervals(by_fold[..., 0], by_fold[..., -1], level)
-    assert isinstance(target, NumericTarget)
-    place = list(frame.columns).index("predicted") + 1
-    frame.insert(place, "upper", target.within(upper))
-    frame.insert(place, "lower", target.within(lower))
-    return frame
 
 
 def data_as_trained(

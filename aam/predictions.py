@@ -231,7 +231,7 @@ def _table_of(path: Path, column: str | None) -> pd.DataFrame:
     if "predicted" not in table and several:
         if column not in several:
             raise DataError(f"{path}: holds predictions of {', '.join(several)}; give one of them by --metadata-column")
-        own = re.compile(rf"{re.escape(column)}_(actual|predicted|(prob|quantile)_.*)")
+        own = re.compile(rf"{re.escape(column)}_(actual|predicted|lower|upper|set|(prob|quantile)_.*)")
         found = {name: match[1] for name in table.columns if (match := own.fullmatch(str(name)))}
         table = table[["sample_id", *found]].rename(columns=found)
     for name in ("sample_id", "predicted"):

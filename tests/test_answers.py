@@ -7,7 +7,8 @@ import logging
 import numpy as np
 import pytest
 
-from aam.answers import Answers, against_guess, calibrated_by
+from aam.answers import AllAnswers, Answers, against_guess
+from aam.calibrators import Calibrators
 from aam.data.targets import ClassTarget, NumericTarget
 
 GROUPS = np.repeat(list("abcdef"), 4)
@@ -50,7 +51,8 @@ def test_probabilities_are_not_calibrated_on_one_class(caplog: pytest.LogCapture
     """The temperature that makes it likeliest would make the others impossible."""
     models = np.zeros(24, dtype=np.int64)
     with caplog.at_level(logging.WARNING, "aam"):
-        assert calibrated_by(classes(["vaginal"] * 24), GROUPS, models, "val") is None
+        one = Calibrators.of(AllAnswers(*classes(["vaginal"] * 24)), GROUPS, models, "val")
+    assert one.by_name == {} and one.absent == ["delivery"]
     assert "none of the samples that could tell is cesarean" in caplog.text
-    both = calibrated_by(classes(["vaginal", "cesarean"] * 12), GROUPS, models, "val")
-    assert both is not None and both.temperature > 1  # half of them, and .7 was said
+    both = Calibrators.of(AllAnswers(*classes(["vaginal", "cesarean"] * 12)), GROUPS, models, "val")
+    assert both.by_name["delivery"].temperature > 1  # half of them, and .7 was said

@@ -19,6 +19,7 @@ FRONT = {
     "cli",
     "baselines",
     "calibration",
+    "calibrators",
     "inputs",
     "estimate",
     "assembly",
@@ -47,7 +48,7 @@ FRONT = {
     "trials",
     "tune",
 }
-OF_OUTCOME = {"answers", "joining", "outcome_plots"}
+OF_OUTCOME = {"answers", "calibrators", "joining", "outcome_plots"}
 # What a part must never import, at the top of a module or within a function.
 FORBIDDEN = {
     "errors": {"config", "data", "models", "training", *FRONT, *LEAVES},
@@ -61,7 +62,8 @@ FORBIDDEN = {
     "assembly": {*(FRONT - {"assembly"}), *LEAVES},
     "loaders": {*(FRONT - {"loaders"}), *LEAVES},
     "familiarity": {"models", *(FRONT - {"familiarity", "loaders"}), *LEAVES},
-    "answers": {"models", *(FRONT - {"answers", "calibration", "run_directory"}), *(LEAVES - {"evaluation"})},
+    "answers": {"models", *(FRONT - {"answers", "run_directory"}), *(LEAVES - {"evaluation"})},
+    "calibrators": {"config", "models", "training", *(FRONT - {"answers", "calibration", "calibrators"}), *LEAVES},
     "joining": {"models", *(FRONT - {"joining", "answers", "baselines", "run_directory"}), *LEAVES},
     "outcome_plots": {"config", "models", *(FRONT - {"outcome_plots", "answers"}), *(LEAVES - {"evaluation"})},
     "outcome": {

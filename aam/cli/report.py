@@ -151,9 +151,15 @@ def _print_verdicts(metrics: Mapping[str, Any]) -> None:
 
 def _print_coverage(metrics: Mapping[str, Any]) -> None:
     """How often intervals or sets hold the truth, where there are enough groups to say."""
-    known = metrics.get("calibration")
-    if known is None:
-        return
+    known = metrics.get("calibration") or {}
+    each = {"": known} if isinstance(known.get("source"), str) else known
+    for column, of_column in each.items():
+        if of_column is not None:
+            click.echo(f"{column}: " if column else "", nl=False)
+            _print_coverage_of(of_column)
+
+
+def _print_coverage_of(known: Mapping[str, Any]) -> None:
     found, unit = known["coverage"], "groups" if known["groups"] < known["samples"] else "samples"
     if found is None:
         are = f"1 {unit[:-1]} is" if known["groups"] == 1 else f"{known['groups']} {unit} are"

@@ -10,9 +10,11 @@ import pandas as pd
 import pytest
 from sklearn.metrics import balanced_accuracy_score, mean_absolute_error
 
+from aam.calibration import Calibration, fit_temperature, tempered
 from tests.end_to_end.program import StudyFiles, aam, assert_one_line_error, succeed
 
 NUMBERS, CLASSES = ("age", "weight"), ("group", "site")
+LEVEL = 0.7  # of intervals
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +36,10 @@ def learn(study: StudyFiles, metadata: Path, columns: tuple[str, ...], *options:
     arguments[arguments.index(study.metadata)] = metadata
     named = [part for column in columns for part in ("--metadata-column", column)]
     return [*arguments, *named, *(["--classifier"] if columns == CLASSES else []), *options]
+
+
+def read(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, sep="\t", dtype={"sample_id": str}).set_index("sample_id")
 
 
 def truth(metadata: Path) -> pd.DataFrame:
@@ -112,13 +118,113 @@ def test_folds_and_seeds(study: StudyFiles, metadata: Path, tmp_path: Path) -> N
         expected = mean_absolute_error(own[f"{column}_actual"], own[f"{column}_predicted"])
         assert metrics["oof"][f"{column}_mae"] == pytest.approx(expected)
         assert (run / "plots" / f"oof_predictions_{column}.png").is_file()
-    predict = ["predict", "--model", run, "--table", study.table, "--output", tmp_path / "p.tsv"]
-    succeed(*predict)
-    assert_one_line_error(aam(*predict, "--interval", 0.9), 1, "--interval 0.9", "age, weight")
     report = ["evaluate", run, "--output-dir", tmp_path / "report"]
     assert_one_line_error(aam(*report), 1, "age, weight", "--metadata-column")
     succeed(*report, "--metadata-column", "weight")
     assert json.loads((tmp_path / "report" / "metrics.json").read_text())["predictions"]["run"]
+
+
+@pytest.fixture(scope="module", params=[NUMBERS, CLASSES], ids=str)
+def learnt(
+    request: pytest.FixtureRequest, study: StudyFiles, metadata: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[tuple[str, ...], Path, pd.DataFrame]:
+    columns: tuple[str, ...] = request.param
+    run = tmp_path_factory.mktemp("intervals") / "run"
+    options = ["--folds", 3, "--group-column", "subject_id"]
+    succeed(*learn(study, metadata, columns, *options, "--output-dir", run))
+    predict = ["predict", "--model", run, "--table", study.table, "--output", run / "p.tsv"]
+    outcome = aam(*predict, "--interval", 0.95)
+    assert_one_line_error(outcome, 1, "--interval 0.95", "calibrated for", "8 groups", "0.88")
+    succeed(*predict, "--interval", LEVEL)
+    return columns, run, read(run / "p.tsv")
+
+
+class TestIntervals:
+    """Of each column by the samples whose value is known, as from the files alone."""
+
+    def test_of_each_column(
+        self, learnt: tuple[tuple[str, ...], Path, pd.DataFrame], study: StudyFiles, metadata: Path, tmp_path: Path
+    ) -> None:
+        columns, run, found = learnt
+        subjects, known = truth(metadata)["subject_id"], truth(metadata)
+        each = []
+        for fold in range(3):
+            path = tmp_path / f"{fold}.tsv"
+            succeed("predict", "--model", run / f"fold_{fold}", "--table", study.table, "--output", path)
+            each.append(read(path).loc[found.index])
+        oof = read(run / "oof_predictions.tsv")
+        metrics = json.loads((run / "metrics.json").read_text())
+        assert set(metrics["calibration"]) == set(columns)
+        for column in columns:
+            own = oof[known.loc[oof.index, column].notna()]
+            groups, models = subjects[own.index].to_numpy(), own["fold"].to_numpy()
+            summary = metrics["calibration"][column]
+            assert (summary["samples"], summary["groups"]) == (len(own), len(set(groups)))
+            if columns == NUMBERS:
+                scores = (own[f"{column}_actual"] - own[f"{column}_predicted"]).abs().to_numpy()
+                predicted = np.stack([table[f"{column}_predicted"] for table in each], axis=1)
+                low, high = Calibration.of(scores, groups, models).intervals(predicted, predicted, LEVEL)
+                np.testing.assert_allclose(found[f"{column}_lower"], np.maximum(low, 0), rtol=1e-5)
+                np.testing.assert_allclose(found[f"{column}_upper"], high, rtol=1e-5)
+                continue
+            classes = sorted(known[column].dropna().unique())
+            names = [f"{column}_prob_{name}" for name in classes]
+            places = np.searchsorted(classes, own[f"{column}_actual"].to_numpy(str))
+            temperature = fit_temperature(own[names].to_numpy(), places, groups)
+            assert summary["temperature"] == pytest.approx(temperature, rel=1e-3)
+            tempering = [tempered(table[names].to_numpy(), temperature) for table in each]
+            np.testing.assert_allclose(found[names].to_numpy(), np.mean(tempering, axis=0), rtol=1e-3)
+            scores = 1 - tempered(own[names].to_numpy(), temperature)[np.arange(len(own)), places]
+            within = Calibration.of(scores, groups, models).sets(np.stack(tempering, axis=1), LEVEL)
+            sets = found[f"{column}_set"].fillna("")
+            assert sets.tolist() == ["|".join(np.array(classes)[row]) for row in within]
+
+    def test_stand_beside_the_predictions(self, learnt: tuple[tuple[str, ...], Path, pd.DataFrame]) -> None:
+        columns, _, found = learnt
+        for column in columns:
+            names = [name.removeprefix(f"{column}_") for name in found.columns if name.startswith(f"{column}_")]
+            added = ["lower", "upper"] if columns == NUMBERS else ["set"]
+            assert names[: 1 + len(added)] == ["predicted", *added]
+
+
+def test_intervals_of_a_split(study: StudyFiles, metadata: Path, tmp_path: Path) -> None:
+    """Printed, judged, and read by `aam evaluate`."""
+    run = tmp_path / "run"
+    outcome = succeed(*learn(study, metadata, NUMBERS, "--val-size", 0.5, "--output-dir", run))
+    known = json.loads((run / "metrics.json").read_text())["calibration"]
+    val = read(run / "val_predictions.tsv")
+    for column in NUMBERS:
+        there = val.dropna(subset=f"{column}_actual")
+        assert known[column]["samples"] == len(there) and known[column]["source"] == "val"
+        assert f"{column}: intervals of 90% hold the truth" in outcome.out
+    predictions = tmp_path / "p.tsv"
+    succeed("predict", "--model", run, "--table", study.table, "--interval", 0.9, "--output", predictions)
+    named = ["--metadata", metadata, "--metadata-column", "weight"]
+    succeed("evaluate", predictions, *named, "--output-dir", tmp_path / "report")
+    found = json.loads((tmp_path / "report" / "metrics.json").read_text())["predictions"]["p"]["metrics"]
+    table = read(predictions)
+    actual = truth(metadata)["weight"].astype(float).loc[table.index]
+    held = (table["weight_lower"] <= actual) & (actual <= table["weight_upper"])
+    assert found["coverage"] == pytest.approx(held[actual.notna()].mean())
+
+
+def test_a_column_that_no_sample_could_tell_about(study: StudyFiles, metadata: Path, tmp_path: Path) -> None:
+    """Stands without sets, and is named; the other has them."""
+    table = pd.read_csv(metadata, sep="\t", dtype=str, keep_default_na=False)
+    splits = tmp_path / "splits.tsv"
+    held = (table.index < 12) & (table["group"] != "")
+    parts = np.where(held, "val", "train")
+    table.loc[held & (table["site"] == "right"), "site"] = ""
+    pd.DataFrame({"sample_id": table.iloc[:, 0], "split": parts}).to_csv(splits, sep="\t", index=False)
+    changed = tmp_path / "metadata.tsv"
+    table.to_csv(changed, sep="\t", index=False)
+    run = tmp_path / "run"
+    outcome = succeed(*learn(study, changed, CLASSES, "--splits", splits, "--output-dir", run))
+    assert "site: probabilities are not calibrated, nor are there sets" in outcome.err
+    predict = ["predict", "--model", run, "--table", study.table, "--output", tmp_path / "p.tsv", "--interval", 0.5]
+    assert "was not calibrated for site" in succeed(*predict).err
+    columns = read(tmp_path / "p.tsv").columns
+    assert "group_set" in columns and "site_set" not in columns
 
 
 def test_check(study: StudyFiles, metadata: Path) -> None:
