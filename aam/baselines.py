@@ -1,6 +1,6 @@
 """Classical models on the samples, the split and the rarefaction of a run: what ``aam baseline`` computes.
 
-Shapes: ``N`` samples.
+Shapes: ``N`` samples, ``m`` of them predicted, ``T`` columns, ``K`` classes.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ from aam.data.labels import LabelFiles, Pairs
 from aam.data.splits import write_splits
 from aam.data.study import Study, load_study
 from aam.data.study_splits import fold_study, split_study
-from aam.data.targets import require_repeated_classes
+from aam.data.targets import known_values, require_repeated_classes
 from aam.errors import DataError, in_file
 from aam.evaluation.baseline import (
     BASELINES,
@@ -95,7 +95,8 @@ def run_baselines(
     Parameters
     ----------
     data : DataConfig
-        With ``metadata_column``; with folds, every sample is predicted by models that did not see its fold.
+        With ``metadata_column``, of which each of several has models of its own, learnt from the samples whose value is
+        known; with folds, every sample is predicted by models that did not see its fold.
     labels : dict of str to LabelFiles
         See `aam.inputs.label_files`; the first distances are those of the nearest neighbours.
     classifier : bool
@@ -115,11 +116,6 @@ def run_baselines(
     DataError
         If the inputs cannot be used.
     """
-    if len(data.columns) != 1:
-        raise DataError(
-            f"classical models predict one column, and {' and '.join(data.columns)} are given; leave all but one out"
-        )
-    (column,) = data.columns
     directory = None if output_dir is None else RunDirectory(output_dir)
     if directory is not None:
         directory.require_free(resume=False, overwrite=overwrite)
@@ -127,9 +123,9 @@ def run_baselines(
     assert study.target is not None
     if classifier:
         with in_file(data.metadata):
-            require_repeated_classes((column,), study.target)
+            require_repeated_classes(data.columns, study.target)
     names = baseline_names(study, models)
-    known = _known(study, data, classifier, seed)
+    columns = _columns(study, data, classifier, seed)
     for text in study.warnings:
         logger.warning(text)
     for reason, left_out in study.left_out.items():
@@ -138,24 +134,25 @@ def run_baselines(
     if data.cross_validated:
         folds = fold_study(study, data, classifier=classifier, seed=seed, validate=False).of_sample
         split = np.where(folds >= 0, "test", "train")
-        found = {name: _out_of_fold(name, known, folds, seed, n_jobs) for name in names}
+        found = {name: _out_of_fold(name, columns, folds, seed, n_jobs) for name in names}
     else:
         split, notes = split_study(study, data, seed, validate=False)
         for note in notes:
             logger.info(note)
-        found = {name: dict(_held_out(name, known, split, seed, n_jobs)) for name in names}
-    metrics = _metrics_of_all(study, found)
+        found = {name: dict(_held_out(name, columns, split, seed, n_jobs)) for name in names}
+    metrics = _metrics_of_all(columns, found)
     if directory is not None:
         directory.create(overwrite=overwrite)
         for name, part in itertools.product(BASELINES, ("val", "test", "oof")):  # of models that are not asked for now
             (directory / _file_of(name, part)).unlink(missing_ok=True)
         write_splits(directory / "splits.tsv", study.sample_ids, split, folds)
         for name, parts in found.items():
-            for part, (rows, predicted) in parts.items():
-                ids = [study.sample_ids[row] for row in rows]
-                write_table(directory / _file_of(name, part), _table(ids, study.target[rows], predicted))
+            for part, predicted in parts.items():
+                ids = [study.sample_ids[row] for row in predicted.rows]
+                write_table(directory / _file_of(name, part), _table(ids, columns, predicted))
+        column = list(data.columns) if len(data.columns) > 1 else data.columns[0]
         write_json(directory / "metrics.json", {"column": column, "baseline": metrics})
-    samples = {part: len(rows) for part, (rows, _) in found[names[0]].items()}
+    samples = {part: len(predicted.rows) for part, predicted in found[names[0]].items()}
     return BaselinesResult(output_dir, metrics, samples)
 
 
@@ -174,9 +171,9 @@ def baselines_of_split(
     seed : int
     n_jobs : int, optional
     """
-    known = _known(study, data, classifier, seed)
+    columns = _columns(study, data, classifier, seed)
     names = baseline_names(study)
-    return _metrics_of_all(study, {name: dict(_held_out(name, known, split, seed, n_jobs)) for name in names})
+    return _metrics_of_all(columns, {name: dict(_held_out(name, columns, split, seed, n_jobs)) for name in names})
 
 
 def baselines_of_folds(
@@ -195,9 +192,9 @@ def baselines_of_folds(
     seed : int
     n_jobs : int, optional
     """
-    known = _known(study, data, classifier, seed)
+    columns = _columns(study, data, classifier, seed)
     names = baseline_names(study)
-    return _metrics_of_all(study, {name: _out_of_fold(name, known, folds, seed, n_jobs) for name in names})
+    return _metrics_of_all(columns, {name: _out_of_fold(name, columns, folds, seed, n_jobs) for name in names})
 
 
 def classical_models(
@@ -226,7 +223,8 @@ def classical_models(
     seed : int
     n_jobs : int, optional
     """
-    known = _known_by(study, counts, bool(classes))
+    assert study.target is not None
+    known = _known_by(study, counts, study.target, bool(classes))
     found = []
     for split in splits:
         fitted = fit_abundance_model(name, known, np.flatnonzero(split == "train"), seed=seed, n_jobs=n_jobs)
@@ -294,15 +292,27 @@ def _in_order(
     return found
 
 
-def _known(study: Study, data: DataConfig, classifier: bool, seed: int) -> BaselineStudy:
-    """A study as its samples are read when they are judged."""
-    return _known_by(study, counts_as_judged(study, data, seed), classifier)
+class _Column(NamedTuple):
+    """One that is predicted."""
+
+    prefix: str  # of the names of its metrics and of what is written: none where it is alone
+    known: NDArray[np.bool_]  # (N,), of which samples
+    study: BaselineStudy  # as samples are read when they are judged
 
 
-def _known_by(study: Study, counts: csr_array, classifier: bool) -> BaselineStudy:
+def _columns(study: Study, data: DataConfig, classifier: bool, seed: int) -> list[_Column]:
     assert study.target is not None
+    counts = counts_as_judged(study, data, seed)
+    found = []
+    for name, values in zip(data.columns, study.target.reshape(len(study), -1).T, strict=True):
+        prefix = f"{name}_" if len(data.columns) > 1 else ""
+        found.append(_Column(prefix, known_values(values), _known_by(study, counts, values, classifier)))
+    return found
+
+
+def _known_by(study: Study, counts: csr_array, values: NDArray[Any], classifier: bool) -> BaselineStudy:
     pairs = _distances(study)
-    target = study.target.astype(str) if classifier else study.target.astype(np.float64)
+    target = values.astype(str) if classifier else values.astype(np.float64)
     return BaselineStudy(counts, target, classifier, study.groups, None if pairs is None else pairs.block)
 
 
@@ -318,11 +328,24 @@ def _file_of(name: str, part: str) -> str:
     return f"{name}_{part}_predictions.tsv"
 
 
-Predicted = tuple[NDArray[np.int64], BaselinePrediction]
+class Predicted(NamedTuple):
+    """What a model says of held-out samples, of each column."""
+
+    rows: NDArray[np.int64]  # (m,)
+    of_column: list[BaselinePrediction]
+
+
+def _fitted(
+    name: str, columns: Sequence[_Column], train: NDArray[np.bool_], rows: NDArray[np.int64], **options: Any
+) -> Predicted:
+    """What a model says of samples (m,), learnt from those that are marked (N,) and whose value is known."""
+    learnt = [np.flatnonzero(train & column.known) for column in columns]
+    shared = zip(columns, learnt, strict=True)
+    return Predicted(rows, [fit_baseline(name, column.study, places, rows, **options) for column, places in shared])
 
 
 def _held_out(
-    name: str, known: BaselineStudy, split: NDArray[Any], seed: int, n_jobs: int | None
+    name: str, columns: Sequence[_Column], split: NDArray[Any], seed: int, n_jobs: int | None
 ) -> Iterator[tuple[str, Predicted]]:
     """A model's predictions of each held-out part.
 
@@ -331,26 +354,29 @@ def _held_out(
     for part, learnt in (("val", ("train",)), ("test", ("train", "val"))):
         rows = np.flatnonzero(split == part)
         if len(rows):
-            train = np.flatnonzero(np.isin(split, learnt))
-            yield part, (rows, fit_baseline(name, known, train, rows, seed=seed, n_jobs=n_jobs))
+            yield part, _fitted(name, columns, np.isin(split, learnt), rows, seed=seed, n_jobs=n_jobs)
 
 
 def _out_of_fold(
-    name: str, known: BaselineStudy, folds: NDArray[np.int64], seed: int, n_jobs: int | None
+    name: str, columns: Sequence[_Column], folds: NDArray[np.int64], seed: int, n_jobs: int | None
 ) -> dict[str, Predicted]:
     """A model's predictions of every sample by the others than its fold's."""
-    rows, found = [], []
-    for fold in range(int(folds.max()) + 1):
-        there = np.flatnonzero(folds == fold)
-        rows.append(there)
-        found.append(fit_baseline(name, known, np.flatnonzero(folds != fold), there, seed=seed, n_jobs=n_jobs))
-    order = np.argsort(np.concatenate(rows), kind="stable")
-    predicted = np.concatenate([each.predicted for each in found])[order]
-    classes, probabilities = None, None
-    if known.classifier:
-        classes = np.unique(known.target)
-        probabilities = np.concatenate([_of_classes(each, classes) for each in found])[order]
-    return {"oof": (np.concatenate(rows)[order], BaselinePrediction(predicted, classes, probabilities))}
+    each = [
+        _fitted(name, columns, folds != fold, np.flatnonzero(folds == fold), seed=seed, n_jobs=n_jobs)
+        for fold in range(int(folds.max()) + 1)
+    ]
+    rows = np.concatenate([of_fold.rows for of_fold in each])
+    order = np.argsort(rows, kind="stable")
+    pooled = []
+    for place, column in enumerate(columns):
+        found = [of_fold.of_column[place] for of_fold in each]
+        predicted = np.concatenate([of_fold.predicted for of_fold in found])[order]
+        classes, probabilities = None, None
+        if column.study.classifier:
+            classes = np.unique(column.study.target[column.known])
+            probabilities = np.concatenate([_of_classes(of_fold, classes) for of_fold in found])[order]
+        pooled.append(BaselinePrediction(predicted, classes, probabilities))
+    return {"oof": Predicted(rows[order], pooled)}
 
 
 def _of_classes(predicted: BaselinePrediction, classes: NDArray[Any]) -> NDArray[np.float64]:
@@ -361,15 +387,28 @@ def _of_classes(predicted: BaselinePrediction, classes: NDArray[Any]) -> NDArray
 
 
 def _metrics_of_all(
-    study: Study, found: Mapping[str, Mapping[str, Predicted]]
+    columns: Sequence[_Column], found: Mapping[str, Mapping[str, Predicted]]
 ) -> dict[str, dict[str, dict[str, float]]]:
     """By model and part."""
-    target = study.target
-    assert target is not None
-    return {
-        name: {part: _metrics(target[rows], predicted) for part, (rows, predicted) in parts.items()}
-        for name, parts in found.items()
-    }
+    return {name: {part: _judged(columns, of) for part, of in parts.items()} for name, parts in found.items()}
+
+
+def _judged(columns: Sequence[_Column], predicted: Predicted) -> dict[str, float]:
+    """The metrics of each column, of the samples whose value is known."""
+    metrics: dict[str, float] = {}
+    for column, of_column in zip(columns, predicted.of_column, strict=True):
+        known = column.known[predicted.rows]
+        if known.any():
+            own = _metrics(column.study.target[predicted.rows[known]], _some(of_column, known))
+            metrics |= {f"{column.prefix}{name}": value for name, value in own.items()}
+    return metrics
+
+
+def _some(predicted: BaselinePrediction, which: NDArray[np.bool_]) -> BaselinePrediction:
+    """Of some of the samples (m,)."""
+    probabilities = predicted.probabilities
+    kept = None if probabilities is None else probabilities[which]
+    return replace(predicted, predicted=predicted.predicted[which], probabilities=kept)
 
 
 def _metrics(actual: NDArray[Any], predicted: BaselinePrediction) -> dict[str, float]:
@@ -384,10 +423,19 @@ def _metrics(actual: NDArray[Any], predicted: BaselinePrediction) -> dict[str, f
     )
 
 
-def _table(ids: list[str], actual: NDArray[Any], predicted: BaselinePrediction) -> pd.DataFrame:
+def _table(ids: list[str], columns: Sequence[_Column], predicted: Predicted) -> pd.DataFrame:
     """As `aam predict` writes predictions."""
-    table = pd.DataFrame({"sample_id": ids, "actual": actual, "predicted": predicted.predicted})
-    if predicted.classes is not None and predicted.probabilities is not None:
-        for place, name in enumerate(predicted.classes):
-            table[f"prob_{name}"] = predicted.probabilities[:, place]
-    return table
+    blocks: dict[str, Any] = {"sample_id": ids}
+    for column, of_column in zip(columns, predicted.of_column, strict=True):
+        block = {"actual": _cells(column, predicted.rows), "predicted": of_column.predicted}
+        if of_column.classes is not None and of_column.probabilities is not None:
+            named = zip(of_column.classes, of_column.probabilities.T, strict=True)
+            block |= {f"prob_{name}": values for name, values in named}
+        blocks |= {f"{column.prefix}{name}": values for name, values in block.items()}
+    return pd.DataFrame(blocks)
+
+
+def _cells(column: _Column, rows: NDArray[np.int64]) -> NDArray[Any]:
+    """The truth of samples (m,), empty where it is unknown."""
+    actual = column.study.target[rows]
+    return np.where(column.known[rows], actual, "") if column.study.classifier else actual

@@ -925,10 +925,6 @@ class RunConfig(Section):
                 f"--group-column and --metadata-column are both {self.data.group_column!r}: "
                 "a column that is predicted cannot also keep samples together"
             )
-        if len(self.data.columns) > 1 and self.train.baseline:
-            raise ValueError(
-                f"--baseline compares models of one --metadata-column, and {' and '.join(self.data.columns)} are given"
-            )
         if len(self.data.columns) > 1 and self.train.join:
             raise ValueError(
                 f"--join {self.train.join} joins models of one --metadata-column, and "

@@ -227,6 +227,53 @@ def test_a_column_that_no_sample_could_tell_about(study: StudyFiles, metadata: P
     assert "group_set" in columns and "site_set" not in columns
 
 
+@pytest.mark.parametrize("columns", [NUMBERS, CLASSES], ids=str)
+def test_classical_models(columns: tuple[str, ...], study: StudyFiles, metadata: Path, tmp_path: Path) -> None:
+    """Of each column as if it were learnt alone from the samples that have it, in the same folds."""
+    folds = {"sample_id": (known := truth(metadata)).index, "fold": np.arange(len(known)) % 3}
+    known = known.assign(fold=folds["fold"].astype(str))
+    files = ["--table", study.table, "--unifrac-matrix", study.matrix]
+    kind = ["--classifier"] if columns == CLASSES else []
+
+    def fit(path: Path, names: tuple[str, ...], given: pd.DataFrame) -> Path:
+        given.to_csv(path.with_suffix(".tsv"), sep="\t")
+        named = [part for name in names for part in ("--metadata-column", name)]
+        options = ["--metadata", path.with_suffix(".tsv"), "--split-column", "split", "--threads", 1]
+        succeed("baseline", *files, *options, *named, *kind, "--output-dir", path)
+        return path
+
+    known["split"] = np.where(known["fold"] == "2", "test", "train")
+    together = fit(tmp_path / "together", columns, known)
+    metrics = json.loads((together / "metrics.json").read_text())
+    assert metrics["column"] == list(columns)
+    for column in columns:
+        alone = fit(tmp_path / column, (column,), known[known[column].notna()])
+        expected = json.loads((alone / "metrics.json").read_text())["baseline"]
+        assert metrics["baseline"].keys() == expected.keys()
+        for model, parts in expected.items():
+            for name, value in parts["test"].items():
+                assert metrics["baseline"][model]["test"][f"{column}_{name}"] == pytest.approx(value)
+            table = read(together / f"{model}_test_predictions.tsv")
+            assert table[f"{column}_predicted"].notna().all()
+            own = read(alone / f"{model}_test_predictions.tsv")
+            there = table.loc[own.index]
+            assert (there[f"{column}_actual"] == own["actual"]).all()
+            assert (
+                there[f"{column}_predicted"].tolist() == pytest.approx(own["predicted"].tolist())
+                if not kind
+                else (there[f"{column}_predicted"].tolist() == own["predicted"].tolist())
+            )
+
+
+def test_classical_models_beside_folds(study: StudyFiles, metadata: Path, tmp_path: Path) -> None:
+    run, options = tmp_path / "run", ["--folds", 2, "--epochs", 1, "--baseline"]
+    outcome = succeed(*learn(study, metadata, NUMBERS, *options, "--output-dir", run))
+    found = json.loads((run / "metrics.json").read_text())["baseline"]
+    for model in ("extra_trees", "linear", "guess"):
+        assert {f"{column}_mae" for column in NUMBERS} <= found[model]["oof"].keys()
+    assert "extra trees" in outcome.out and "weight_mae" in outcome.out
+
+
 def test_check(study: StudyFiles, metadata: Path) -> None:
     out = succeed("check", "--table", study.table, "--metadata", metadata, *learn(study, metadata, NUMBERS)[-4:]).out
     assert "age, a number" in out and "weight, a number" in out and "3 unknown" in out
@@ -237,7 +284,7 @@ def test_check(study: StudyFiles, metadata: Path) -> None:
     [
         (["--metadata-column", "age"], ["--metadata-column age", "twice"]),
         (["--stratify"], ["--stratify", "age and weight"]),
-        (["--baseline"], ["--baseline", "age and weight"]),
+        (["--join", "linear"], ["--join linear", "age and weight"]),
     ],
     ids=str,
 )
