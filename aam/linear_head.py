@@ -25,6 +25,7 @@ from aam.data.study import Study
 from aam.data.targets import ClassTarget
 from aam.epochs import inner_splits
 from aam.errors import DataError
+from aam.models.sequence_predictor import LinearHead
 from aam.reading import read_training_samples
 from aam.training.checkpoint import load_model_file, save_model_file
 from aam.training.distributed import load_weights_into
@@ -37,7 +38,7 @@ logger = logging.getLogger("aam")
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # of outputs (n, C) and what they should be
 
-# From a guess to next to nothing. Features have a standard deviation of 1, and losses are means over samples.
+# From a guess to next to nothing. Features have a variance of 1 on average, and losses are means over samples.
 PENALTIES = (math.inf, *(10 ** (half / 2) for half in range(6, -5, -1)))
 _WITHOUT_CHOICE = 1.0
 _MOST_STEPS = 200
@@ -54,28 +55,35 @@ class Linear(NamedTuple):
         return features @ self.weight.T + self.bias
 
 
-def penalised(features: Tensor, actual: Tensor, outputs: int, loss: Loss, penalty: float) -> Linear:
-    """Minimise a loss plus half the penalty times the sum of all squared weights of standardised features.
+def penalised(features: Tensor, actual: Tensor, outputs: int, loss: Loss, penalty: float, blocks: int = 1) -> Linear:
+    """Minimise a loss plus half the penalty times the sum of all squared weights of centred and scaled features.
 
-    The bias is free, so that what an infinite penalty leaves is the best constant. By L-BFGS (Liu and Nocedal 1989).
+    Features of a block share a scale, by which their variance is 1 on average. So of an embedding the directions in
+    which samples differ most are shrunk least, which predicts better than shrinking all alike; and no block outweighs
+    another. The bias is free, so that what an infinite penalty leaves is the best constant. By L-BFGS (Liu and Nocedal
+    1989).
 
     Parameters
     ----------
     features : Tensor (n, F)
+        In blocks of equal width.
     actual : Tensor
         Of n samples.
     outputs : int
     loss : callable
     penalty : float
+    blocks : int
+        How many; as many as there are features standardise each of them.
 
     Returns
     -------
     Linear
         Of the features as they are.
     """
-    mean, sd = features.mean(dim=0), features.std(dim=0, correction=0)
-    sd = torch.where(sd > 1e-6 * sd.max(), sd, 1.0)
-    standardised = (features - mean) / sd
+    mean = features.mean(dim=0)
+    variance = features.var(dim=0, correction=0).view(blocks, -1).mean(dim=1)
+    scale = torch.where(variance > 1e-12 * variance.max(), variance, 1.0).sqrt().repeat_interleave(len(mean) // blocks)
+    scaled = (features - mean) / scale
     weight, bias = features.new_zeros(outputs, features.shape[1]), features.new_zeros(outputs)
     learnt = [bias] if math.isinf(penalty) else [bias, weight]
     for parameter in learnt:
@@ -84,7 +92,7 @@ def penalised(features: Tensor, actual: Tensor, outputs: int, loss: Loss, penalt
 
     def step() -> Tensor:
         optimizer.zero_grad()
-        total = loss(standardised @ weight.T + bias, actual)
+        total = loss(scaled @ weight.T + bias, actual)
         if not math.isinf(penalty):
             total = total + penalty / 2 * weight.square().sum()
         total.backward()
@@ -92,7 +100,7 @@ def penalised(features: Tensor, actual: Tensor, outputs: int, loss: Loss, penalt
 
     with torch.enable_grad():
         optimizer.step(step)
-    weight, bias = weight.detach() / sd, bias.detach()
+    weight, bias = weight.detach() / scale, bias.detach()
     return Linear(weight, bias - weight @ mean)
 
 
@@ -109,6 +117,7 @@ def choose_penalty(
     outputs: int,
     loss: Loss,
     parts: list[tuple[NDArray[np.int64], NDArray[np.int64]]],
+    blocks: int = 1,
 ) -> Choice:
     """The penalty that loses least on parts of the samples that are left out in turn; of equals the highest.
 
@@ -120,6 +129,8 @@ def choose_penalty(
     loss : callable
     parts : list of pairs of ndarray
         Places of the samples that are learnt from, and of those that are left out.
+    blocks : int
+        See `penalised`.
     """
     if not parts:
         return Choice(_WITHOUT_CHOICE, {})
@@ -127,7 +138,7 @@ def choose_penalty(
     for learnt, left_out in parts:
         own, others = (features[learnt], actual[learnt]), (features[left_out], actual[left_out])
         for penalty in PENALTIES:
-            found = penalised(*own, outputs, loss, penalty)
+            found = penalised(*own, outputs, loss, penalty, blocks)
             lost[penalty] += float(loss(found(others[0]), others[1])) * len(left_out)
     number = sum(len(left_out) for _, left_out in parts)
     losses = {penalty: total / number for penalty, total in lost.items()}
@@ -167,8 +178,8 @@ def fit_linear_head(
         features = torch.from_numpy(read).to(trainer.device)
         actual = torch.from_numpy(task.target.encode(task.actual[rows])).to(trainer.device)
         asked = (features, actual, task.target.outputs, task.target_loss)
-        choice = choose_penalty(*asked, _parts(config, study, split, task))
-        found = penalised(*asked, choice.penalty)
+        choice = choose_penalty(*asked, _parts(config, study, split, task), LinearHead.BLOCKS)
+        found = penalised(*asked, choice.penalty, LinearHead.BLOCKS)
         report = _report(choice)
         file = load_model_file(path)
         head = {"target_head.linear.weight": found.weight.cpu(), "target_head.linear.bias": found.bias.cpu()}

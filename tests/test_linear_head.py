@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from aam.linear_head import PENALTIES, choose_penalty, penalised
 
 N = 120
+EACH = 8  # as many blocks as features
 
 
 def study(outputs: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -33,7 +34,7 @@ def standardised(features: torch.Tensor) -> np.ndarray:
 def test_classes_as_by_logistic_regression(classes: int, penalty: float) -> None:
     features, scores = study(classes)
     actual = scores.argmax(dim=1)
-    found = penalised(features, actual, classes, F.cross_entropy, penalty)
+    found = penalised(features, actual, classes, F.cross_entropy, penalty, EACH)
     # Of two classes scikit-learn has one vector of weights, which is the difference of ours: they share its penalty.
     freedom = (2 if classes == 2 else 1) / (penalty * N)
     expected = LogisticRegression(C=freedom, tol=1e-8, max_iter=10000).fit(standardised(features), actual.numpy())
@@ -46,11 +47,26 @@ def test_classes_as_by_logistic_regression(classes: int, penalty: float) -> None
 def test_numbers_as_by_ridge(penalty: float) -> None:
     features, scores = study(1)
     loss = lambda output, actual: F.mse_loss(output[:, 0], actual)  # noqa: E731
-    found = penalised(features, scores[:, 0], 1, loss, penalty)
+    found = penalised(features, scores[:, 0], 1, loss, penalty, EACH)
     expected = Ridge(alpha=penalty * N / 2).fit(standardised(features), scores[:, 0].numpy())
     np.testing.assert_allclose(
         found(features)[:, 0].numpy(), expected.predict(standardised(features)), atol=2e-3 * float(scores.std())
     )
+
+
+def test_features_of_a_block_share_a_scale() -> None:
+    """So those in which samples differ most are shrunk least; a block that is constant says nothing."""
+    features, scores = study(1)
+    features[:, 6] = 3
+    values = features.double().numpy()
+    centred = (values - values.mean(axis=0)).reshape(N, 4, 2)
+    scales = np.sqrt((centred**2).mean(axis=(0, 2)))
+    scaled = (centred / np.where(scales > 0, scales, 1)[:, None]).reshape(N, 8)
+    loss = lambda output, actual: F.mse_loss(output[:, 0], actual)  # noqa: E731
+    found = penalised(features, scores[:, 0], 1, loss, 1.0, 4)
+    expected = Ridge(alpha=N / 2).fit(scaled, scores[:, 0].numpy())
+    np.testing.assert_allclose(found(features)[:, 0].numpy(), expected.predict(scaled), atol=2e-3 * float(scores.std()))
+    assert not found.weight[:, 6:].any()
 
 
 def test_huber_as_by_scikit_learn() -> None:
@@ -65,7 +81,7 @@ def test_huber_as_by_scikit_learn() -> None:
     def loss(output: torch.Tensor, actual: torch.Tensor) -> torch.Tensor:
         return F.huber_loss(output[:, 0], actual, delta=delta)  # half of scikit-learn's, times its scale
 
-    found = penalised(features, actual, 1, loss, expected.alpha * expected.scale_ / N)
+    found = penalised(features, actual, 1, loss, expected.alpha * expected.scale_ / N, EACH)
     np.testing.assert_allclose(found(features)[:, 0].numpy(), expected.predict(standardised(features)), atol=0.05)
 
 

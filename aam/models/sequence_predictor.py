@@ -67,9 +67,11 @@ class LinearHead(nn.Module):
         See `TargetHead`.
     """
 
+    BLOCKS = 3  # of features: the sample embedding, and two means of ASV embeddings
+
     def __init__(self, dim: int, outputs: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(3 * dim, outputs)
+        self.linear = nn.Linear(self.BLOCKS * dim, outputs)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
