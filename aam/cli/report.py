@@ -155,21 +155,21 @@ def _print_coverage(metrics: Mapping[str, Any]) -> None:
     each = {"": known} if isinstance(known.get("source"), str) else known
     for column, of_column in each.items():
         if of_column is not None:
-            click.echo(f"{column}: " if column else "", nl=False)
-            _print_coverage_of(of_column)
+            click.echo(f"{column and f'{column}: '}{_coverage(of_column)}")
+    if known:
+        click.echo()
 
 
-def _print_coverage_of(known: Mapping[str, Any]) -> None:
+def _coverage(known: Mapping[str, Any]) -> str:
     found, unit = known["coverage"], "groups" if known["groups"] < known["samples"] else "samples"
     if found is None:
         are = f"1 {unit[:-1]} is" if known["groups"] == 1 else f"{known['groups']} {unit} are"
         more = "" if known["source"] == "oof" else "; with --folds all serve for that"
-        click.echo(f"{are} too few to calibrate intervals of 90%{more}\n")
-        return
+        return f"{are} too few to calibrate intervals of 90%{more}"
     what, of = ("sets", "classes on average") if known["classes"] else ("intervals", "wide on average")
-    click.echo(
+    return (
         f"{what} of {found['level']:.0%} hold the truth of {found['coverage']:.1%} ({found['low']:.1%} to "
-        f"{found['high']:.1%}, by {known['groups']} {unit}), {found['width']:.3g} {of}\n"
+        f"{found['high']:.1%}, by {known['groups']} {unit}), {found['width']:.3g} {of}"
     )
 
 
