@@ -295,6 +295,7 @@ def _in_order(
 class _Column(NamedTuple):
     """One that is predicted."""
 
+    name: str
     prefix: str  # of the names of its metrics and of what is written: none where it is alone
     known: NDArray[np.bool_]  # (N,), of which samples
     study: BaselineStudy  # as samples are read when they are judged
@@ -306,7 +307,7 @@ def _columns(study: Study, data: DataConfig, classifier: bool, seed: int) -> lis
     found = []
     for name, values in zip(data.columns, study.target.reshape(len(study), -1).T, strict=True):
         prefix = f"{name}_" if len(data.columns) > 1 else ""
-        found.append(_Column(prefix, known_values(values), _known_by(study, counts, values, classifier)))
+        found.append(_Column(name, prefix, known_values(values), _known_by(study, counts, values, classifier)))
     return found
 
 
@@ -339,9 +340,16 @@ def _fitted(
     name: str, columns: Sequence[_Column], train: NDArray[np.bool_], rows: NDArray[np.int64], **options: Any
 ) -> Predicted:
     """What a model says of samples (m,), learnt from those that are marked (N,) and whose value is known."""
-    learnt = [np.flatnonzero(train & column.known) for column in columns]
-    shared = zip(columns, learnt, strict=True)
-    return Predicted(rows, [fit_baseline(name, column.study, places, rows, **options) for column, places in shared])
+    found = []
+    for column in columns:
+        learnt = np.flatnonzero(train & column.known)
+        if not len(learnt):
+            raise DataError(
+                f"column {column.name!r} is empty for every sample that {len(rows)} held-out ones are to be predicted "
+                "from; choose another --metadata-column"
+            )
+        found.append(fit_baseline(name, column.study, learnt, rows, **options))
+    return Predicted(rows, found)
 
 
 def _held_out(

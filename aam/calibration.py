@@ -340,10 +340,10 @@ class Calibrator:
         highest, number = self.calibration.highest_level, self.calibration.number_of_groups
         of_column = f" for {column}" if column else ""
         if level > highest + _CLOSE:
+            more = "" if self.source == "oof" else ", or train with --folds, which calibrates on all groups"
             raise DataError(
                 f"--interval {level:g}: the model was calibrated{of_column} on {number} groups of samples, which are "
-                f"enough for intervals of up to {np.floor(highest * 100) / 100:g}; ask for less, or train with "
-                "--folds, which calibrates on all groups"
+                f"enough for intervals of up to {np.floor(highest * 100) / 100:g}; ask for less{more}"
             )
 
     def to_dict(self) -> dict[str, Any]:

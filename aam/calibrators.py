@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from aam.answers import LEVEL, AllAnswers, Answers, by_column
 from aam.calibration import Calibrator, names_of_sets
 from aam.data.targets import ClassTarget, NumericTarget, Part, SeveralTargets, Target, parts_of
+from aam.errors import DataError
 
 __all__ = ["Calibrators"]
 
@@ -149,15 +150,26 @@ class Calibrators:
                 table.insert(place, f"{part.prefix}{name}", values)
         return table
 
-    def require_level(self, level: float) -> None:
-        """Refuse a level that the groups are too few for, of any column.
+    def reaching(self, level: float) -> Self:
+        """Those whose groups are enough for a level; of the others there is a warning.
 
         Raises
         ------
         DataError
+            If no column's are.
         """
+        found, reasons = {}, []
         for column, calibrator in self.by_name.items():
-            calibrator.require_level(level, column if isinstance(self.target, SeveralTargets) else "")
+            try:
+                calibrator.require_level(level, column if isinstance(self.target, SeveralTargets) else "")
+                found[column] = calibrator
+            except DataError as error:
+                reasons.append(error)
+        if not found and reasons:
+            raise reasons[0]
+        for reason in reasons:
+            logger.warning(reason)
+        return replace(self, by_name=found)
 
     def to_dict(self) -> dict[str, Any]:
         """What of it is no tensor."""
@@ -205,6 +217,10 @@ def _calibrator(
     answers: Answers, groups: NDArray[Any] | None, models: NDArray[np.int64], source: str, *, named: bool
 ) -> Calibrator | None:
     """None, with a warning, where there are no samples, or classes are absent from them."""
+    column = f"{answers.target.column}: " if named else ""
+    if not len(answers.rows):
+        logger.warning("%snothing can be calibrated: it is unknown of all the samples that could tell", column)
+        return None
     if isinstance(answers.target, ClassTarget):
         places = answers.target.encode(answers.actual)
         absent = sorted(set(answers.target.classes) - set(answers.target.decode(places).tolist()))
@@ -212,13 +228,11 @@ def _calibrator(
             # What makes the other classes likeliest makes these impossible.
             logger.warning(
                 "%sprobabilities are not calibrated, nor are there sets: none of the samples that could tell is %s",
-                f"{answers.target.column}: " if named else "",
+                column,
                 " or ".join(absent),
             )
             return None
         return Calibrator.of_classes(answers.values, places, groups, models, source)
-    if not len(answers.rows):
-        return None
     return Calibrator.of_numbers(answers.values, answers.actual, groups, models, source)
 
 

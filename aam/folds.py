@@ -207,6 +207,8 @@ def _plan(config: RunConfig, encoders: list[Path]) -> _Plan:
             validate=validates,
         )
         _refuse_leaks(config, study)
+    if folds is not None and study.target is not None:
+        _require_known(config, study.target, folds)
     members = _members(config, None if folds is None else len(folds.splits))
     if folds is None and config.train.join and config.train.pretrained_encoder is None:
         # The first run settles the split; so it would do for nothing where no weights can be fitted in the end.
@@ -293,6 +295,18 @@ def _refuse_leaks(config: RunConfig, study: Study) -> None:
             f"{encoder}: {len(leaked)} samples that folds hold out, {leaked[0]!r} first, are among those that the "
             "pre-trained encoder learnt from; run `aam pretrain` with the same folds, or give --allow-pretrained-leak"
         )
+
+
+def _require_known(config: RunConfig, actual: NDArray[Any], folds: StudyFolds) -> None:
+    """Of each of several columns (N, T) every fold is to learn from some samples: before the first is trained."""
+    for column, values in zip(config.data.columns, actual.reshape(len(actual), -1).T, strict=True):
+        known = known_values(values)
+        for fold, parts in enumerate(folds.splits):
+            if not known[parts == "train"].any():
+                raise DataError(
+                    f"column {column!r} is empty for every training sample of fold {fold}; choose another "
+                    "--metadata-column"
+                )
 
 
 def _guess(actual: NDArray[Any], folds: StudyFolds, classifier: bool) -> _Guess:

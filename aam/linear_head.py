@@ -40,7 +40,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]  # of outputs (n, C) and what they sho
 
 # From a guess to next to nothing. Features have a variance of 1 on average, and losses are means over samples.
 PENALTIES = (math.inf, *(10 ** (half / 2) for half in range(6, -5, -1)))
-_WITHOUT_CHOICE = 1.0
+_WITHOUT_CHOICE = 10**0.5  # what real columns mostly have
 _MOST_STEPS = 200
 
 
@@ -55,7 +55,7 @@ class Linear(NamedTuple):
         return features @ self.weight.T + self.bias
 
 
-def penalised(features: Tensor, actual: Tensor, outputs: int, loss: Loss, penalty: float, blocks: int = 1) -> Linear:
+def penalised(features: Tensor, actual: Tensor, outputs: int, loss: Loss, blocks: int, penalty: float) -> Linear:
     """Minimise a loss plus half the penalty times the sum of all squared weights of centred and scaled features.
 
     Features of a block share a scale, by which their variance is 1 on average. So of an embedding the directions in
@@ -71,9 +71,9 @@ def penalised(features: Tensor, actual: Tensor, outputs: int, loss: Loss, penalt
         Of n samples.
     outputs : int
     loss : callable
-    penalty : float
     blocks : int
         How many; as many as there are features standardise each of them.
+    penalty : float
 
     Returns
     -------
@@ -116,8 +116,8 @@ def choose_penalty(
     actual: Tensor,
     outputs: int,
     loss: Loss,
+    blocks: int,
     parts: list[tuple[NDArray[np.int64], NDArray[np.int64]]],
-    blocks: int = 1,
 ) -> Choice:
     """The penalty that loses least on parts of the samples that are left out in turn; of equals the highest.
 
@@ -127,10 +127,10 @@ def choose_penalty(
     actual : Tensor
     outputs : int
     loss : callable
-    parts : list of pairs of ndarray
-        Places of the samples that are learnt from, and of those that are left out.
     blocks : int
         See `penalised`.
+    parts : list of pairs of ndarray
+        Places of the samples that are learnt from, and of those that are left out.
     """
     if not parts:
         return Choice(_WITHOUT_CHOICE, {})
@@ -138,7 +138,7 @@ def choose_penalty(
     for learnt, left_out in parts:
         own, others = (features[learnt], actual[learnt]), (features[left_out], actual[left_out])
         for penalty in PENALTIES:
-            found = penalised(*own, outputs, loss, penalty, blocks)
+            found = penalised(*own, outputs, loss, blocks, penalty)
             lost[penalty] += float(loss(found(others[0]), others[1])) * len(left_out)
     number = sum(len(left_out) for _, left_out in parts)
     losses = {penalty: total / number for penalty, total in lost.items()}
@@ -177,9 +177,9 @@ def fit_linear_head(
     if read is not None:
         features = torch.from_numpy(read).to(trainer.device)
         actual = torch.from_numpy(task.target.encode(task.actual[rows])).to(trainer.device)
-        asked = (features, actual, task.target.outputs, task.target_loss)
-        choice = choose_penalty(*asked, _parts(config, study, split, task), LinearHead.BLOCKS)
-        found = penalised(*asked, choice.penalty, LinearHead.BLOCKS)
+        asked = (features, actual, task.target.outputs, task.target_loss, LinearHead.BLOCKS)
+        choice = choose_penalty(*asked, _parts(config, study, split, task))
+        found = penalised(*asked, choice.penalty)
         report = _report(choice)
         file = load_model_file(path)
         head = {"target_head.linear.weight": found.weight.cpu(), "target_head.linear.bias": found.bias.cpu()}

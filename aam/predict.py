@@ -199,10 +199,9 @@ def _calibrators(ensemble: Ensemble, path: Path, target: Target | SeveralTargets
         raise DataError(
             f"{path}: what it says of its calibration is damaged; train again, or take another copy"
         ) from None
-    calibrators.require_level(interval)
     for column in calibrators.absent:
-        logger.warning("%s: was not calibrated for %s, which stands without intervals", path, column)
-    return calibrators
+        logger.warning("%s: was not calibrated for %s, which stands without intervals or sets", path, column)
+    return calibrators.reaching(interval)
 
 
 def _joined_model(ensemble: Ensemble, path: Path) -> Joined | None:

@@ -61,9 +61,8 @@ class Predictions:
         """(n, K), whether a class is in a sample's prediction set, where the table has sets."""
         if not self.classes or "set" not in self.table:
             return None
-        # A name may itself hold the bar that stands between names.
-        marked = [f"|{names}|" for names in self.table["set"].fillna("").astype(str)]
-        return np.array([[f"|{name}|" in each for name in self.classes] for each in marked])
+        each = [_in_set(names, self.classes) for names in self.table["set"].fillna("").astype(str)]
+        return np.array([[name in found for name in self.classes] for found in each])
 
     @cached_property
     def held(self) -> NDArray[np.bool_] | None:
@@ -99,6 +98,18 @@ class Predictions:
         if within is not None and held is not None:
             found |= {"coverage": float(held[rows].mean()), "classes_in_set": float(within[rows].sum(axis=1).mean())}
         return found
+
+
+def _in_set(text: str, classes: Sequence[str]) -> set[str]:
+    """The classes of a set as it is written, with a bar between names, which may themselves hold bars."""
+    pieces, found, start = text.split("|"), set(), 0
+    while start < len(pieces):
+        ends = range(len(pieces), start, -1)
+        end = next((end for end in ends if "|".join(pieces[start:end]) in classes), None)
+        if end is not None:
+            found.add("|".join(pieces[start:end]))
+        start = end or start + 1
+    return found
 
 
 def _of_probabilities(truth: NDArray[np.int64], probabilities: NDArray[np.float64]) -> dict[str, float]:
@@ -232,7 +243,12 @@ def _table_of(path: Path, column: str | None) -> pd.DataFrame:
         if column not in several:
             raise DataError(f"{path}: holds predictions of {', '.join(several)}; give one of them by --metadata-column")
         own = re.compile(rf"{re.escape(column)}_(actual|predicted|lower|upper|set|(prob|quantile)_.*)")
-        found = {name: match[1] for name in table.columns if (match := own.fullmatch(str(name)))}
+        others = [f"{name}_" for name in several if name != column and name.startswith(f"{column}_")]
+        found = {
+            name: match[1]
+            for name in table.columns
+            if (match := own.fullmatch(str(name))) and not str(name).startswith(tuple(others))
+        }
         table = table[["sample_id", *found]].rename(columns=found)
     for name in ("sample_id", "predicted"):
         if name not in table:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["metric_lines", "model_table", "print_folds", "print_result", "table"]
 
+_MOST_METRICS = 6  # beside each other
+
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:
     """Columns of text, the first row the header; the first column to the left, the others to the right."""
@@ -33,11 +35,14 @@ def metric_lines(metrics: Mapping[str, float]) -> str:
 
 
 def model_table(models: Mapping[str, Mapping[str, float]]) -> str:
-    """A row for each model, a column for each metric that any of them has."""
+    """A row for each model, a column for each metric that any of them has; of many metrics the other way round."""
     names = list(dict.fromkeys(name for metrics in models.values() for name in metrics))
     rows = [("model", *names)]
     for model, metrics in models.items():
         rows.append((model.replace("_", " "), *(_number(metrics.get(name)) for name in names)))
+    if len(names) > _MOST_METRICS:  # those of several columns
+        rows = [("metric", *rows[0][1:]), *rows[1:]]
+        rows = list(zip(*rows, strict=True))
     return table(rows)
 
 

@@ -100,7 +100,7 @@ def fit_baseline(
     seed: int = 0,
     n_jobs: int | None = None,
 ) -> BaselinePrediction:
-    """Fit a classical model and predict samples.
+    """Fit a classical model and predict samples; of what is always the same in training all models say just that.
 
     Parameters
     ----------
@@ -115,7 +115,8 @@ def fit_baseline(
     n_jobs : int, optional
         Trees grown at a time; -1 is one per core.
     """
-    found = BASELINES[name].predict(study, train, rows, seed, n_jobs)
+    alike = len(np.unique(study.target[train])) < 2
+    found = BASELINES["guess" if alike else name].predict(study, train, rows, seed, n_jobs)
     if not study.classifier and np.asarray(study.target, dtype=np.float64)[train].min() >= 0:
         found = replace(found, predicted=found.predicted.clip(min=0))  # as a network's predictions are
     return found
@@ -243,7 +244,9 @@ def _linear(study: BaselineStudy, train: NDArray[np.int64], seed: int, n_jobs: i
 
     asvs = common_asvs(study.counts, train)
     splits = _inner_splits(study, train)
-    least = min(len(learnt) for learnt, _ in splits) if splits else len(train)
+    least = min((len(learnt) for learnt, _ in splits), default=0)
+    if least < 2:  # of one sample there are no components
+        splits, least = [], len(train)
     components = PCA(min(_MOST_COMPONENTS, least - 1, len(asvs)), random_state=seed)
     if study.classifier:
         model: Any = LogisticRegression(class_weight="balanced", max_iter=2000)

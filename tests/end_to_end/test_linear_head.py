@@ -11,9 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors.torch import load_file
+from sklearn.linear_model import Ridge
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from aam import linear_head
+from aam.data.biom_loader import load_table
+from aam.data.splits import read_splits
 from tests.end_to_end.program import (
     StudyFiles,
     aam,
@@ -64,6 +67,35 @@ def test_what_it_says_is_what_its_file_says(column: str, study: StudyFiles, tmp_
     shown = succeed("info", copy).out
     for name, value in list(stored.items())[:2]:
         assert f"{value:.4g}" in shown, name
+
+
+def test_as_by_ridge_of_what_aam_embed_writes(study: StudyFiles, tmp_path: Path) -> None:
+    """Sample embeddings and two means of ASV embeddings, each of these three scaled as a whole."""
+    run = tmp_path / "run"
+    succeed(*learn(study, "--metadata-column", "age", "--head", "linear", "--loss", "mse"), "--output-dir", run)
+    files = ["--model", run, "--table", study.table]
+    succeed("embed", *files, "--output", tmp_path / "e.npz")
+    embedded = np.load(tmp_path / "e.npz")
+    table = load_table(study.table)
+    names = list(table.sample_ids)
+    assert list(embedded["sample_ids"]) == names
+    places = [list(embedded["sequences"]).index(name) for name in table.feature_ids]
+    shares = table.counts.toarray() / table.counts.toarray().sum(axis=1, keepdims=True)
+    logs = np.log1p(1e4 * shares)
+    of_asvs = embedded["asvs"][places]
+    blocks = [embedded["samples"], shares @ of_asvs, logs / logs.sum(axis=1, keepdims=True) @ of_asvs]
+    split = read_splits(run / "splits.tsv")
+    train = np.array([split[name] == "train" for name in names])
+    scaled = []
+    for block in blocks:
+        centred = block - block[train].mean(axis=0)
+        scaled.append(centred / np.sqrt((centred[train] ** 2).mean()))
+    features = np.concatenate(scaled, axis=1)
+    age = pd.read_csv(study.metadata, sep="\t", index_col=0)["age"].loc[names].to_numpy()
+    penalty = read_metrics(run)["linear_head"]["penalty"]
+    ridge = Ridge(alpha=penalty * train.sum() / 2).fit(features[train], age[train])
+    found = predict(run, study.table, tmp_path / "p.tsv")["predicted"].loc[names]
+    np.testing.assert_allclose(found, np.maximum(ridge.predict(features), 0), atol=0.01 * age.std())
 
 
 def test_the_base_learns_nothing_of_the_column(study: StudyFiles, tmp_path: Path) -> None:

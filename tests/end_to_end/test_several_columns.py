@@ -208,6 +208,24 @@ def test_intervals_of_a_split(study: StudyFiles, metadata: Path, tmp_path: Path)
     assert found["coverage"] == pytest.approx(held[actual.notna()].mean())
 
 
+def test_columns_whose_names_begin_alike(study: StudyFiles, tmp_path: Path) -> None:
+    """Each has its own predictions, though `site_prob_actual` might be the probability that `site` is `actual`."""
+    names = truth(study.metadata).index
+    table = pd.DataFrame({"sample_id": names})
+    for column, classes in {"site": ["left", "right"], "site_prob": ["gut", "skin"]}.items():
+        table[f"{column}_actual"] = np.resize(classes, len(names))
+        table[f"{column}_predicted"] = np.resize([*classes, classes[0]], len(names))
+        for name in classes:
+            table[f"{column}_prob_{name}"] = (table[f"{column}_predicted"] == name).astype(float)
+    table.to_csv(tmp_path / "p.tsv", sep="\t", index=False)
+    for column in ("site", "site_prob"):
+        report = tmp_path / column
+        succeed("evaluate", tmp_path / "p.tsv", "--metadata-column", column, "--output-dir", report)
+        found = json.loads((report / "metrics.json").read_text())["predictions"]["p"]["metrics"]
+        expected = balanced_accuracy_score(table[f"{column}_actual"], table[f"{column}_predicted"])
+        assert found["balanced_accuracy"] == pytest.approx(expected)
+
+
 def test_a_column_that_no_sample_could_tell_about(study: StudyFiles, metadata: Path, tmp_path: Path) -> None:
     """Stands without sets, and is named; the other has them."""
     table = pd.read_csv(metadata, sep="\t", dtype=str, keep_default_na=False)
@@ -268,6 +286,35 @@ def test_classical_models_beside_folds(study: StudyFiles, metadata: Path, tmp_pa
     for model in ("extra_trees", "linear", "guess"):
         assert {f"{column}_mae" for column in NUMBERS} <= found[model]["oof"].keys()
     assert "extra trees" in outcome.out and "weight_mae" in outcome.out
+
+
+@pytest.mark.parametrize("columns", [NUMBERS, CLASSES], ids=str)
+def test_columns_that_few_samples_have(
+    columns: tuple[str, ...], study: StudyFiles, metadata: Path, tmp_path: Path
+) -> None:
+    """Of one, or of ones that are all alike, every model says that; of none the column is named."""
+    table = pd.read_csv(metadata, sep="\t", dtype=str, keep_default_na=False)
+    table["split"] = np.where(table.index % 3 == 2, "test", "train")
+    train = table.index[(table["split"] == "train") & (table[columns[1]] != "")]
+    kind = ["--classifier"] if columns == CLASSES else []
+    named = [part for name in columns for part in ("--metadata-column", name)]
+    options = ["--table", study.table, "--split-column", "split", "--threads", 1, *named, *kind]
+    for kept in (2, 1, 0):
+        table.loc[train[kept:], columns[1]] = ""
+        path = tmp_path / f"{kept}.tsv"
+        table.to_csv(path, sep="\t", index=False)
+        arguments = ["baseline", *options, "--metadata", path, "--output-dir", tmp_path / f"run_{kept}"]
+        if not kept:
+            outcome = aam(*arguments)
+            assert outcome.code == 1 and f"column {columns[1]!r} is empty for every sample" in outcome.err
+            continue
+        succeed(*arguments)
+        for model in ("guess", "extra_trees", "linear"):
+            found = read(tmp_path / f"run_{kept}" / f"{model}_test_predictions.tsv")[f"{columns[1]}_predicted"]
+            assert found.notna().all()
+            if kept == 1:
+                only = table.loc[train[0], columns[1]]
+                assert found.astype(type(found.iloc[0])).unique().tolist() == [only if kind else float(only)]
 
 
 def test_check(study: StudyFiles, metadata: Path) -> None:
