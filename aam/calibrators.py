@@ -111,8 +111,10 @@ class Calibrators:
         """
         for part in parts_of(self.target):
             calibrator = self.of_part(part)
-            thresholds = np.empty(0) if calibrator is None else calibrator.calibration.own_thresholds(LEVEL)
-            if calibrator is None or not np.isfinite(thresholds).all():
+            if calibrator is None:
+                continue
+            thresholds = calibrator.calibration.own_thresholds(LEVEL)
+            if not np.isfinite(thresholds).all():
                 continue
             of_part = answers.of(part)
             known, _ = part.known(answers.actual)

@@ -207,8 +207,6 @@ def _plan(config: RunConfig, encoders: list[Path]) -> _Plan:
             validate=validates,
         )
         _refuse_leaks(config, study)
-    if folds is not None and study.target is not None:
-        _require_known(config, study.target, folds)
     members = _members(config, None if folds is None else len(folds.splits))
     if folds is None and config.train.join and config.train.pretrained_encoder is None:
         # The first run settles the split; so it would do for nothing where no weights can be fitted in the end.
@@ -217,8 +215,8 @@ def _plan(config: RunConfig, encoders: list[Path]) -> _Plan:
         return _Plan(study.sample_ids, folds, encoders, members, study.groups, None, [])
     guesses = []
     if folds is not None:
-        columns = study.target.reshape(len(study), -1).T
-        guesses = [_guess(column, folds, config.task.classifier) for column in columns]
+        columns = zip(config.data.columns, study.target.reshape(len(study), -1).T, strict=True)
+        guesses = [_guess(column, values, folds, config.task.classifier) for column, values in columns]
     return _Plan(study.sample_ids, folds, encoders, members, study.groups, study.target, guesses)
 
 
@@ -297,22 +295,15 @@ def _refuse_leaks(config: RunConfig, study: Study) -> None:
         )
 
 
-def _require_known(config: RunConfig, actual: NDArray[Any], folds: StudyFolds) -> None:
-    """Of each of several columns (N, T) every fold is to learn from some samples: before the first is trained."""
-    for column, values in zip(config.data.columns, actual.reshape(len(actual), -1).T, strict=True):
-        known = known_values(values)
-        for fold, parts in enumerate(folds.splits):
-            if not known[parts == "train"].any():
-                raise DataError(
-                    f"column {column!r} is empty for every training sample of fold {fold}; choose another "
-                    "--metadata-column"
-                )
-
-
-def _guess(actual: NDArray[Any], folds: StudyFolds, classifier: bool) -> _Guess:
+def _guess(column: str, actual: NDArray[Any], folds: StudyFolds, classifier: bool) -> _Guess:
     """Median, or frequencies of the classes, among the samples (N,) that each fold learns from and knows."""
     known = known_values(actual)
     learnt = [actual[known & (parts == "train")] for parts in folds.splits]
+    for fold, values in enumerate(learnt):
+        if not len(values):  # which a second column may be
+            raise DataError(
+                f"column {column!r} is empty for every training sample of fold {fold}; choose another --metadata-column"
+            )
     if not classifier:
         medians = [np.median(values.astype(np.float64)) if len(values) else np.nan for values in learnt]
         return _Guess(np.array(medians)[folds.of_sample], ())

@@ -37,13 +37,11 @@ def metric_lines(metrics: Mapping[str, float]) -> str:
 def model_table(models: Mapping[str, Mapping[str, float]]) -> str:
     """A row for each model, a column for each metric that any of them has; of many metrics the other way round."""
     names = list(dict.fromkeys(name for metrics in models.values() for name in metrics))
-    rows = [("model", *names)]
+    many = len(names) > _MOST_METRICS
+    rows = [("metric" if many else "model", *names)]
     for model, metrics in models.items():
         rows.append((model.replace("_", " "), *(_number(metrics.get(name)) for name in names)))
-    if len(names) > _MOST_METRICS:  # those of several columns
-        rows = [("metric", *rows[0][1:]), *rows[1:]]
-        rows = list(zip(*rows, strict=True))
-    return table(rows)
+    return table(list(zip(*rows, strict=True)) if many else rows)
 
 
 def print_result(result: RunResult) -> None:

@@ -317,6 +317,19 @@ def test_columns_that_few_samples_have(
                 assert found.astype(type(found.iloc[0])).unique().tolist() == [only if kind else float(only)]
 
 
+def test_a_fold_that_would_learn_a_column_from_nobody(study: StudyFiles, metadata: Path, tmp_path: Path) -> None:
+    """Is found before any fold is trained."""
+    table = pd.read_csv(metadata, sep="\t", dtype=str, keep_default_na=False)
+    subject = table.loc[table["weight"] != "", "subject_id"].iloc[0]
+    table.loc[table["subject_id"] != subject, "weight"] = ""
+    changed = tmp_path / "metadata.tsv"
+    table.to_csv(changed, sep="\t", index=False)
+    options = ["--folds", 3, "--group-column", "subject_id", "--output-dir", tmp_path / "run"]
+    outcome = aam(*learn(study, changed, NUMBERS, *options))
+    assert outcome.code == 1 and "column 'weight' is empty for every training sample of fold" in outcome.err
+    assert not (tmp_path / "run").exists()
+
+
 def test_check(study: StudyFiles, metadata: Path) -> None:
     out = succeed("check", "--table", study.table, "--metadata", metadata, *learn(study, metadata, NUMBERS)[-4:]).out
     assert "age, a number" in out and "weight, a number" in out and "3 unknown" in out
