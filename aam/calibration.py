@@ -6,7 +6,8 @@ one (Dunn et al. 2023, Lee et al. 2023): its samples share its weight, and a new
 
 What is promised for any groups whatever takes the score of the new group to be infinite, which makes intervals of few
 groups far too wide: of 16, 95% where 90% are asked for. So the least share of the known groups' scores is taken,
-between the level and that promise, with which each group left out is covered as often as asked for by the others.
+between the level and that promise, that covers each group as often as asked for with its own scores taken to be low.
+Of groups of one sample that is the promise itself, which is exact for them.
 
 Shapes: ``n`` samples calibrated on, ``G`` of their groups, ``m`` samples predicted, ``M`` models, ``K`` classes.
 """
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aam.errors import DataError
+from aam.evaluation.intervals import drawn_groups, members_of
 
 __all__ = [
     "Calibration",
@@ -87,6 +89,8 @@ class Calibration:
         """The share of the scores known that this share of new samples stays within; above 1 beyond `highest_level`.
 
         At most what is promised for any groups: the level of all and a new one, of which that one's part is unknown.
+        Up to that it is tried on each group in turn, the other groups' scores being known, and its own counted as low:
+        where they are high in truth, more of all is within.
         """
         _, places, sizes = np.unique(self.groups, return_inverse=True, return_counts=True)
         number = len(sizes)
@@ -100,7 +104,8 @@ class Calibration:
         own = own.cumsum(axis=0)
         others = (own.sum(axis=1, keepdims=True) - own) / (number - 1)
         for share in shares:
-            first = np.minimum((others < share - _CLOSE).sum(axis=0), len(order) - 1)
+            of_others = (share * number - 1) / (number - 1)
+            first = np.minimum((others < of_others - _CLOSE).sum(axis=0), len(order) - 1)
             # Of scores that are the same the last: a sample at the threshold is within.
             last = np.searchsorted(scores, scores[first], side="right") - 1
             if own[last, np.arange(number)].mean() >= level - _CLOSE:
@@ -165,8 +170,24 @@ class Calibration:
     def own_thresholds(self, level: float) -> NDArray[np.float64]:
         """For each sample calibrated on (n,) the threshold of the other groups: what it would have got itself."""
         found = np.full(len(self.scores), np.inf)
-        for group in np.unique(self.groups) if self.number_of_groups > 1 else ():
-            found[self.groups == group] = self.without(int(group)).threshold(level)
+        others = self.number_of_groups - 1
+        if others < 1 or level > others / (others + 1) + _CLOSE:
+            return found
+        if others <= _MOST_LEFT_OUT:
+            for group in np.unique(self.groups):
+                found[self.groups == group] = self.without(int(group)).threshold(level)
+            return found
+        # Of many groups the share is the same, and one sorting will do: up to a score, the others have what all have
+        # less what the group has, which changes at its own scores alone.
+        order = np.argsort(self.scores, kind="stable")
+        reached = np.cumsum(self.weights[order]) * (others + 1)
+        rank = np.argsort(order)
+        for rows in members_of(self.groups, len(self.scores)):
+            ends = np.concatenate([[-1], np.sort(rank[rows]), [len(order)]])
+            own = np.linspace(0, 1, len(rows) + 1)
+            places = np.searchsorted(reached, level * (others + 1) + own - _CLOSE * others)
+            places = places[(ends[:-1] <= places) & (places < ends[1:])]
+            found[rows] = self.scores[order[places.min()]]
         return found
 
 
@@ -315,8 +336,8 @@ class Calibrator:
             return None
         _, places, sizes = np.unique(self.calibration.groups, return_inverse=True, return_counts=True)
         of_group = np.bincount(places, self.calibration.scores <= thresholds) / sizes
-        drawn = np.random.default_rng(0).integers(0, len(sizes), (_DRAWS, len(sizes)))
-        low, high = np.percentile(of_group[drawn].mean(axis=1), [2.5, 97.5])
+        drawn = (of_group[places].mean(axis=1) for places in drawn_groups(len(sizes), _DRAWS))
+        low, high = np.percentile(np.concatenate(list(drawn)), [2.5, 97.5])
         if self.classes:
             widths = (1 - answers <= thresholds[:, None]).sum(axis=1).astype(np.float64)
         else:

@@ -220,13 +220,29 @@ def _write_h5ad(path: Path, found: Embeddings, of_asvs: bool) -> None:
     # Text as objects: pandas' own strings are refused, as earlier versions of anndata cannot read them.
     rows = pd.DataFrame(index=pd.Index(names, dtype=object))
     if found.metadata is not None and not of_asvs:
-        for name, column in found.metadata.astype(object).where(found.metadata.notna(), "").items():
-            texts = column.map(str).to_numpy(dtype=object)
-            kinds = pd.Index(np.array(sorted(set(texts)), dtype=object), dtype=object)
-            rows[str(name)] = pd.Categorical(texts, categories=kinds)
+        for name, column in found.metadata.items():
+            rows[_without_slashes(str(name), rows.columns)] = _for_anndata(column)
         rows.columns = pd.Index(rows.columns, dtype=object)
     columns = pd.DataFrame(index=pd.Index([f"e{i}" for i in range(values.shape[1])], dtype=object))
     anndata.AnnData(values, obs=rows, var=columns).write_h5ad(path)
+
+
+def _for_anndata(column: pd.Series) -> NDArray[np.float64] | pd.Categorical:
+    """Numbers where all that is known is such, else categories; what is missing is so there, too."""
+    numbers = pd.to_numeric(column, errors="coerce")
+    if numbers.notna().sum() == column.notna().sum():
+        return numbers.to_numpy(dtype=np.float64)
+    texts = column.astype(object).map(str, na_action="ignore").to_numpy(dtype=object)
+    kinds = pd.Index(np.array(sorted(set(texts[column.notna()])), dtype=object), dtype=object)
+    return pd.Categorical(texts, categories=kinds)
+
+
+def _without_slashes(name: str, taken: pd.Index) -> str:
+    """The name of a column, in which HDF5 would take a slash for a path."""
+    name = name.replace("/", "_")
+    while name in taken:
+        name += "_"
+    return name
 
 
 def _anndata(path: Path) -> Any:

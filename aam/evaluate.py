@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from aam.data.files import shown
 from aam.errors import DataError
 from aam.evaluation.error_analysis import (
     THE_TRUTH_ITSELF,
@@ -42,6 +43,7 @@ __all__ = ["EvaluationResult", "evaluate"]
 logger = logging.getLogger("aam")
 
 _WORST = 15
+_ROUNDING = 1e-6  # of a number, from one table to another
 _FEWEST_PANELS, _PANELS = 3, 6  # columns whose errors are drawn, as many as go with them more than chance
 
 _METRICS = {
@@ -233,13 +235,13 @@ def _judge(each: Predictions, folder: Path, page: Page) -> dict[str, Any]:
         _tell_groups(of_group, errors, each, page)
         show("errors_by_group")
     page.heading("Samples with the largest errors", 3)
-    shown = [name for name in listed.columns if not str(name).startswith(("prob_", "quantile_", "fold"))]
+    columns = [name for name in listed.columns if not str(name).startswith(("prob_", "quantile_", "fold"))]
     told: dict[str, Any] = {"likely_reason": listed["likely_reason"].replace("", "—")}
     if groups is not None:
         told["group"] = short_names(listed["group"].to_numpy())
-    worst = listed[shown].assign(**told).head(_WORST)
+    worst = listed[columns].assign(**told).head(_WORST)
     page.table(
-        [each.group_column if name == "group" else _HEADS.get(str(name), str(name)) for name in shown],
+        [each.group_column if name == "group" else _HEADS.get(str(name), str(name)) for name in columns],
         worst.values.tolist(),
     )
     error = "the distance from the truth"
@@ -320,7 +322,7 @@ def _tell_columns(explained: pd.DataFrame, each: Predictions, page: Page) -> Non
     if same.any():
         names = ", ".join(explained.loc[same, "column"])
         page.text(f"The truth in other words, which tells what is hard to predict but not why: {names}.")
-    shown = explained.head(_WORST)
+    first = explained.head(_WORST)
     page.table(
         ["column", "it holds", "tested on", "explained", "larger errors with", "p", "q", "likeness to the truth"],
         [
@@ -334,7 +336,7 @@ def _tell_columns(explained: pd.DataFrame, each: Predictions, page: Page) -> Non
                 row["q"],
                 "" if np.isnan(row["like_truth"]) else f"{row['like_truth']:.2f}",
             )
-            for row in shown.to_dict("records")
+            for row in first.to_dict("records")
         ],
     )
     page.text(
@@ -396,8 +398,8 @@ def _figures(
             low, high = (each.table[name].to_numpy(dtype=float) for name in ("lower", "upper"))
             yield "intervals", interval_plot(actual, predicted, low, high, label=each.label)
     if each.known:
-        shown = {_HEADS.get(name, name): values for name, values in each.known.items()}
-        yield "errors_by_size", errors_against_plot(errors, shown, label=label)
+        sizes = {_HEADS.get(name, name): values for name, values in each.known.items()}
+        yield "errors_by_size", errors_against_plot(errors, sizes, label=label)
     if len(explained) > 1:
         yield "explained", explained_plot(explained)
     drawn = without_twins(explained[~explained["column"].isin(each.known)])
@@ -422,6 +424,7 @@ class _Paired:
     first: NDArray[np.float64]
     second: NDArray[np.float64]
     groups: NDArray[Any] | None
+    unit: str  # what is drawn
 
     @classmethod
     def of(cls, a: Predictions, b: Predictions) -> _Paired:
@@ -429,9 +432,28 @@ class _Paired:
         common = [name for name in first.index if name in second.index]
         if bool(a.classes) != bool(b.classes) or not common:
             raise DataError(f"{a.name} and {b.name}: have no samples of one kind in common, and cannot be compared")
-        groups = None if a.groups is None else pd.Series(a.groups, index=first.index)[common].to_numpy()
-        own, other = (sample_errors(frame.loc[common].reset_index()) for frame in (first, second))
-        return cls(own, other, groups)
+        first, second = first.loc[common], second.loc[common]
+        truths = [frame["actual"].to_numpy() for frame in (first, second)]
+        same = truths[0] == truths[1] if a.classes else np.isclose(*truths, rtol=_ROUNDING, atol=0)
+        if not same.all():
+            where = int(np.argmin(same))
+            said = [shown(str(truth[where])) for truth in truths]
+            raise DataError(
+                f"{a.name} and {b.name}: predict different things, and cannot be compared; sample "
+                f"{shown(common[where])} is {said[0]} in truth by the one, {said[1]} by the other"
+            )
+        each = [None if x.groups is None else pd.Series(x.groups, x.table["sample_id"])[common] for x in (a, b)]
+        known = [x.to_numpy() for x in each if x is not None]
+        if len(known) > 1 and (pd.factorize(known[0])[0] != pd.factorize(known[1])[0]).any():
+            raise DataError(
+                f"{a.name} and {b.name}: have other groups, {shown(a.group_column)} and {shown(b.group_column)}; "
+                "say by --group-column which samples are alike"
+            )
+        own, other = (sample_errors(frame.reset_index()) for frame in (first, second))
+        unit = "sample"
+        if known:
+            unit = f"group ({a.group_column if a.groups is not None else b.group_column})"
+        return cls(own, other, known[0] if known else None, unit)
 
 
 def _compare_all(found: Sequence[Predictions], directory: Path, page: Page) -> list[dict[str, Any]]:
@@ -453,6 +475,7 @@ def _compare_all(found: Sequence[Predictions], directory: Path, page: Page) -> l
                 "first": first,
                 "second": second,
                 "samples": len(paired.first),
+                "drawn": paired.unit,
                 "mean_error_first": float(paired.first.mean()),
                 "mean_error_second": float(paired.second.mean()),
                 "difference": difference.value,
@@ -478,18 +501,19 @@ def _compare_all(found: Sequence[Predictions], directory: Path, page: Page) -> l
     for each in comparisons:
         page.text(" ".join([_verdict(each), *each["cautions"]]))
     page.table(
-        ["first", "second", "samples", "mean error, first", "second", "difference", "95 % from", "to", "p"],
+        ["first", "second", "samples", "drawn", "mean error, first", "second", "difference", "95 % from", "to", "p"],
         [
-            tuple(row[name] for name in ("first", "second", "samples", "mean_error_first", "mean_error_second"))
+            tuple(
+                row[name] for name in ("first", "second", "samples", "drawn", "mean_error_first", "mean_error_second")
+            )
             + tuple("" if row[name] is None else row[name] for name in ("difference", "low", "high", "p"))
             for row in rows
         ],
     )
-    units = "samples" if found[0].groups is None else f"whole groups ({found[0].group_column})"
     page.text(
         "Mean errors (absolute, or 1 less the probability of the true class) on the samples that both predict. A "
-        f"difference below 0 speaks for the first; its interval is from resampling {units}, its p from exchanging the "
-        "two models within them.",
+        "difference below 0 speaks for the first; its interval is from drawing whole groups, or samples where groups "
+        "are unknown, its p from exchanging the two models within them.",
         note=True,
     )
     for (first, second), paired in pairs.items():

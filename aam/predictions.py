@@ -203,16 +203,19 @@ def _metadata_of(ids: list[str], metadata: Sequence[Path], source: Path) -> pd.D
 
 def _with_intervals(table: pd.DataFrame, classes: tuple[str, ...]) -> tuple[pd.DataFrame, float | None]:
     """Outer quantiles as intervals where there are no others, and the share of the truth that they are to hold."""
-    levels = {}
-    for name in table.columns:
-        try:
-            levels[float(str(name).removeprefix("quantile_"))] = name
-        except ValueError:
-            continue
+    levels = {level: name for name in table.columns if (level := _quantile_of(name)) is not None}
     if classes or {"lower", "upper"} <= set(table.columns) or len(levels) < 2:
         return table, None
     low, high = min(levels), max(levels)
     return table.assign(lower=table[levels[low]], upper=table[levels[high]]), high - low
+
+
+def _quantile_of(column: str) -> float | None:
+    """Which quantile a column holds."""
+    try:
+        return float(column.removeprefix("quantile_"))
+    except ValueError:
+        return None
 
 
 def _of_run(run: Path, part: str | None) -> Path:
@@ -233,7 +236,8 @@ def _stored_data(run: Path) -> dict[str, Any]:
 def _table_of(path: Path, column: str | None) -> pd.DataFrame:
     """Of the one column, or of that of several which is asked for."""
     try:
-        table = pd.read_csv(path, sep="\t", dtype={"sample_id": str}, keep_default_na=True)
+        # As text: a class may be called TRUE, 01 or None.
+        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False).fillna("")
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; give a file that `aam predict` wrote, or a run") from None
     except (ValueError, pd.errors.ParserError, UnicodeDecodeError):
@@ -262,6 +266,14 @@ def _table_of(path: Path, column: str | None) -> pd.DataFrame:
 def _typed(table: pd.DataFrame, source: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Rows whose truth is known, as numbers or as classes; rows keep their place as index."""
     probabilities = [str(name) for name in table.columns if str(name).startswith("prob_")]
+    table = table.assign(**{name: class_target(table[name]) for name in ("actual", "predicted")})
+    empty = table["predicted"].isna()
+    if empty.any():
+        first = shown(table.loc[empty, "sample_id"].iloc[0])
+        raise DataError(f"{source}: nothing is predicted for {empty.sum()} samples, {first} say; leave them out")
+    for name in table.columns:
+        if name in (*probabilities, "lower", "upper") or _quantile_of(name) is not None:
+            table[name] = pd.to_numeric(table[name], errors="coerce")
     numbers = pd.to_numeric(table["predicted"], errors="coerce")
     if not probabilities and numbers.notna().all():
         actual = pd.to_numeric(table["actual"], errors="coerce")
@@ -271,7 +283,7 @@ def _typed(table: pd.DataFrame, source: Path) -> tuple[pd.DataFrame, tuple[str, 
     known = table["actual"].notna()
     if not known.any():
         raise DataError(f"{source}: the truth of no sample is known")
-    table = table[known].assign(actual=table["actual"].astype(str), predicted=table["predicted"].astype(str))
+    table = table[known]
     names = {name.removeprefix("prob_") for name in probabilities} | set(table["actual"]) | set(table["predicted"])
     if probabilities:
         table = table.assign(**{f"prob_{name}": table.get(f"prob_{name}", 0.0) for name in names})

@@ -32,11 +32,11 @@ def plain_quantile(scores: np.ndarray, groups: np.ndarray, level: float) -> floa
 
 
 def plain_share(scores: np.ndarray, groups: np.ndarray, level: float) -> float:
-    """The least share with which the others cover each group as often as asked for, or what is promised for any."""
+    """The least share that covers each group, its own scores counted as low, or what is promised for any."""
     names = sorted(set(groups.tolist()))
     for step in range(11):
         share = level * (1 + step / 10 / len(names))
-        thresholds = [plain_quantile(scores[groups != name], groups[groups != name], share) for name in names]
+        thresholds = [plain_quantile(np.where(groups == name, -1, scores), groups, share) for name in names]
         covered = [np.mean(scores[groups == name] <= end) for name, end in zip(names, thresholds, strict=True)]
         if np.mean(covered) >= level - 1e-12:
             return share
@@ -65,10 +65,25 @@ def test_the_threshold_is_that_of_a_plain_version(level: float) -> None:
     assert found.highest_level == 12 / 13 and found.threshold(0.95) == np.inf
 
 
-def test_of_many_groups_it_is_the_usual_conformal_quantile() -> None:
-    scores = np.random.default_rng(1).random(999)
-    found = Calibration.of(scores, None, np.zeros(999, dtype=int))
-    assert found.threshold(0.9) == np.sort(scores)[int(np.ceil(0.9 * 1000)) - 1]
+@pytest.mark.parametrize("level", [0.5, 0.8, 0.9])
+@pytest.mark.parametrize("number", [9, 10, 20, 30, 47, 199, 202, 999])
+def test_of_single_samples_it_is_the_usual_conformal_quantile(number: int, level: float) -> None:
+    scores = np.random.default_rng(1).random(number)
+    found = Calibration.of(scores, None, np.zeros(number, dtype=int))
+    assert found.threshold(level) == np.sort(scores)[int(np.ceil(level * (number + 1) - 1e-9)) - 1]
+
+
+@pytest.mark.parametrize("number", [10, 16, 30])
+@pytest.mark.parametrize("alike", [0.0, 1.0, 10.0])
+def test_ninety_percent_of_new_groups_samples_are_held_however_alike_they_are(number: int, alike: float) -> None:
+    rng = np.random.default_rng(11)
+    held = []
+    for _ in range(300):
+        errors, groups = of_groups(rng, number, alike)
+        threshold = Calibration.of(np.abs(errors), groups, np.zeros(len(errors), dtype=int)).threshold(0.9)
+        held.append(2 * norm.cdf(threshold / np.hypot(alike, 1)) - 1)
+    assert np.mean(held) > 0.9 - 2 * np.std(held) / np.sqrt(300)
+    assert np.mean(held) < 0.93
 
 
 @pytest.mark.parametrize("alike", [0.0, 1.0, 3.0])
@@ -126,10 +141,24 @@ def test_samples_are_judged_by_the_other_groups() -> None:
     errors, groups = of_groups(rng, 12, 1)
     found = Calibration.of(np.abs(errors), groups, np.zeros(len(errors), dtype=int))
     own = found.own_thresholds(0.8)
+    assert np.isinf(found.own_thresholds(0.92)).all()
     for group in range(12):
         kept = groups != group
         share = plain_share(np.abs(errors)[kept], groups[kept], 0.8)
         expected = plain_quantile(np.abs(errors)[kept], groups[kept], share)
+        assert (own[groups == group] == expected).all()
+
+
+@pytest.mark.parametrize("alike", [None, 1.0])
+def test_so_they_are_by_many_groups(alike: float | None) -> None:
+    rng = np.random.default_rng(6)
+    errors, groups = (rng.normal(size=260), np.arange(260)) if alike is None else of_groups(rng, 210, alike)
+    scores = np.abs(errors).round(2)  # some are the same
+    number = len(set(groups.tolist()))
+    own = Calibration.of(scores, groups, np.zeros(len(errors), dtype=int)).own_thresholds(0.8)
+    for group in range(number):
+        kept = groups != group
+        expected = plain_quantile(scores[kept], groups[kept], 0.8 * (1 + 1 / (number - 1)))
         assert (own[groups == group] == expected).all()
 
 

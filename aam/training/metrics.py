@@ -31,9 +31,8 @@ def regression_metrics(actual: NDArray[Any], predicted: NDArray[Any], prefix: st
     predicted = np.asarray(predicted, dtype=np.float64)
     residual = predicted - actual
     found = {"mae": float(np.abs(residual).mean()), "rmse": float(np.sqrt((residual**2).mean()))}
-    total = ((actual - actual.mean()) ** 2).sum()
-    if len(actual) > 1 and total > 0:
-        found["r2"] = float(1 - (residual**2).sum() / total)
+    if len(actual) > 1 and actual.min() < actual.max():  # the mean of equal numbers can be off by rounding
+        found["r2"] = float(1 - (residual**2).sum() / ((actual - actual.mean()) ** 2).sum())
         varies = predicted.min() < predicted.max()
         found["spearman"] = float(np.corrcoef(_ranks(actual), _ranks(predicted))[0, 1]) if varies else 0.0
     return {prefix + name: value for name, value in found.items()}
@@ -63,9 +62,8 @@ def composition_metrics(actual: NDArray[Any], predicted: NDArray[Any], prefix: s
     actual = np.asarray(actual, dtype=np.float64)
     predicted = np.asarray(predicted, dtype=np.float64)
     found = {"bray_curtis": float((np.abs(actual - predicted).sum(axis=1) / (actual + predicted).sum(axis=1)).mean())}
-    total = ((actual - actual.mean(axis=0)) ** 2).sum()
-    if len(actual) > 1 and total > 0:
-        found["r2"] = float(1 - ((predicted - actual) ** 2).sum() / total)
+    if len(actual) > 1 and (actual.min(axis=0) < actual.max(axis=0)).any():
+        found["r2"] = float(1 - ((predicted - actual) ** 2).sum() / ((actual - actual.mean(axis=0)) ** 2).sum())
     return {prefix + name: value for name, value in found.items()}
 
 

@@ -115,12 +115,20 @@ def test_pictures(options: tuple[str, ...], study: StudyFiles, encoder: Path, tm
 def test_h5ad(study: StudyFiles, encoder: Path, tmp_path: Path) -> None:
     import anndata
 
-    options = ("--output", tmp_path / "s.h5ad", "--asvs", tmp_path / "a.h5ad", "--metadata", study.metadata)
+    metadata = pd.read_csv(study.metadata, sep="\t")
+    metadata["dose mg/kg"] = metadata["age"].mask(metadata.index == 2)
+    metadata["site"] = np.where(metadata.index == 2, "", "gut")
+    metadata.to_csv(tmp_path / "m.tsv", sep="\t", index=False)
+    options = ("--output", tmp_path / "s.h5ad", "--asvs", tmp_path / "a.h5ad", "--metadata", tmp_path / "m.tsv")
     succeed(*embed(encoder, study, *options))
     samples, asvs = (anndata.read_h5ad(tmp_path / f"{name}.h5ad") for name in "sa")
     table = load_table(study.table)
     assert list(samples.obs_names) == table.sample_ids and list(asvs.obs_names) == table.feature_ids
-    assert samples.X.shape == (24, 16) and "age" in samples.obs
+    assert samples.X.shape == (24, 16)
+    expected = metadata.set_index("sample_id").loc[table.sample_ids]
+    np.testing.assert_allclose(samples.obs["dose mg_kg"], expected["dose mg/kg"])
+    np.testing.assert_allclose(samples.obs["age"], expected["age"])
+    assert samples.obs["site"].isna().sum() == 1 and list(samples.obs["site"].cat.categories) == ["gut"]
 
 
 def test_what_is_refused(study: StudyFiles, encoder: Path, tmp_path: Path) -> None:

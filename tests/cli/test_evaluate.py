@@ -100,6 +100,47 @@ def test_sets_of_classes(study: StudyFiles, tmp_path: Path) -> None:
         assert min(image.size) > 400
 
 
+@pytest.mark.parametrize(
+    "classes", [("FALSE", "TRUE"), ("01", "02"), ("0", "1"), ("None", "penicillin"), ("1.0", "2e3")], ids="/".join
+)
+def test_classes_are_taken_as_they_are_written(classes: tuple[str, str], study: StudyFiles, tmp_path: Path) -> None:
+    """Beside a truth that is unknown, and a set that is empty."""
+    rng = np.random.default_rng(0)
+    places = np.arange(24) % 2
+    second = np.clip(np.where(places == 1, 0.7, 0.3) + rng.normal(0, 0.2, 24), 0.01, 0.99)
+    actual, predicted = np.array(classes, dtype=object)[places], np.array(classes)[(second > 0.5).astype(int)]
+    expected = {
+        "balanced_accuracy": balanced_accuracy_score(actual[1:].astype(str), predicted[1:]),
+        "roc_auc": roc_auc_score(places[1:], second[1:]),
+        "coverage": ((actual == predicted)[1:] & (np.arange(1, 24) != 5)).mean(),
+    }
+    actual[0] = ""
+    probabilities = {f"prob_{classes[0]}": 1 - second, f"prob_{classes[1]}": second}
+    ids = pd.read_csv(study.metadata, sep="\t")["sample_id"]
+    sets = np.where(np.arange(24) == 5, "", predicted)
+    table = {"sample_id": ids, "actual": actual, "predicted": predicted, "set": sets}
+    pd.DataFrame(table | probabilities).to_csv(tmp_path / "p.tsv", sep="\t", index=False)
+    succeed("evaluate", "--predictions", tmp_path / "p.tsv", "--output-dir", tmp_path / "r")
+    found = read_metrics(tmp_path / "r")["predictions"]["p"]
+    assert found["samples"] == 23
+    assert {name: found["metrics"][name] for name in expected} == pytest.approx(expected)
+
+
+def test_groups_of_one_number_each(study: StudyFiles, tmp_path: Path) -> None:
+    """Some draws have a single group alone, and equal numbers whose mean is not quite the same."""
+    metadata = pd.read_csv(study.metadata, sep="\t")
+    actual = np.repeat([7.1, 6.3, 5.9, 7.3], 6)
+    table = {"sample_id": metadata["sample_id"], "actual": actual, "predicted": actual + np.arange(24) / 10}
+    pd.DataFrame(table).to_csv(tmp_path / "p.tsv", sep="\t", index=False)
+    pd.DataFrame({"sample_id": metadata["sample_id"], "site": actual.astype(str)}).to_csv(
+        tmp_path / "m.tsv", sep="\t", index=False
+    )
+    files = ("--metadata", tmp_path / "m.tsv", "--group-column", "site")
+    succeed("evaluate", "--predictions", tmp_path / "p.tsv", *files, "--output-dir", tmp_path / "r")
+    low, high = read_metrics(tmp_path / "r")["predictions"]["p"]["intervals"]["r2"]
+    assert -1000 < low < high < 1
+
+
 def test_a_table_of_other_samples_is_refused(study: StudyFiles, tmp_path: Path) -> None:
     table = predictions(study, tmp_path / "p.tsv", noise=1.0)
     read = pd.read_csv(table, sep="\t")
@@ -200,6 +241,30 @@ def test_two_models(study: StudyFiles, tmp_path: Path) -> None:
     assert "good errs less than bad" in (tmp_path / "r" / "report.html").read_text()
 
 
+def test_two_models_of_different_things_are_not_compared(study: StudyFiles, tmp_path: Path) -> None:
+    good = predictions(study, tmp_path / "good.tsv", noise=0.2)
+    table = pd.read_csv(good, sep="\t")
+    table.assign(actual=10 * table["actual"]).to_csv(tmp_path / "days.tsv", sep="\t", index=False)
+    outcome = aam(
+        "evaluate", "--predictions", good, "--predictions", tmp_path / "days.tsv", "--output-dir", tmp_path / "r"
+    )
+    assert_one_line_error(outcome, 1, "good and days", "cannot be compared")
+
+
+@pytest.mark.parametrize("order", [("with", "without"), ("without", "with")])
+def test_groups_of_either_run_are_those_of_both(order: tuple[str, str], study: StudyFiles, tmp_path: Path) -> None:
+    runs = {}
+    for name, group_column in (("with", "subject_id"), ("without", None)):
+        runs[name] = tmp_path / name
+        runs[name].mkdir()
+        predictions(study, runs[name] / "val_predictions.tsv", noise=len(name))
+        data = {"metadata": [str(study.metadata)], "metadata_column": "age", "group_column": group_column}
+        (runs[name] / "config.json").write_text(json.dumps({"data": data}))
+    succeed("evaluate", *(runs[name] for name in order), "--output-dir", tmp_path / "r")
+    (found,) = read_metrics(tmp_path / "r")["comparisons"]
+    assert found["drawn"] == "group (subject_id)" and "8 groups" in found["cautions"][0]
+
+
 def test_a_run_says_where_everything_is(study: StudyFiles, tmp_path: Path) -> None:
     run = tmp_path / "run"
     options = ("--metadata-column", "age", "--group-column", "subject_id", "--test-size", 0.25, "--epochs", 1)
@@ -226,6 +291,11 @@ def test_what_is_refused(study: StudyFiles, tmp_path: Path) -> None:
     assert_one_line_error(outcome, 1, tmp_path / "q.tsv", "--metadata-column")
     without.drop(columns="predicted").to_csv(tmp_path / "n.tsv", sep="\t", index=False)
     assert_one_line_error(aam("evaluate", "--predictions", tmp_path / "n.tsv", *report), 1, "no column predicted")
+    without.assign(predicted=without["predicted"].mask(without.index == 3)).to_csv(
+        tmp_path / "e.tsv", sep="\t", index=False
+    )
+    outcome = aam("evaluate", "--predictions", tmp_path / "e.tsv", *report)
+    assert_one_line_error(outcome, 1, "nothing is predicted for 1 samples", without["sample_id"][3])
     pd.concat([without, without]).to_csv(tmp_path / "d.tsv", sep="\t", index=False)
     assert_one_line_error(aam("evaluate", "--predictions", tmp_path / "d.tsv", *report), 1, "occurs twice")
     assert_one_line_error(aam("evaluate", "--predictions", tmp_path / "no.tsv", *report), 1, tmp_path / "no.tsv")

@@ -51,6 +51,25 @@ def test_a_metric_that_is_often_undefined_has_none() -> None:
     assert resampled_intervals(mean_of(np.ones(4)), 4, np.array(["a"] * 4)) == {}
 
 
+@pytest.mark.parametrize("unit", [1, 1e3, 1e7])
+def test_p_is_the_same_in_any_unit_and_never_0(unit: float) -> None:
+    rng = np.random.default_rng(4)
+    groups = np.repeat(np.arange(8), 5)
+    for _ in range(30):
+        first, second = rng.random(40) + 1, rng.random(40)
+        assert paired_difference(first * unit, second * unit, groups).p == 2 / 256
+
+
+def test_draws_of_many_groups_are_made_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    first, second = rng.random((2, 40))
+    for classes in (None, np.arange(40) % 3):
+        whole = paired_difference(first, second, classes=classes)
+        with monkeypatch.context() as small:
+            small.setattr("aam.evaluation.intervals._BLOCK", 1000)
+            assert paired_difference(first, second, classes=classes) == whole
+
+
 def test_signs_of_few_groups_are_all_tried() -> None:
     """Against every exchange, written out."""
     rng = np.random.default_rng(2)
