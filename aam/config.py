@@ -15,6 +15,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ValidationError,
     field_serializer,
     field_validator,
     model_validator,
@@ -35,10 +36,24 @@ __all__ = [
     "TaskConfig",
     "TrainConfig",
     "UsualEpochs",
+    "refusals",
 ]
 
 Command = Literal["pretrain", "train"]
 FrozenPart = Literal["base", "asv_encoder"]
+
+
+def refusals(error: ValidationError) -> list[str]:
+    """What a configuration refuses, in sentences that name the options as they are typed."""
+    return [_sentence(problem) for problem in error.errors()]
+
+
+def _sentence(problem: Any) -> str:
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    field = problem["loc"][-1] if problem["loc"] else ""
+    if problem["type"] == "value_error" or not isinstance(field, str):
+        return message
+    return f"--{field.replace('_', '-')} {problem['input']}: {message[0].lower()}{message[1:]}"
 
 
 def option(default: Any, help: str, *, only: Command | None = None, alias: str | None = None, **bounds: Any) -> Any:
@@ -545,7 +560,8 @@ class OptimConfig(Section):
     @model_validator(mode="after")
     def _options_are_of_the_average(self) -> Self:
         for name, average in (("ema_decay", "ema"), ("swa_start", "swa")):
-            if getattr(self, name) is not None and self.average != average:
+            by_default = name == "ema_decay" and self.average is None  # see `RunConfig`
+            if getattr(self, name) is not None and self.average != average and not by_default:
                 raise ValueError(f"{self._given(name)} is for --average {average}, not {self.average or 'none'}")
         return self
 
@@ -908,6 +924,8 @@ class RunConfig(Section):
                 raise ValueError("`aam pretrain` learns distances: --unifrac-matrix is missing")
             if self.task.unifrac_weight == 0 and self.task.nuc_weight == 0:
                 raise ValueError("--unifrac-weight 0 and --nuc-weight 0 leave nothing to learn; raise one of them")
+            if self.optim.ema_decay is not None and self.optim.average is None:
+                raise ValueError(f"--ema-decay {self.optim.ema_decay} is for --average ema, not none")
         else:
             if self.task.target_weight == 0:
                 raise ValueError("--target-weight 0 leaves the column unlearnt; `aam pretrain` learns without one")

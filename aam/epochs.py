@@ -35,7 +35,17 @@ from aam.training.meter import Meter
 from aam.training.tasks import Evaluation, TrainTask
 from aam.training.trainer import Callback, Trainer
 
-__all__ = ["EpochSearch", "Judge", "SearchIsOver", "Verdict", "inner_splits", "pooled", "smoothed", "verdict"]
+__all__ = [
+    "EpochSearch",
+    "Judge",
+    "SearchIsOver",
+    "Verdict",
+    "has_learnt",
+    "inner_splits",
+    "pooled",
+    "smoothed",
+    "verdict",
+]
 
 logger = logging.getLogger("aam")
 
@@ -119,7 +129,11 @@ class EpochSearch(NamedTuple):
             write_table(self.directory / "epochs.tsv", pd.DataFrame(table))
         train = self.config.train.model_copy(update={"choose_epochs": False, "stop_after": stop_after})
         model = self.config.model.model_copy(update={"head": "linear"}) if linear else self.config.model
-        return self.config.model_copy(update={"model": model, "train": train})
+        optim = self.config.optim
+        if stop_after is not None and optim.average == "swa":  # of as large a share of what is run
+            start = 0.75 if optim.swa_start is None else optim.swa_start
+            optim = optim.model_copy(update={"swa_start": start * stop_after / epochs})
+        return self.config.model_copy(update={"model": model, "optim": optim, "train": train})
 
     def _judges(self) -> Iterator[Judge]:
         """Those parts of the training samples that can judge what the others learn, each as it is asked for.
@@ -283,6 +297,11 @@ def verdict(losses: Sequence[float], guess: float, epochs: int) -> Verdict:
         if values[-1] > guess:
             return Verdict(True, max(1 + int(np.argmin(values)), math.ceil(EARLIEST * epochs)))
     return Verdict(len(values) == epochs)
+
+
+def has_learnt(encoder: ModelFile | None, columns: Sequence[str]) -> bool:
+    """Whether an encoder was trained on one of these columns: no part of its training samples can judge them then."""
+    return encoder is not None and not set(columns).isdisjoint(encoder.config.data.columns)
 
 
 class SearchIsOver(Callback):

@@ -235,13 +235,13 @@ def _judge(each: Predictions, folder: Path, page: Page) -> dict[str, Any]:
         _tell_groups(of_group, errors, each, page)
         show("errors_by_group")
     page.heading("Samples with the largest errors", 3)
-    columns = [name for name in listed.columns if not str(name).startswith(("prob_", "quantile_", "fold"))]
+    kept = [name for name in listed.columns if not str(name).startswith(("prob_", "quantile_", "fold"))]
     told: dict[str, Any] = {"likely_reason": listed["likely_reason"].replace("", "—")}
     if groups is not None:
         told["group"] = short_names(listed["group"].to_numpy())
-    worst = listed[columns].assign(**told).head(_WORST)
+    worst = listed[kept].assign(**told).head(_WORST)
     page.table(
-        [each.group_column if name == "group" else _HEADS.get(str(name), str(name)) for name in columns],
+        [each.group_column if name == "group" else _HEADS.get(str(name), str(name)) for name in kept],
         worst.values.tolist(),
     )
     error = "the distance from the truth"
@@ -322,7 +322,7 @@ def _tell_columns(explained: pd.DataFrame, each: Predictions, page: Page) -> Non
     if same.any():
         names = ", ".join(explained.loc[same, "column"])
         page.text(f"The truth in other words, which tells what is hard to predict but not why: {names}.")
-    first = explained.head(_WORST)
+    strongest = explained.head(_WORST)
     page.table(
         ["column", "it holds", "tested on", "explained", "larger errors with", "p", "q", "likeness to the truth"],
         [
@@ -336,7 +336,7 @@ def _tell_columns(explained: pd.DataFrame, each: Predictions, page: Page) -> Non
                 row["q"],
                 "" if np.isnan(row["like_truth"]) else f"{row['like_truth']:.2f}",
             )
-            for row in first.to_dict("records")
+            for row in strongest.to_dict("records")
         ],
     )
     page.text(
@@ -434,7 +434,9 @@ class _Paired:
             raise DataError(f"{a.name} and {b.name}: have no samples of one kind in common, and cannot be compared")
         first, second = first.loc[common], second.loc[common]
         truths = [frame["actual"].to_numpy() for frame in (first, second)]
-        same = truths[0] == truths[1] if a.classes else np.isclose(*truths, rtol=_ROUNDING, atol=0)
+        same = truths[0] == truths[1]
+        if not a.classes:
+            same = np.isclose(truths[0].astype(np.float64), truths[1].astype(np.float64), rtol=_ROUNDING, atol=0)
         if not same.all():
             where = int(np.argmin(same))
             said = [shown(str(truth[where])) for truth in truths]

@@ -235,7 +235,7 @@ def _folds_of_encoder(config: RunConfig, study: Study, encoders: list[Path]) -> 
     encoder = config.train.pretrained_encoder
     assert encoder is not None
     number = len(encoders)
-    for name in ("splits", "split_column", "leave_out", "test_size"):
+    for name in ("splits", "split_column", "leave_out", "test_size", "cal_size"):
         value = getattr(config.data, name)
         if value:
             given = " ".join(value) if name == "leave_out" else value
@@ -425,7 +425,10 @@ def _is_finished(config: RunConfig, directory: RunDirectory) -> bool:
     if not (directory / "metrics.json").is_file():
         return False
     before = _stored_config(directory)["train"]
-    return before.get("patience") == config.train.patience and config.train.epochs in (None, before.get("epochs"))
+    asked = config.train
+    if asked.stop_after not in (None, before.get("stop_after")):
+        return False
+    return before.get("patience") == asked.patience and asked.epochs in (None, before.get("epochs"))
 
 
 def _stored_config(directory: RunDirectory) -> dict[str, dict[str, Any]]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,11 +24,11 @@ from torch import Tensor
 from aam.config import RunConfig
 from aam.data.study import Study
 from aam.data.targets import ClassTarget
-from aam.epochs import inner_splits
+from aam.epochs import has_learnt, inner_splits
 from aam.errors import DataError
 from aam.models.sequence_predictor import LinearHead
 from aam.reading import read_training_samples
-from aam.training.checkpoint import load_model_file, save_model_file
+from aam.training.checkpoint import load_model_file, model_path, save_model_file
 from aam.training.distributed import load_weights_into
 from aam.training.tasks import TrainTask
 from aam.training.trainer import Trainer
@@ -118,6 +119,7 @@ def choose_penalty(
     loss: Loss,
     blocks: int,
     parts: list[tuple[NDArray[np.int64], NDArray[np.int64]]],
+    judge: Loss | None = None,
 ) -> Choice:
     """The penalty that loses least on parts of the samples that are left out in turn; of equals the highest.
 
@@ -131,7 +133,10 @@ def choose_penalty(
         See `penalised`.
     parts : list of pairs of ndarray
         Places of the samples that are learnt from, and of those that are left out.
+    judge : callable, optional
+        What the latter lose, where that is another loss.
     """
+    judge = judge or loss
     if not parts:
         return Choice(_WITHOUT_CHOICE, {})
     lost = dict.fromkeys(PENALTIES, 0.0)
@@ -139,7 +144,7 @@ def choose_penalty(
         own, others = (features[learnt], actual[learnt]), (features[left_out], actual[left_out])
         for penalty in PENALTIES:
             found = penalised(*own, outputs, loss, blocks, penalty)
-            lost[penalty] += float(loss(found(others[0]), others[1])) * len(left_out)
+            lost[penalty] += float(judge(found(others[0]), others[1])) * len(left_out)
     number = sum(len(left_out) for _, left_out in parts)
     losses = {penalty: total / number for penalty, total in lost.items()}
     return Choice(min(losses, key=losses.__getitem__), losses)
@@ -177,8 +182,9 @@ def fit_linear_head(
     if read is not None:
         features = torch.from_numpy(read).to(trainer.device)
         actual = torch.from_numpy(task.target.encode(task.actual[rows])).to(trainer.device)
-        asked = (features, actual, task.target.outputs, task.target_loss, LinearHead.BLOCKS)
-        choice = choose_penalty(*asked, _parts(config, study, split, task))
+        loss, judge = (partial(task.target_loss, learning=learning) for learning in (True, False))
+        asked = (features, actual, task.target.outputs, loss, LinearHead.BLOCKS)
+        choice = choose_penalty(*asked, _parts(config, study, split, task), judge)
         found = penalised(*asked, choice.penalty)
         report = _report(choice)
         file = load_model_file(path)
@@ -193,6 +199,9 @@ def _parts(
     config: RunConfig, study: Study, split: NDArray[Any], task: TrainTask
 ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Parts of the training samples, as places among them, whose classes the others have, too."""
+    encoder = config.train.pretrained_encoder
+    if encoder is not None and has_learnt(load_model_file(model_path(encoder)), config.data.columns):
+        return []
     train = split == "train"
     try:
         inner = [part[train] for part in inner_splits(config, study, split)]

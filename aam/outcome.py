@@ -25,6 +25,7 @@ from aam.calibrators import Calibrators
 from aam.config import RunConfig
 from aam.data.batch import Batch
 from aam.data.dataset import BatchPlan, SampleDataset
+from aam.data.encoded import EncodedStudy
 from aam.data.study import Study
 from aam.data.targets import NumericTarget, Part
 from aam.familiarity import keep_profile
@@ -81,7 +82,10 @@ def judge_best(
         )
         dataset = datasets[part]
         if trainer.state.best_epoch > (config.train.freeze_asvs_after or 0):
-            dataset = dataset.changed(encoded=held_out.encoded)  # by what of the base is frozen
+            encoded = held_out.encoded  # by what of the base is frozen
+            if config.data.prediction_passes > 1 and isinstance(encoded, EncodedStudy):
+                encoded = None  # of one draw alone
+            dataset = dataset.changed(encoded=encoded)
         batches = loader(dataset, plan, config.train, trainer.device, workers=0)
         evaluation = trainer.evaluate(batches)
         answers = _answers(task, trainer, plan, batches, evaluation, config.data.prediction_passes)

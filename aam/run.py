@@ -17,10 +17,11 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from aam import __version__
 from aam.assembly import build_task
-from aam.config import DataConfig, ModelConfig, RunConfig
+from aam.config import DataConfig, ModelConfig, RunConfig, refusals
 from aam.data.augmentation import require_whole_counts, with_defaults
 from aam.data.files import file_sha256
 from aam.data.labels import Pairs, common_references
@@ -30,7 +31,7 @@ from aam.data.splits import read_splits, watched_part, write_splits
 from aam.data.study import Study, unknown_samples
 from aam.data.study_splits import as_before, split_study, thin_parts
 from aam.data.targets import require_repeated_classes
-from aam.epochs import EpochSearch, SearchIsOver
+from aam.epochs import EpochSearch, SearchIsOver, has_learnt
 from aam.errors import DataError, in_file, named
 from aam.inputs import load_inputs
 from aam.joining import require_unseen
@@ -58,6 +59,7 @@ from aam.training.checkpoint import (
 )
 from aam.training.distributed import Processes, start
 from aam.training.tasks import Task, TrainTask
+from aam.training.trainer import Trainer
 
 __all__ = [
     "Prepared",
@@ -147,8 +149,17 @@ def run(config: RunConfig) -> RunResult:
         header = _provenance(study, task)
         config = with_batch_size(config, study, split, task, device)
         config = with_epochs(config, len(study.rows_of(split, "train")))
-        searches = config.train.choose_epochs and config.train.stop_after is None
-        if resumed is None and searches and not searches_alone:
+        _require_readable_back(config)
+        trainer: Trainer | None = None
+        if config.optim.lr_find != "none":  # before epochs are searched for, at the rate that is found
+            trainer = build_trainer(config, study, split, task, device, processes)
+            if searches_alone:
+                search_learning_rate(trainer, directory)
+                trainer.close()
+                return RunResult(directory.path, {}, pd.DataFrame())
+            config = with_learning_rate(config, trainer, directory)
+        config = _searched_for(config, pretrained)
+        if resumed is None and config.train.choose_epochs and config.train.stop_after is None:
             if processes.first:
                 if searched is None or searched["config"]["train"]["epochs"] != config.train.epochs:
                     directory.forget_search()
@@ -158,13 +169,11 @@ def run(config: RunConfig) -> RunResult:
             searched_for, config = config, search.settled()
             if config.model != searched_for.model:
                 task = build_task(config, study, split, pretrained).to(device)
-        trainer = build_trainer(config, study, split, task, device, processes)
-        if searches_alone:
-            search_learning_rate(trainer, directory)
-            trainer.close()
-            return RunResult(directory.path, {}, pd.DataFrame())
-        if config.optim.lr_find == "apply":
-            config = with_learning_rate(config, trainer, directory)
+            if trainer is not None:
+                trainer.close()
+                trainer = None
+        if trainer is None:
+            trainer = build_trainer(config, study, split, task, device, processes)
         if resumed is not None:
             resume(trainer, directory / "last.ckpt", resumed)
         callbacks = build_callbacks(config, study, split, task, directory, header, inputs, trainer.callbacks)
@@ -341,6 +350,12 @@ def _taken_over(config: RunConfig, study: Study, before: dict[str, str]) -> NDAr
         "split taken over from the pre-trained encoder%s",
         f"; {new} samples that it did not have go with their group, or into training" if new else "",
     )
+    if config.chooses_by_validation and not (split == "val").any():
+        raise DataError(
+            f"{config.train.pretrained_encoder}: has no validation samples in its split, which is taken over, and only "
+            "such may say when training ends or how fast it is; pre-train with some, or leave --patience, --schedule "
+            "plateau and --restart-on-plateau out"
+        )
     for part in ("train", watched_part(split)):
         if not (split == part).any():
             raise DataError(
@@ -394,6 +409,27 @@ def _read_linearly(config: RunConfig) -> RunConfig:
     if config.why_not_linear is not None:
         raise DataError(f"--head linear: {config.why_not_linear}")
     return config.model_copy(update={"train": config.train.model_copy(update={"choose_epochs": False})})
+
+
+def _searched_for(config: RunConfig, pretrained: ModelFile | None) -> RunConfig:
+    """A configuration that asks for no search where those that would judge are known by the encoder already."""
+    if not config.train.choose_epochs or not has_learnt(pretrained, config.data.columns):
+        return config
+    logger.info("all epochs are run: the encoder has learnt the column, and no training sample is new to it")
+    return config.model_copy(update={"train": config.train.model_copy(update={"choose_epochs": False})})
+
+
+def _require_readable_back(config: RunConfig) -> None:
+    """Refuse what was settled where nobody could have typed it, before a model is trained that nobody could read.
+
+    Raises
+    ------
+    DataError
+    """
+    try:
+        RunConfig.model_validate(config.model_dump(mode="json"))
+    except ValidationError as error:
+        raise DataError("; ".join(refusals(error))) from None
 
 
 def _write_settings(config: RunConfig, study: Study, split: NDArray[Any], directory: RunDirectory) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import ValidationError
 
-from aam.config import USUAL_LR, AugmentationConfig, ModelConfig, OptimConfig, RunConfig, Section, TaskConfig
+from aam.config import USUAL_LR, AugmentationConfig, ModelConfig, OptimConfig, RunConfig, Section, TaskConfig, refusals
 from aam.errors import DataError
 
 __all__ = [
@@ -282,11 +282,7 @@ def with_values(config: RunConfig, values: Mapping[str, Value]) -> RunConfig:
     try:
         return RunConfig(**sections)
     except ValidationError as error:
-        problem = error.errors()[0]
-        message = str(problem["msg"]).removeprefix("Value error, ")
-        if problem["type"] != "value_error":
-            message = f"--{spelled(str(problem['loc'][-1]))} {problem['input']}: {message[0].lower()}{message[1:]}"
-        raise DataError(message) from None
+        raise DataError(refusals(error)[0]) from None
 
 
 def given_options(config: RunConfig) -> set[str]:

@@ -55,21 +55,21 @@ def as_found(config: RunConfig, stored: Mapping[str, Any]) -> RunConfig:
         As that run has it.
     """
     config = as_searched(config, stored)
-    train, optim = stored.get("train", {}), stored.get("optim", {})
+    train = stored.get("train", {})
     settled = ("epochs", "stop_after") if config.train.epochs is None else ()
     update = {name: train[name] for name in settled if getattr(config.train, name) is None and name in train}
     config = _updated(config, "train", **update)
     if config.model.head is None and "head" in stored.get("model", {}):
         config = _updated(config, "model", head=stored["model"]["head"])
-    if config.optim.lr_find == "apply" and "lr" in optim:
-        names = ("lr", "head_lr", "min_lr", "lr_find")
-        config = _updated(config, "optim", **{name: optim[name] for name in names if name in optim})
     return config
 
 
 def as_searched(config: RunConfig, stored: Mapping[str, Any]) -> RunConfig:
     """A configuration with what a run knew before it searched for its number of epochs; see `as_found`."""
-    train = stored.get("train", {})
+    train, optim = stored.get("train", {}), stored.get("optim", {})
+    if config.optim.lr_find == "apply" and "lr" in optim:
+        names = ("lr", "head_lr", "min_lr", "lr_find")
+        config = _updated(config, "optim", **{name: optim[name] for name in names if name in optim})
     if config.train.batch_size == "auto" and isinstance(train.get("batch_size"), int):
         config = _updated(config, "train", batch_size=train["batch_size"], max_memory_fraction=None)
     if config.train.freeze_asvs_after is None and "freeze_asvs_after" in train:
@@ -83,7 +83,7 @@ def with_average(config: RunConfig) -> RunConfig:
         return config
     if config.command == "pretrain":
         return _updated(config, "optim", average="none")
-    return _updated(config, "optim", average="ema", ema_decay=0.99)
+    return _updated(config, "optim", average="ema", ema_decay=config.optim.ema_decay or 0.99)
 
 
 def with_epochs(config: RunConfig, train_samples: int) -> RunConfig:
@@ -102,7 +102,8 @@ def with_epochs(config: RunConfig, train_samples: int) -> RunConfig:
         ends = (config.train.epochs, config.train.patience, config.train.stop_after)
         known = usual.large or config.model.head == "linear"
         found["choose_epochs"] = all(end is None for end in ends) and not known
-    if config.train.frozen_part is not None or config.train.strategy == "fsdp":
+    bases_alone = config.command == "pretrain" and config.task.unifrac_weight == 0  # nothing else learns
+    if config.train.frozen_part is not None or config.train.strategy == "fsdp" or bases_alone:
         found["freeze_asvs_after"] = 0
     return _updated(
         config, "train", **{name: value for name, value in found.items() if getattr(config.train, name) is None}
@@ -207,6 +208,8 @@ def with_learning_rate(config: RunConfig, trainer: Trainer, directory: RunDirect
     factor = lr / config.optim.lr
     others = {name: getattr(config.optim, name) for name in ("head_lr", "min_lr")}
     values = {name: None if value is None else value * factor for name, value in others.items()}
+    if values["min_lr"] is not None:
+        values["min_lr"] = min(values["min_lr"], lr)  # which it may be, but for rounding
     config = _updated(config, "optim", lr=lr, lr_find="none", **values)
     trainer.optim = trainer.optim.model_copy(update={"lr": lr, **values})
     trainer.optimizer = build_optimizer(trainer.task.model, config.optim)

@@ -16,7 +16,7 @@ from click.core import ParameterSource
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from aam.config import Command, DataConfig, RunConfig, Section, TrainConfig
+from aam.config import Command, DataConfig, RunConfig, Section, TrainConfig, refusals
 from aam.errors import DataError
 from aam.launch import Launch
 
@@ -262,15 +262,7 @@ def usage_errors() -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
-        raise click.UsageError("; ".join(_sentence(problem) for problem in error.errors())) from None
-
-
-def _sentence(problem: Any) -> str:
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    field = problem["loc"][-1] if problem["loc"] else ""
-    if problem["type"] == "value_error" or not isinstance(field, str):
-        return message
-    return f"{_flag(field)} {problem['input']}: {message[0].lower()}{message[1:]}"
+        raise click.UsageError("; ".join(refusals(error))) from None
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -601,7 +601,7 @@ class TrainTask(Task):
         assert batch.target is not None
         losses = super()._other_losses(batch, encoded, output)
         own = slice(len(batch))
-        losses |= self._target_losses(output[own], batch.target[own])
+        losses |= self._target_losses(output[own], batch.target[own], learning=self.predictor.training)
         if batch.hidden_counts is not None:
             restored = self.predictor.restore_counts(encoded.asv_embeddings, batch, batch.hidden_counts)[own]  # (B, S)
             abundance = self.encoder.sample_encoder.abundance
@@ -609,16 +609,17 @@ class TrainTask(Task):
             losses["count_loss"] = count_loss(restored, actual, batch.hidden_counts[own])
         return losses
 
-    def _target_losses(self, output: Tensor, actual: Tensor) -> dict[str, LossSum]:
-        """Of the column, or of each of several over the samples where it is known."""
+    def _target_losses(self, output: Tensor, actual: Tensor, *, learning: bool) -> dict[str, LossSum]:
+        """Of the column, or of each of several over the samples where it is known; learnt from or only judged."""
         if len(self.parts) == 1:
-            return {"target_loss": self._target_loss(self.parts[0], self.class_weights[0], output, actual)}
+            loss = self._target_loss(self.parts[0], self.class_weights[0], output, actual, learning=learning)
+            return {"target_loss": loss}
         found = {}
         for part, weights in zip(self.parts, self.class_weights, strict=True):
             of_part = actual[:, part.place]
             known = ~of_part.isnan() if of_part.is_floating_point() else of_part >= 0
             found[f"{part.prefix}target_loss"] = self._target_loss(
-                part, weights, output[known, part.outputs], of_part[known]
+                part, weights, output[known, part.outputs], of_part[known], learning=learning
             )
         return found
 
@@ -627,10 +628,12 @@ class TrainTask(Task):
             return losses
         return losses | {"target_loss": float(np.mean([losses[f"{part.prefix}target_loss"] for part in self.parts]))}
 
-    def _target_loss(self, part: Part, class_weights: Tensor | None, output: Tensor, actual: Tensor) -> LossSum:
+    def _target_loss(
+        self, part: Part, class_weights: Tensor | None, output: Tensor, actual: Tensor, *, learning: bool
+    ) -> LossSum:
         target = part.target
         if isinstance(target, ClassTarget):
-            smoothing = self.config.label_smoothing if self.predictor.training else 0.0
+            smoothing = self.config.label_smoothing if learning else 0.0
             return class_loss(output, actual, class_weights, smoothing)
         if target.quantiles:
             return quantile_loss(output.float(), actual, target.quantiles)
@@ -639,9 +642,9 @@ class TrainTask(Task):
             return asymmetric_loss(predicted, actual, self.config.overestimate_cost)
         return REGRESSION_LOSSES[self.config.loss](predicted, actual)
 
-    def target_loss(self, output: Tensor, actual: Tensor) -> Tensor:
+    def target_loss(self, output: Tensor, actual: Tensor, *, learning: bool) -> Tensor:
         """What outputs (n, C) lose, of several columns the mean; ``actual`` as `Target.encode` gives it."""
-        losses = self._target_losses(output, actual)
+        losses = self._target_losses(output, actual, learning=learning)
         return torch.stack([loss.mean for loss in losses.values()]).mean()
 
     def guess_loss(self, learnt: NDArray[np.int64], held_out: NDArray[np.int64]) -> float:
@@ -671,7 +674,7 @@ class TrainTask(Task):
                 constant = np.quantile(known, [1 / (1 + costs)])
             actual = torch.from_numpy(target.encode(part.known(self.actual[held_out])[1]))
             output = torch.from_numpy(np.tile(constant, (len(actual), 1))).float()
-            losses.append(float(self._target_loss(part, weights, output, actual).mean))
+            losses.append(float(self._target_loss(part, weights, output, actual, learning=False).mean))
         return float(np.mean(losses))
 
     def _target_metrics(self, sample_index: NDArray[np.int64], output: NDArray[np.float32] | None) -> dict[str, float]:

@@ -254,6 +254,16 @@ class TestPasses:
         error = (several["predicted"] - several["actual"]).abs().mean()
         assert read_metrics(tmp_path / "3")["val"]["mae"] == pytest.approx(error)
 
+    def test_of_a_frozen_base_too(self, study: StudyFiles, pretrained: Path, tmp_path: Path) -> None:
+        """It is encoded once, but of one draw alone."""
+        options = ("--metadata-column", "age", "--pretrained-encoder", pretrained, "--freeze-base", "--epochs", 2)
+        files = ("train", "--table", study.table, "--metadata", study.metadata, "--rarefy-depth", 100)
+        quick = ("--threads", 1, "--num-workers", 0, "--no-plots", "--prediction-passes", 3, "--lr", 0.01)
+        succeed(*files, *options, *quick, "--output-dir", tmp_path / "run")
+        stored = read_predictions(tmp_path / "run" / "val_predictions.tsv")
+        again = predict(tmp_path / "run", study, tmp_path / "p.tsv")
+        np.testing.assert_allclose(again.loc[stored.index, "predicted"], stored["predicted"], rtol=1e-5)
+
     def test_they_need_draws(self, study: StudyFiles, tmp_path: Path) -> None:
         arguments = [*study.train, *NUMBER, "--prediction-passes", 2, "--output-dir", tmp_path / "run"]
         assert_one_line_error(aam(*arguments), 2, "--prediction-passes 2", "--rarefy-depth")

@@ -98,6 +98,8 @@ class TestGuess:
         shares = sizes / 24
         expected = np.log(len(names)) if weights == "balanced" else -(shares * np.log(shares)).sum()
         assert task.guess_loss(rows, rows) == pytest.approx(expected, abs=1e-5)
+        smoothed = self.task(study, {"classifier": True, "class_weights": weights, "label_smoothing": 0.3}, "group")
+        assert smoothed.guess_loss(rows, rows) == task.guess_loss(rows, rows)  # as judged ones: not smoothed
 
     def task(self, study: StudyFiles, task: dict[str, object], column: str) -> TrainTask:
         files = {"table": study.table, "metadata": study.metadata, "metadata_column": column}
@@ -110,8 +112,7 @@ class TestGuess:
 
     def of_constant(self, task: TrainTask, rows: np.ndarray, constant: np.ndarray) -> float:
         output = torch.from_numpy(np.tile(constant, (len(rows), 1))).float()
-        losses = task._target_losses(output, torch.from_numpy(task.target.encode(task.actual[rows])))
-        return float(losses["target_loss"].mean)
+        return float(task.target_loss(output, torch.from_numpy(task.target.encode(task.actual[rows])), learning=False))
 
 
 class TestInnerSplits:
@@ -148,6 +149,40 @@ class TestInnerSplits:
         split[0] = "train"
         with pytest.raises(DataError):
             list(inner_splits(config, load_inputs(config), split))
+
+
+def test_it_learns_at_the_rate_that_is_found(study: StudyFiles, tmp_path: Path) -> None:
+    """As if that had been typed."""
+    arguments = [*learn(study)[:-2], "--choose-epochs"]  # without --lr
+    succeed(*arguments, "--lr-find", "apply", "--output-dir", tmp_path / "found")
+    lr = json.loads((tmp_path / "found" / "config.json").read_text())["optim"]["lr"]
+    assert lr != 1e-3
+    succeed(*arguments, "--lr", lr, "--output-dir", tmp_path / "typed")
+    assert (tmp_path / "found" / "epochs.tsv").read_bytes() == (tmp_path / "typed" / "epochs.tsv").read_bytes()
+    assert_same_run(tmp_path / "found", tmp_path / "typed")
+
+
+def test_an_average_over_the_end_is_of_the_epochs_that_are_run(study: StudyFiles, tmp_path: Path) -> None:
+    for average in ("none", "swa"):
+        options = ("--choose-epochs", "--batch-size", 4, "--average", average, "--output-dir", tmp_path / average)
+        succeed(*learn(study), *options)
+    assert chosen(tmp_path / "swa") is not None
+    config = json.loads((tmp_path / "swa" / "config.json").read_text())
+    assert config["optim"]["swa_start"] == pytest.approx(0.75 * config["train"]["stop_after"] / EPOCHS)
+    histories = [pd.read_csv(tmp_path / average / "history.csv") for average in ("none", "swa")]
+    assert histories[0]["val_loss"].iloc[-1] != histories[1]["val_loss"].iloc[-1]
+
+
+def test_what_an_encoder_has_learnt_nobody_can_judge(study: StudyFiles, tmp_path: Path) -> None:
+    succeed(*learn(study)[:-4], "--epochs", 1, "--output-dir", tmp_path / "encoder")
+    files = ("train", "--table", study.table, "--metadata", study.metadata, "--metadata-column")
+    quick = ("--pretrained-encoder", tmp_path / "encoder", "--threads", 1, "--num-workers", 0, "--no-plots")
+    steps = ("--epochs", EPOCHS, "--choose-epochs", "--lr", 0.01)
+    outcome = succeed(*files, "age", *quick, *steps, "--output-dir", tmp_path / "run")
+    assert "the encoder has learnt the column" in outcome.err and "how many epochs" not in outcome.err
+    assert not (tmp_path / "run" / "epochs.tsv").exists()
+    another = succeed(*files, "storage_days", *quick, *steps, "--output-dir", tmp_path / "another")
+    assert "how many epochs" in another.err
 
 
 def test_what_was_seen(searched: Path) -> None:

@@ -115,6 +115,30 @@ def test_a_search_for_a_learning_rate(part: str, study: StudyFiles, pretrained: 
     assert_reproduces(predict(run, study, tmp_path / "p.tsv"), run)
 
 
+@pytest.mark.parametrize("option", ["--patience 2", "--schedule plateau", "--restart-on-plateau"])
+def test_the_test_split_of_an_encoder_never_judges(option: str, study: StudyFiles, tmp_path: Path) -> None:
+    """Its own split may lack a validation part, for it need not validate."""
+    split = pd.read_csv(study.metadata, sep="\t")[["sample_id"]]
+    split["split"] = np.where(np.arange(24) < 6, "test", "train")
+    split.to_csv(tmp_path / "splits.tsv", sep="\t", index=False)
+    succeed(*study.pretrain, "--splits", tmp_path / "splits.tsv", "--output-dir", tmp_path / "encoder")
+    outcome = aam(*tune(study, tmp_path / "encoder"), *option.split(), "--output-dir", tmp_path / "run")
+    error = outcome.err.splitlines()[-1]
+    assert outcome.code == 1 and error.startswith(f"Error: {tmp_path / 'encoder'}: has no validation samples")
+    succeed(*tune(study, tmp_path / "encoder"), "--output-dir", tmp_path / "run")
+
+
+def test_what_leaves_nothing_to_train_is_refused_before_training(
+    study: StudyFiles, pretrained: Path, tmp_path: Path
+) -> None:
+    """The number of epochs is settled by the steps, and known only then."""
+    arguments = [part for part in tune(study, pretrained) if part not in ("--epochs", "2")]
+    steps = ("--train-steps", 12, "--batch-size", 12, "--no-choose-epochs", "--freeze-base")
+    outcome = aam(*arguments, *steps, "--unfreeze-after", 100, "--output-dir", tmp_path / "run")
+    assert outcome.code == 1 and outcome.err.splitlines()[-1].startswith("Error: --unfreeze-after 100 leaves none")
+    assert "epoch 1/" not in outcome.err
+
+
 @pytest.mark.slow
 def test_folds(study: StudyFiles, tmp_path: Path) -> None:
     grouped = ["--metadata", study.metadata, "--group-column", "subject_id", "--folds", 2]

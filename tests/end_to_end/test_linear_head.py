@@ -98,6 +98,16 @@ def test_as_by_ridge_of_what_aam_embed_writes(study: StudyFiles, tmp_path: Path)
     np.testing.assert_allclose(found, np.maximum(ridge.predict(features), 0), atol=0.01 * age.std())
 
 
+def test_labels_are_smoothed_where_it_is_fitted(study: StudyFiles, tmp_path: Path) -> None:
+    arguments = learn(study, "--metadata-column", "group", "--classifier", "--head", "linear")
+    found = {}
+    for smoothing in (0, 0.4):
+        run = tmp_path / str(smoothing)
+        succeed(*arguments, "--label-smoothing", smoothing, "--output-dir", run)
+        found[smoothing] = pd.read_csv(run / "val_predictions.tsv", sep="\t").filter(like="prob_").max(axis=1)
+    assert found[0.4].mean() < found[0].mean()  # less sure
+
+
 def test_the_base_learns_nothing_of_the_column(study: StudyFiles, tmp_path: Path) -> None:
     for name, column in {"a": "age", "b": "storage_days"}.items():
         succeed(*learn(study, "--metadata-column", column, "--head", "linear"), "--output-dir", tmp_path / name)
