@@ -19,7 +19,7 @@ from aam.data.draws import generator
 from aam.data.labels import CompositionLabels, Labels, Pairs, taxon_labels
 from aam.data.study import Study
 from aam.data.targets import NumericTarget, Part, fit_targets, parts_of
-from aam.data.taxonomy import load_taxonomy, taxa_at
+from aam.data.taxonomy import load_taxonomy, names_in_taxonomy, taxa_at
 from aam.errors import DataError, in_file
 from aam.models.asv_encoder import REFERENCE_ASVS
 from aam.models.base_targets import BaseTarget, UniFrac, base_target, require_readable, targets_of
@@ -114,16 +114,7 @@ def _labels(config: RunConfig, study: Study, train: NDArray[np.int64]) -> dict[s
     labels = dict(study.labels)
     if config.data.taxonomy is not None:
         taxonomy = load_taxonomy(config.data.taxonomy)
-        names = [
-            feature if feature in taxonomy else sequence
-            for feature, sequence in zip(study.feature_ids, study.sequences, strict=True)
-        ]
-        lacking = sum(name not in taxonomy for name in names)
-        if lacking == len(names):
-            raise DataError(
-                f"{config.data.taxonomy}: names none of the {len(names)} features, {names[0]!r} for example; give the "
-                "taxonomy of this table"
-            )
+        names, lacking = names_in_taxonomy(taxonomy, study.feature_ids, study.sequences, config.data.taxonomy)
         if lacking:
             logger.warning("%s: names no taxon of %d of %d features", config.data.taxonomy, lacking, len(names))
         labels["taxonomy"] = taxon_labels(study.counts, taxa_at(taxonomy, names, config.task.taxonomy_level), train)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -33,7 +33,7 @@ from aam.data.splits import read_folds, read_splits, watched_part
 from aam.data.study import STUDY, LabelFile, Study, StudyFiles, align, read_files, study_names, unknown_samples
 from aam.data.study_splits import fold_study, split_study, thin_parts
 from aam.data.targets import ClassTarget, fit_targets, parts_of, require_repeated_classes
-from aam.data.taxonomy import load_taxonomy
+from aam.data.taxonomy import load_taxonomy, names_in_taxonomy
 from aam.data.unifrac_loader import MEMORY_LIMIT, SampleValues, StripeMatrix
 from aam.errors import DataError, in_file, named
 from aam.estimate import BatchShape, Estimate, estimate
@@ -92,10 +92,13 @@ def check(
         study = _align(files, data, partial(align, max_bp=model.max_bp, classifier=task.classifier), problems)
     else:
         _what_needs_no_table(files, data, labels or {}, task, problems)
-    if data.taxonomy is not None:
-        _attempt(problems, load_taxonomy, data.taxonomy)
-    target, covariates, split, leaks = None, None, None, []
+    taxonomy = None if data.taxonomy is None else _attempt(problems, load_taxonomy, data.taxonomy)
+    if task.base_target == "taxonomy" and data.taxonomy is None:
+        problems.append("--base-target taxonomy learns what --taxonomy says of features; give one")
+    target, covariates, split, leaks, unnamed = None, None, None, [], []
     if study is not None:
+        if taxonomy is not None and data.taxonomy is not None:
+            unnamed = _unnamed(problems, taxonomy, study, data.taxonomy)
         if study.target is not None and task.classifier:
             _attempt(problems, _repeated_classes, study.target, data)
         split = _attempt(problems, _split, study, data, task.classifier, seed)
@@ -124,7 +127,7 @@ def check(
         "split": None if study is None or split is None else _split_sizes(study, split),
         "estimate": None if study is None or split is None else estimated(study, split, data, model, task).to_dict(),
         "problems": problems,
-        "warnings": [] if study is None else [*study.warnings, *unknown_samples(study), *leaks],
+        "warnings": [] if study is None else [*study.warnings, *unknown_samples(study), *unnamed, *leaks],
     }
 
 
@@ -145,13 +148,25 @@ def _what_needs_no_table(
     for column in (*data.columns, None if of_tables else data.group_column, data.split_column):
         if column is not None:
             _attempt(problems, require_column, files.metadata, column, source)
+    ids = {name for file in files.tables if file is not None for name in file.table.sample_ids}
+    metadata = files.metadata
+    if metadata.index.isin(ids).any():  # of others, values are of no matter
+        metadata = metadata[metadata.index.isin(ids)]
     for column in data.columns if not task.classifier else ():
-        if column in files.metadata.columns:
-            _attempt(problems, numeric_target, files.metadata[column], column, source)
+        if column in metadata.columns:
+            _attempt(problems, numeric_target, metadata[column], column, source)
     for name in data.categorical_columns:
-        _attempt(problems, read_covariates, files.metadata, (name,), (), source)
+        _attempt(problems, read_covariates, metadata, (name,), (), source)
     for name in data.numeric_columns:
-        _attempt(problems, read_covariates, files.metadata, (), (name,), source)
+        _attempt(problems, read_covariates, metadata, (), (name,), source)
+
+
+def _unnamed(problems: list[str], taxonomy: Mapping[str, str], study: Study, path: Path) -> list[str]:
+    """A warning of features that a taxonomy does not name."""
+    found = _attempt(problems, names_in_taxonomy, taxonomy, study.feature_ids, study.sequences, path)
+    if found is None or not found[1]:
+        return []
+    return [f"{path}: names no taxon of {found[1]} of {len(study.feature_ids)} features"]
 
 
 def _attempt(problems: list[str], step: Callable[..., Result], *arguments: Any) -> Result | None:

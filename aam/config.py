@@ -920,6 +920,8 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _command_has_its_inputs(self) -> Self:
         if self.command == "pretrain":
+            if self.task.base_target == "taxonomy" and self.data.taxonomy is None:
+                raise ValueError("--base-target taxonomy learns what --taxonomy says of features; give one")
             if not self.data.unifrac_matrix and self.data.taxonomy is None:
                 raise ValueError("`aam pretrain` learns distances: --unifrac-matrix is missing")
             if self.task.unifrac_weight == 0 and self.task.nuc_weight == 0:

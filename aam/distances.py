@@ -105,6 +105,8 @@ def distances(
     if save_pruned_tree is not None and metric not in PHYLOGENETIC:
         raise DataError(f"{metric} reads no tree; leave --save-pruned-tree {save_pruned_tree} out")
     wanted = _Wanted(metric, table, sequences, tree, alpha, engine, threads, rarefy_depth, seed, drop_missing)
+    if output.suffix == ".npy":
+        _require_all_samples(output, table, rarefy_depth)
     kept = None if cache is None else Cache(cache, cache_size)
     if kept is None or save_pruned_tree is not None:
         done = _computed(wanted, kept)
@@ -117,6 +119,18 @@ def distances(
     if kept is not None:
         kept.shrink()
     return done
+
+
+def _require_all_samples(output: Path, table: Path, rarefy_depth: int | None) -> None:
+    """Refuse a format without sample IDs where samples will be left out, before hours of computing."""
+    features = load_table(table)
+    depth = np.asarray(features.counts.sum(axis=1))
+    short = [features.sample_ids[row] for row in np.flatnonzero(depth < (rarefy_depth or 1e-300))]
+    if short:
+        raise DataError(
+            f"{output}: .npy holds no sample IDs, and {_listed(short)} will be left out for want of reads; write .h5, "
+            ".npz or .tsv"
+        )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import pandas as pd
 import yaml
 
 from aam.config import RunConfig
-from aam.data.augmentation import has_whole_counts, with_defaults
+from aam.data.augmentation import can_draw_reads, with_defaults
 from aam.data.splits import write_splits
 from aam.errors import DataError
 from aam.launch import Launch
@@ -258,7 +258,7 @@ def _unfit(setting: Setting) -> set[str]:
         names |= {"embedding_dim", "attention_layers"}
     if setting.config.train.freeze_base:
         names |= {"asv_dropout", "mix_samples"}
-    if not has_whole_counts(setting.prepared.study.counts):
+    if not can_draw_reads(setting.prepared.study.counts):
         names.add("mix_samples")
     if setting.config.model.attention_heads not in (1, 2, 4, 8, 16, 32):
         names.add("embedding_dim")

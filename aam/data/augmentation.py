@@ -18,16 +18,16 @@ from scipy.special import ndtri
 
 from aam.config import AugmentationConfig, RunConfig
 from aam.data.counts import Counts, SampleRows, in_blocks
-from aam.data.draws import generator, uniform
+from aam.data.draws import MOST_READS, generator, uniform
 from aam.data.tokenizer import A, T
 from aam.errors import DataError, named
 
 __all__ = [
     "Augmentation",
     "Partners",
+    "can_draw_reads",
     "draw_reads",
     "drop_asvs",
-    "has_whole_counts",
     "joined",
     "log_uniform_depths",
     "noisy_counts",
@@ -219,6 +219,8 @@ def require_whole_counts(counts: Counts, source: Sequence[Path]) -> None:
     ------
     DataError
     """
+    if can_draw_reads(counts):
+        return
     for rows in in_blocks(counts, np.arange(counts.shape[0])):
         broken = rows.counts[rows.counts % 1 != 0]
         if len(broken):
@@ -226,6 +228,10 @@ def require_whole_counts(counts: Counts, source: Sequence[Path]) -> None:
                 f"{named(source)}: --augment-rarefy and --mix-samples draw whole reads, but the table holds "
                 f"{broken[0]:g}; give raw counts, or leave both out"
             )
+    raise DataError(
+        f"{named(source)}: --augment-rarefy and --mix-samples draw from fewer than {MOST_READS:g} reads, and a sample "
+        "has more; give raw counts, or leave both out"
+    )
 
 
 def with_defaults(config: RunConfig, counts: Counts) -> AugmentationConfig:
@@ -238,12 +244,12 @@ def with_defaults(config: RunConfig, counts: Counts) -> AugmentationConfig:
     ----------
     config : RunConfig
     counts : Counts
-        Samples are not mixed where these are not whole.
+        Samples are not mixed where no reads can be drawn from these.
     """
     asked = config.augmentation
     varied = config.command == "train" and not config.train.freeze_base
     found = {"asv_dropout": 0.1, "count_noise": 0.3, "mix_samples": 0.3} if varied else {}
-    if found and asked.mix_samples is None and not has_whole_counts(counts):
+    if found and asked.mix_samples is None and not can_draw_reads(counts):
         found["mix_samples"] = 0.0
     update = {
         name: found.get(name, 0.0)
@@ -253,9 +259,10 @@ def with_defaults(config: RunConfig, counts: Counts) -> AugmentationConfig:
     return asked.model_copy(update=update)
 
 
-def has_whole_counts(counts: Counts) -> bool:
-    """Whether all counts are whole numbers, as of reads."""
-    return all((rows.counts % 1 == 0).all() for rows in in_blocks(counts, np.arange(counts.shape[0])))
+def can_draw_reads(counts: Counts) -> bool:
+    """Whether all counts are whole numbers, as of reads, and not too many."""
+    blocks = in_blocks(counts, np.arange(counts.shape[0]))
+    return all((rows.counts % 1 == 0).all() and (rows.depth() < MOST_READS).all() for rows in blocks)
 
 
 def log_uniform_depths(low: int, high: int, keys: Keys, seed: int, epoch: int) -> NDArray[np.float64]:

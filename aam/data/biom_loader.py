@@ -18,6 +18,7 @@ from scipy import sparse
 
 from aam.data.files import (
     HDF5_MAGIC,
+    cells_of,
     check_ids,
     decode_text,
     has_hdf5,
@@ -322,14 +323,18 @@ def _parse_tsv(text: str, path: Path) -> FeatureTable:
             f"{path}: is not a BIOM or tab-separated table (it begins {shown(first)}); "
             "give a .biom file, or text with features in rows and samples in columns"
         )
-    header = lines.pop(0)[1].split("\t")
+    header = cells_of(lines.pop(0)[1], "\t", path)
+    corner = header[0].strip().lower()
+    named = corner.startswith("#") or corner in ("", "id", "feature id", "featureid", "feature-id", "otu id")
+    if not named and lines and len(cells_of(lines[0][1], "\t", path)) == len(header) + 1:
+        header.insert(0, "")  # the cell above the IDs, which R's write.table leaves out
     width = len(header) - (header[-1].strip().lower() == "taxonomy")
     sample_ids = strip_ids(header[1:width], path)
     feature_ids = []
     data: list[np.ndarray[Any, Any]] = []
     indices: list[np.ndarray[Any, Any]] = []
     for number, line in lines:
-        cells = line.split("\t")
+        cells = cells_of(line, "\t", path)
         if len(cells) != len(header):
             raise DataError(
                 f"{path}: line {number} has {len(cells)} cells where the header has {len(header)}; "

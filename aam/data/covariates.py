@@ -209,7 +209,10 @@ class Covariates:
         return cls(
             tuple(CategoricalCovariate(name, found) for name, found in labels.items()),
             tuple(
-                NumericCovariate(name, float(values.mean()), float(values.std()) or 1.0)
+                # Of equal numbers the deviation can be off from 0 by rounding.
+                NumericCovariate(
+                    name, float(values.mean()), 1.0 if values.min() == values.max() else float(values.std())
+                )
                 for name, values in numbers.items()
             ),
         )

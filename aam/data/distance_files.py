@@ -5,7 +5,6 @@ Shapes: `N` rows (samples) and `M` columns of the file.
 
 from __future__ import annotations
 
-import csv
 import gzip
 import io
 import itertools
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from aam.data.files import (
     HDF5_MAGIC,
     ZIP_MAGIC,
+    cells_of,
     failure_reason,
     has_hdf5,
     open_hdf5,
@@ -338,21 +338,10 @@ def _lines(text: io.TextIOWrapper, path: Path) -> Iterator[str]:
         raise DataError(f"{path}: cannot be unpacked ({failure_reason(error)}); copy it again") from error
 
 
-def _cells(line: str, delimiter: str, path: Path) -> list[str]:
-    if '"' not in line:
-        return line.split(delimiter)
-    try:
-        return next(csv.reader([line], delimiter=delimiter, strict=True))
-    except (csv.Error, StopIteration) as error:
-        raise DataError(
-            f"{path}: the line {shown(line)} cannot be read ({error}); check its quotation marks"
-        ) from error
-
-
 def _parse(lines: Iterator[str], path: Path) -> MatrixFile | ValuesFile:
     header = _header(lines)
     delimiter = "\t" if "\t" in header else ","
-    columns = _cells(header, delimiter, path)
+    columns = cells_of(header, delimiter, path)
     if len(columns) < 2:
         instead = "a square table with sample IDs" if header.strip().isdigit() else "what `ssu` writes"
         kind = " (PHYLIP?)" if header.strip().isdigit() else ""
@@ -367,7 +356,7 @@ def _parse(lines: Iterator[str], path: Path) -> MatrixFile | ValuesFile:
     for line in lines:
         if line.startswith("#"):
             continue
-        name, *cells = _cells(line, delimiter, path)
+        name, *cells = cells_of(line, delimiter, path)
         names.append(name)
         if not rows and not values:
             corner = len(cells) != len(columns)

@@ -36,7 +36,7 @@ from scipy import sparse
 from scipy.sparse import csr_array
 
 from aam.data.biom_loader import FeatureTable
-from aam.data.draws import generator, stable_keys
+from aam.data.draws import MOST_READS, generator, stable_keys
 from aam.data.files import shown
 from aam.data.newick import Tree, read_newick, write_newick
 from aam.data.ssu import HOW_TO_INSTALL, is_installed, ssu_distances, ssu_faith_pd
@@ -240,6 +240,11 @@ def rarefied(
     if not deep.any():
         most = table.counts.sum(axis=1).max()
         raise DataError(f"no sample has --rarefy-depth {depth} reads (the most is {most:.0f}); give a lower depth")
+    most = table.counts.sum(axis=1).max()
+    if most >= MOST_READS:
+        raise DataError(
+            f"--rarefy-depth draws from fewer than {MOST_READS:g} reads, and a sample has {most:g}; leave it out"
+        )
     order = np.argsort(np.array(table.feature_ids if names is None else names, dtype=object))
     kept = table.select_samples(np.flatnonzero(deep))
     counts = csr_array(kept.counts[:, order])
@@ -312,10 +317,7 @@ def write_result(path: Path, result: DistanceResult, *, complete: bool = True) -
     """
     check_output(path, result.metric)
     if path.suffix == ".npy" and not complete:
-        raise DataError(
-            f"{path}: .npy holds no sample IDs, and {len(result.left_out)} samples of the table were left out; "
-            "write .h5, .npz or .tsv"
-        )
+        raise DataError(f"{path}: .npy holds no sample IDs, and some were left out; write .h5, .npz or .tsv")
     with _whole(path) as part:
         if path.suffix == ".h5":
             write_distances_h5(part, result.ids, result.values)

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["generator", "stable_keys", "uniform"]
+__all__ = ["MOST_READS", "generator", "stable_keys", "uniform"]
+
+MOST_READS = 10**9  # of a sample; NumPy's multivariate hypergeometric draws from fewer
 
 
 def stable_keys(names: Sequence[str]) -> NDArray[np.uint64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
 import io
@@ -22,6 +23,7 @@ from aam.errors import DataError
 __all__ = [
     "HDF5_MAGIC",
     "ZIP_MAGIC",
+    "cells_of",
     "check_ids",
     "decode_text",
     "failure_reason",
@@ -346,6 +348,18 @@ def hdf5_dataset(file: h5py.File, name: str, path: Path, *, what: str, kinds: st
         if node.dtype.kind == "O":
             _check_text_heap(file, name, path, what)
         return node
+
+
+def cells_of(line: str, delimiter: str, path: Path) -> list[str]:
+    """The cells of a line of text, without the quotation marks that they may stand in."""
+    if '"' not in line:
+        return line.split(delimiter)
+    try:
+        return next(csv.reader([line], delimiter=delimiter, strict=True))
+    except (csv.Error, StopIteration) as error:
+        raise DataError(
+            f"{path}: the line {shown(line)} cannot be read ({error}); check its quotation marks"
+        ) from error
 
 
 def read_hdf5_ids(file: h5py.File, name: str, path: Path, *, what: str) -> list[str]:

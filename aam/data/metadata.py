@@ -15,7 +15,14 @@ import pandas as pd
 from aam.data.files import check_ids, near_matches, read_text, shown, strip_ids
 from aam.errors import DataError
 
-__all__ = ["class_target", "load_metadata", "numeric_target", "repeated_columns", "require_column"]
+__all__ = [
+    "class_target",
+    "load_metadata",
+    "numeric_target",
+    "repeated_columns",
+    "require_column",
+    "spelled_alike",
+]
 
 _ID_HEADERS = ("id", "sampleid", "sample id", "sample-id", "sample_id", "sample name", "sample_name")
 _ID_HEADERS_EXACT = ("#SampleID", "#Sample ID", "#OTUID", "#OTU ID")
@@ -179,6 +186,7 @@ def _check_declared(column: pd.Series, name: str, declared: str, path: Path) -> 
 
 def _join(frame: pd.DataFrame, other: pd.DataFrame, sources: Sequence[Path], path: Path) -> pd.DataFrame:
     """Samples and columns of both; what both state must agree."""
+    frame, other = spelled_alike(frame, other)
     shared = [column for column in other.columns if column in frame.columns]
     ids = [name for name in other.index if name in frame.index]
     mine, theirs = frame.loc[ids, shared], other.loc[ids, shared]
@@ -195,6 +203,29 @@ def _join(frame: pd.DataFrame, other: pd.DataFrame, sources: Sequence[Path], pat
     columns = list(dict.fromkeys([*frame.columns, *other.columns]))
     first, second = (part.reindex(index=index, columns=columns) for part in (frame, other))
     return first.where(first.notna(), second)
+
+
+def spelled_alike(first: pd.DataFrame, second: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Whole numbers of a column that one of two tables writes as ``1`` and the other as ``1.0``: as ``1`` in both.
+
+    So writes pandas one column, where cells of it are empty in one table alone; and subject 1 is one subject.
+    """
+    frames = [first, second]
+    for column in first.columns.intersection(second.columns):
+        kinds = [_kind_of_whole_numbers(frame[column]) for frame in frames]
+        if set(kinds) == {"plain", "with .0"}:
+            place = kinds.index("with .0")
+            frames[place] = frames[place].assign(**{column: frames[place][column].str.removesuffix(".0")})
+    return frames[0], frames[1]
+
+
+def _kind_of_whole_numbers(column: pd.Series) -> str | None:
+    known = class_target(column).dropna()
+    if not len(known):
+        return None
+    if known.str.fullmatch(r"-?(0|[1-9][0-9]*)").all():
+        return "plain"
+    return "with .0" if known.str.fullmatch(r"-?(0|[1-9][0-9]*)\.0").all() else None
 
 
 def _find_header(lines: list[str], path: Path) -> tuple[int, str]:
@@ -271,7 +302,7 @@ def numeric_target(column: pd.Series, name: str, path: Path) -> np.ndarray[Any, 
         raise DataError(
             f"{path}: column {shown(name)} has {count} value(s) that are not numbers: "
             f"{', '.join(map(shown, wrong[:3]))}{', …' if len(wrong) > 3 else ''}; "
-            "correct them, or predict classes with --classifier"
+            "correct them, or train with --classifier to predict classes"
         )
     values[known] = [parsed[text] for text in labels[known]]
     infinite = np.isinf(values)

@@ -146,7 +146,12 @@ def _check_letters(sequence: str, name: str, source: str) -> None:
         )
 
 
-def resolve_sequences(feature_ids: Sequence[str], sequences: Mapping[str, str] | None, table_path: Path) -> list[str]:
+def resolve_sequences(
+    feature_ids: Sequence[str],
+    sequences: Mapping[str, str] | None,
+    table_path: Path,
+    sample_ids: Sequence[str] = (),
+) -> list[str]:
     """Find the DNA sequence of every feature.
 
     Parameters
@@ -156,6 +161,8 @@ def resolve_sequences(feature_ids: Sequence[str], sequences: Mapping[str, str] |
         Feature ID to sequence. If given, every feature must be in it; if None, the IDs themselves must be DNA.
     table_path
         The table that the IDs are from, for messages.
+    sample_ids : sequence of str
+        Of that table: where these are DNA, it lies on its side.
 
     Returns
     -------
@@ -169,6 +176,8 @@ def resolve_sequences(feature_ids: Sequence[str], sequences: Mapping[str, str] |
     """
     if sequences is None:
         names = [name for name in feature_ids if not is_dna(name)]
+        if names and sample_ids and all(map(is_dna, sample_ids)):
+            raise DataError(f"{table_path}: has samples in rows and ASVs in columns; transpose it, in R by t()")
         if names:
             raise DataError(
                 f"{table_path}: {len(names)} of {len(feature_ids)} feature IDs are not DNA sequences, "

@@ -19,9 +19,17 @@ from aam.data.biom_loader import FeatureTable, check_whole_counts, load_table
 from aam.data.cache import Cache
 from aam.data.counts import Counts, JoinedCounts, MemoryCounts, TablePart, present_asvs
 from aam.data.covariates import read_covariates
+from aam.data.draws import MOST_READS
 from aam.data.files import file_sha256, near_matches, shown
 from aam.data.labels import FilePairs, LabelFiles, Labels, MatrixPart, PairLabels, StripePairs, ValueLabels
-from aam.data.metadata import class_target, load_metadata, numeric_target, repeated_columns, require_column
+from aam.data.metadata import (
+    class_target,
+    load_metadata,
+    numeric_target,
+    repeated_columns,
+    require_column,
+    spelled_alike,
+)
 from aam.data.sequences import count_ambiguous, load_sequences, resolve_sequences
 from aam.data.splits import read_folds, read_splits
 from aam.data.streamed_table import StreamedTable
@@ -45,7 +53,6 @@ __all__ = [
 Result = TypeVar("Result")
 LabelFile = DistanceMatrix | StripeMatrix | SampleValues
 
-_DEEPEST_TO_RAREFY = 10**9  # what NumPy's multivariate hypergeometric draws go up to
 _LARGEST_TARGET = 1e30
 STUDY = "study"  # the group column that stands for the table a sample is from
 _COUNTS = (1e-30, 1e30)  # what single precision holds, with room for sums
@@ -238,7 +245,7 @@ def read_files(
     for path, table in zip(data.table, read, strict=True):
         sequences = None
         if table is not None and (known is not None or not data.sequences):
-            sequences = attempt(resolve_sequences, table.feature_ids, known, path)
+            sequences = attempt(resolve_sequences, table.feature_ids, known, path, table.sample_ids)
         tables.append(None if table is None else TableFile(path, table, sequences))
     found: dict[str, list[LabelFile | None]] = {}
     for name, files in (labels or {}).items():
@@ -282,6 +289,7 @@ def _embedded_metadata(tables: Sequence[FeatureTable | StreamedTable | None]) ->
         return None
     joined = known[0]
     for frame in known[1:]:
+        joined, frame = spelled_alike(joined, frame)
         joined = joined.combine_first(frame)
     # A table that says nothing of its samples is used all the same, but for what needs a column.
     return joined.reindex(list(dict.fromkeys(name for table in read for name in table.sample_ids)))
@@ -337,9 +345,9 @@ def align(
     if data.rarefy_depth is not None:
         for table in joined.tables:
             _check_whole_counts(table)
-        too_deep = np.flatnonzero(depth >= _DEEPEST_TO_RAREFY)
+        too_deep = np.flatnonzero(depth >= MOST_READS)
         if len(too_deep):
-            reads = f"{depth[too_deep[0]]:g} reads, and --rarefy-depth draws from fewer than {_DEEPEST_TO_RAREFY:g}"
+            reads = f"{depth[too_deep[0]]:g} reads, and --rarefy-depth draws from fewer than {MOST_READS:g}"
             raise DataError(f"{named(data.table)}: sample {ids[too_deep[0]]!r} has {reads}; leave the sample out")
         leave_out(depth < data.rarefy_depth, f"fewer reads than --rarefy-depth {data.rarefy_depth}")
     studies = joined.studies if kept_apart else None
@@ -355,7 +363,7 @@ def align(
             covariates = read_covariates(pd.DataFrame(index=ids), *columns, Path(named(data.table)), may_lack=True)
     else:
         source = Path(named(data.metadata or data.table))
-        lacking = ~np.isin(ids, files.metadata.index.to_numpy(dtype=object))
+        lacking = ~pd.Index(ids).isin(files.metadata.index)
         if not keep_unlabelled:
             leave_out(lacking, "not in the metadata")
             if lacking.all():
@@ -381,8 +389,7 @@ def align(
                             "choose another --metadata-column"
                         )
         if data.covariates:
-            read = read_covariates(files.metadata, *columns, source, may_lack=keep_unlabelled)
-            covariates = read.reindex(ids)
+            covariates = read_covariates(metadata, *columns, source, may_lack=keep_unlabelled)
         if data.group_column is not None and not _groups_by_table(data, files.metadata):
             require_column(files.metadata, data.group_column, source)
             leave_out(class_target(metadata[data.group_column]).isna().to_numpy(), f"no value of {data.group_column}")
@@ -391,7 +398,7 @@ def align(
             leave_out(class_target(metadata[data.split_column]).isna().to_numpy(), f"no value of {data.split_column}")
     if data.splits is not None:
         listed = (read_splits if data.folds is None else read_folds)(data.splits)
-        leave_out(~np.isin(ids, np.array(list(listed), dtype=object)), f"not in {data.splits}")
+        leave_out(~pd.Index(ids).isin(list(listed)), f"not in {data.splits}")
     if not used.any():
         raise DataError(f"{named(data.table)}: no sample is left: {_reasons(left_out)}")
 

@@ -10,7 +10,7 @@ from aam.data.files import check_ids, decode_text, read_text, require_file, show
 from aam.data.qza import is_artifact, read_artifact
 from aam.errors import DataError
 
-__all__ = ["RANKS", "UNASSIGNED", "load_taxonomy", "parse_level", "taxa_at"]
+__all__ = ["RANKS", "UNASSIGNED", "load_taxonomy", "names_in_taxonomy", "parse_level", "taxa_at"]
 
 RANKS = ("domain", "phylum", "class", "order", "family", "genus", "species")
 UNASSIGNED = "unassigned"
@@ -66,6 +66,36 @@ def load_taxonomy(path: Path) -> dict[str, str]:
     ids = strip_ids(ids, path)
     check_ids(ids, "feature ID", path)
     return dict(zip(ids, lineages, strict=True))
+
+
+def names_in_taxonomy(
+    taxonomy: Mapping[str, str], feature_ids: Sequence[str], sequences: Sequence[str], path: Path
+) -> tuple[list[str], int]:
+    """What a taxonomy calls features, their IDs or their sequences; and how many it does not name.
+
+    Parameters
+    ----------
+    taxonomy
+        See `load_taxonomy`.
+    feature_ids, sequences : sequence of str, length A
+    path
+        Of the taxonomy, for messages.
+
+    Raises
+    ------
+    DataError
+        If it names none.
+    """
+    names = [
+        feature if feature in taxonomy else sequence for feature, sequence in zip(feature_ids, sequences, strict=True)
+    ]
+    lacking = sum(name not in taxonomy for name in names)
+    if lacking == len(names):
+        raise DataError(
+            f"{path}: names none of the {len(names)} features, {shown(names[0])} for example; give the taxonomy of "
+            "this table"
+        )
+    return names, lacking
 
 
 def _place(header: Sequence[str], names: Sequence[str], path: Path) -> int:

@@ -190,6 +190,10 @@ class Frozen(Callback):
             weight.requires_grad_(False)
         if self.part == "base" and self.once:
             trainer.task.judged_before = {}
+        if trainer.state.history:
+            last = trainer.state.history[-1]
+            at_rest = [name for name in _PASSES[self.part] if f"val_{name}" in last]
+            trainer.task.losses_at_rest = {name: last[f"val_{name}"] for name in at_rest}
         self.before = before = _Loaders(trainer.train_loader, trainer.val_loader)
         trainer.train_loader, trainer.val_loader = beside_passes(
             trainer.learner, trainer.processes, lambda: self._encoded(trainer, before)
@@ -207,6 +211,7 @@ class Frozen(Callback):
         for weight in self.weights:
             weight.requires_grad_(True)
         trainer.task.judged_before = None
+        trainer.task.losses_at_rest = {}
         for loader in (trainer.train_loader, trainer.val_loader):
             end_workers(loader)
         trainer.train_loader, trainer.val_loader = self.before
@@ -268,6 +273,7 @@ class Frozen(Callback):
 
 
 _NAMES: dict[FrozenPart, str] = {"base": "base", "asv_encoder": "ASV encoder"}
+_PASSES: dict[FrozenPart, tuple[str, ...]] = {"base": ("nuc_loss", "count_loss"), "asv_encoder": ("nuc_loss",)}
 
 
 def _without_passes(dataset: Any, part: FrozenPart) -> SampleDataset:

@@ -254,6 +254,8 @@ class Task:
         self.processes = Processes()
         # By the rows of the held-out samples; kept only while the base is frozen (see aam.training.frozen).
         self.judged_before: dict[bytes, _JudgedBase] | None = None
+        # Of held-out samples, what is not asked for again once the part that it is of is frozen, but is lost still.
+        self.losses_at_rest: dict[str, float] = {}
         self.weights = {f"{name}_loss": config.unifrac_weight for name in self.reading_names} | {
             "nuc_loss": config.nuc_weight,
             "count_loss": config.count_weight,
@@ -339,7 +341,8 @@ class Task:
         output_array = torch.cat(outputs).float().cpu().numpy() if outputs else None  # (n, C)
         metrics = self._all_target_metrics(sample_index, output_array)
         base = self._judged_base(kept, sample_index)
-        losses, metrics = self._with_monitor(losses) | base.losses, metrics | base.metrics
+        losses = self.losses_at_rest | self._with_monitor(losses) | base.losses
+        metrics |= base.metrics
         losses["loss"] = sum(self.weights[name] * value for name, value in losses.items())
         broken = () if all(map(math.isfinite, losses.values())) else _not_finite(kept)
         return Evaluation(losses, metrics, sample_index, output_array, base.readings, base.paired, broken)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -337,3 +338,54 @@ def test_covariates(study: StudyFiles, tmp_path: Path) -> None:
     assert len(found["problems"]) == 2
     assert "has no column 'sites'; did you mean 'site'?" in found["problems"][0]
     assert "'subject_id' has 24 value(s) that are not numbers" in found["problems"][1]
+
+
+def test_a_taxonomy_of_another_table(study: StudyFiles, tmp_path: Path) -> None:
+    features = load_table(study.table).feature_ids
+    taxonomy = tmp_path / "taxonomy.tsv"
+    target = ("--table", study.table, "--base-target", "taxonomy")
+    for named, problems, warnings in ((["other"], 1, 0), (features[:20], 0, 1), (features, 0, 0)):
+        taxonomy.write_text("Feature ID\tTaxon\n" + "".join(f"{name}\tk__Bacteria\n" for name in named))
+        code, found = report(*target, "--taxonomy", taxonomy)
+        assert code == bool(problems) and len(found["problems"]) == problems
+        assert sum("names no taxon of 10 of 30 features" in warning for warning in found["warnings"]) == warnings
+    assert report(*target)[1]["problems"] == [
+        "--base-target taxonomy learns what --taxonomy says of features; give one"
+    ]
+
+
+@pytest.mark.parametrize("hashed", [False, True])
+def test_values_of_samples_of_other_tables_are_of_no_matter(hashed: bool, study: StudyFiles, tmp_path: Path) -> None:
+    metadata = pd.read_csv(study.metadata, sep="\t", dtype=str)
+    other = metadata.iloc[[0]].assign(sample_id="other", age="LabControl", storage_days="LabControl")
+    pd.concat([metadata, other]).to_csv(tmp_path / "m.tsv", sep="\t", index=False)
+    table = study.table
+    if hashed:
+        read = load_table(study.table)
+        table = write_table(tmp_path / "t.biom", replace(read, feature_ids=[f"h{i}" for i in range(30)]))
+    columns = ("--metadata-column", "age", "--numeric-columns", "storage_days")
+    found = report("--table", table, "--metadata", tmp_path / "m.tsv", *columns)[1]
+    assert ["--sequences" in problem for problem in found["problems"]] == [True] * hashed
+
+
+def test_a_table_on_its_side_is_told_so(study: StudyFiles, tmp_path: Path) -> None:
+    read = load_table(study.table)
+    lines = ["\t".join(["", *read.feature_ids])]
+    lines += [
+        "\t".join([name, *map(str, row)]) for name, row in zip(read.sample_ids, read.counts.toarray(), strict=True)
+    ]
+    (tmp_path / "t.tsv").write_text("\n".join(lines))
+    found = report("--table", tmp_path / "t.tsv")[1]
+    assert len(found["problems"]) == 1 and "transpose it" in found["problems"][0]
+
+
+def test_one_subject_is_one_group_however_it_is_written(study: StudyFiles, tmp_path: Path) -> None:
+    """As pandas writes a column of whole numbers where cells are empty, and where none is."""
+    metadata = pd.read_csv(study.metadata, sep="\t")
+    metadata["subject"] = pd.factorize(metadata["subject_id"])[0]
+    metadata.iloc[::2].to_csv(tmp_path / "a.tsv", sep="\t", index=False)
+    floats = metadata.iloc[1::2].assign(subject=lambda frame: frame["subject"].astype(float))
+    floats.to_csv(tmp_path / "b.tsv", sep="\t", index=False)
+    files = ("--table", study.table, "--metadata", tmp_path / "a.tsv", "--metadata", tmp_path / "b.tsv")
+    found = report(*files, "--metadata-column", "age", "--group-column", "subject")[1]
+    assert sum(found["split"]["groups"].values()) == metadata["subject"].nunique()

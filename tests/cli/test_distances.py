@@ -184,3 +184,20 @@ def test_what_is_kept_in_the_cache_is_said_and_the_same(files: StudyFiles, tmp_p
         path.write_bytes(b"PK\x03\x04 nonsense")
     succeed(*call, "--output", kept, "--cache-dir", cache)
     np.testing.assert_array_equal(np.load(kept), np.load(plain))
+
+
+def test_a_file_without_ids_is_refused_before_anything_is_computed(
+    files: StudyFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aam.distances.compute", lambda *arguments, **options: pytest.fail("computed"))
+    depth = np.sort(load_table(files.table).counts.sum(axis=1))
+    call = ("distances", "--table", files.table, "--base-target", "bray_curtis", "--rarefy-depth", int(depth[4]) + 1)
+    outcome = aam(*call, "--output", tmp_path / "d.npy")
+    assert_one_line_error(outcome, 1, tmp_path / "d.npy", "no sample IDs", f"{(depth <= int(depth[4])).sum()} samples")
+
+
+def test_too_many_reads_to_draw_from(files: StudyFiles, tmp_path: Path) -> None:
+    read = load_table(files.table)
+    table = write_table(tmp_path / "t.biom", replace(read, counts=read.counts * 10_000_000))
+    call = ("distances", "--table", table, "--base-target", "bray_curtis", "--rarefy-depth", 100)
+    assert_one_line_error(aam(*call, "--output", tmp_path / "d.h5"), 1, "fewer than 1e+09 reads")

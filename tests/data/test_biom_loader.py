@@ -98,6 +98,15 @@ def test_tsv_details(tmp_path):
     assert load_table(path).shape == (2, 1)
 
 
+def test_tsv_as_r_writes_it(tmp_path):
+    """Cells in quotation marks, and none above the feature IDs."""
+    path = tmp_path / "t.tsv"
+    path.write_text('"s1"\t"s2"\n"ACGT"\t1\t0\n"CCGT"\t2\t3\n')
+    table = load_table(path)
+    assert (table.sample_ids, table.feature_ids) == (["s1", "s2"], ["ACGT", "CCGT"])
+    np.testing.assert_array_equal(table.counts.toarray(), [[1, 2], [0, 3]])
+
+
 def test_fixed_length_ids(tmp_path):
     path = write(tmp_path / "t.biom", "hdf5")
     with h5py.File(path, "a") as file:

@@ -84,6 +84,14 @@ class TestFitting:
         known = NumericCovariate("age", 0.0, 1e-300)
         assert known.encode(np.array([1e30, -1e30, 0.0])).tolist() == [100, -100, 0]
 
+    @pytest.mark.parametrize("number", [7.4, 36.6, 0.1])
+    def test_a_number_that_is_all_the_same(self, number):
+        """Its deviation is 0 but for rounding, and another one is not far out by that."""
+        for n in range(2, 20):
+            fitted = Covariates.fit(pd.DataFrame({"ph": [number] * n}), (), ("ph",))
+            values = fitted.encode(pd.DataFrame({"ph": [number, number + 0.5]})).numbers
+            np.testing.assert_allclose(values[:, 0], [0, 0.5], atol=1e-6)
+
     def test_what_is_unknown_is_told(self, frame, fitted):
         other = frame.assign(diet=["meat", "grass", "grass", "hay"])
         assert fitted.unknown(frame) == [

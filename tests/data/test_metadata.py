@@ -8,7 +8,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aam.data.metadata import class_target, load_metadata, numeric_target, repeated_columns, require_column
+from aam.data.metadata import (
+    class_target,
+    load_metadata,
+    numeric_target,
+    repeated_columns,
+    require_column,
+    spelled_alike,
+)
 from aam.errors import DataError
 from tests.real_data import real_data
 
@@ -256,3 +263,19 @@ def test_encodings(tmp_path):
     assert frame.loc["é1", "place"] == "Zürich"
     with pytest.raises(DataError, match=r"byte 0xfc on line 2\).*iconv -f LATIN1"):
         load(tmp_path, "id\tplace\ns1\tZürich\n".encode("latin-1"))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        (["1", "2"], ["1.0", "10.0"], (["1", "2"], ["1", "10"])),
+        (["1.0", np.nan], ["3", "4"], (["1", np.nan], ["3", "4"])),
+        (["1.0", "2.0"], ["3.0", "4.0"], (["1.0", "2.0"], ["3.0", "4.0"])),
+        (["1.5", "2.0"], ["3", "4"], (["1.5", "2.0"], ["3", "4"])),  # measured to a decimal
+        (["01", "02"], ["1.0", "2.0"], (["01", "02"], ["1.0", "2.0"])),  # a code
+    ],
+)
+def test_whole_numbers_of_two_tables_are_spelled_alike(first, second, expected):
+    frames = spelled_alike(pd.DataFrame({"a": first}, dtype=object), pd.DataFrame({"a": second}, dtype=object))
+    for frame, values in zip(frames, expected, strict=True):
+        pd.testing.assert_series_equal(frame["a"], pd.Series(values, name="a", dtype=object), check_dtype=False)

@@ -132,7 +132,7 @@ def test_what_leaves_nothing_to_train_is_refused_before_training(
     study: StudyFiles, pretrained: Path, tmp_path: Path
 ) -> None:
     """The number of epochs is settled by the steps, and known only then."""
-    arguments = [part for part in tune(study, pretrained) if part not in ("--epochs", "2")]
+    arguments = [*tune(study, pretrained)[:7], "--threads", 1, "--pretrained-encoder", pretrained]
     steps = ("--train-steps", 12, "--batch-size", 12, "--no-choose-epochs", "--freeze-base")
     outcome = aam(*arguments, *steps, "--unfreeze-after", 100, "--output-dir", tmp_path / "run")
     assert outcome.code == 1 and outcome.err.splitlines()[-1].startswith("Error: --unfreeze-after 100 leaves none")
@@ -228,6 +228,12 @@ class TestFreezing:
         assert len(same) < len(before) / 2
         history = pd.read_csv(run / "history.csv")
         assert history["train_nuc_loss"].notna().tolist() == [True, True, False, False]
+        # Held-out losses mean the same in all epochs: masked bases are restored as well as when they came to rest.
+        restored = history["val_nuc_loss"]
+        assert restored[0] != restored[1] == restored[2] == restored[3]
+        if command == "pretrain":
+            parts = history.filter(regex="^val_unifrac.*_loss$").sum(axis=1) + 0.1 * restored
+            np.testing.assert_allclose(history["val_loss"], parts, rtol=1e-6)
         if command == "train":
             assert_reproduces(predict(run, study, tmp_path / "p.tsv"), run, ("val",))
 
@@ -256,6 +262,13 @@ class TestFreezing:
         options = ["--metadata-column", "age", "--freeze-asvs-after", 2, "--strategy", "fsdp"]
         outcome = aam(*study.train, *options, "--output-dir", tmp_path / "run")
         assert_one_line_error(outcome, 2, "--freeze-asvs-after 2", "--strategy fsdp")
+
+    def test_not_where_bases_are_all_that_is_learnt(self, study: StudyFiles, tmp_path: Path) -> None:
+        options = ("--embedding-dim", 16, "--attention-layers", 1, "--clades", 16, "--threads", 1, "--num-workers", 0)
+        files = ("pretrain", "--table", study.table, "--unifrac-matrix", study.matrix, "--train-steps", 12)
+        succeed(*files, *options, "--unifrac-weight", 0, "--nuc-asv-fraction", 0.5, "--output-dir", tmp_path / "run")
+        assert read_config(tmp_path / "run" / "config.json")["freeze_asvs_after"] == 0
+        assert (pd.read_csv(tmp_path / "run" / "history.csv")["val_loss"] > 0).all()
 
     def test_settled_where_nobody_says(self, study: StudyFiles, tmp_path: Path) -> None:
         """Four steps an epoch: 60 epochs make 240 steps."""

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import biom
@@ -16,6 +17,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
+from aam.cli.options import read_config
 from aam.data.biom_loader import FeatureTable, load_table
 from aam.data.distances import write_distances_h5
 from aam.data.simulate import simulate_study, write_study
@@ -504,3 +506,14 @@ def test_a_second_run_says_what_it_reused(study: StudyFiles, tmp_path: Path) -> 
     assert "reused" not in first.err
     assert f"reused from {tmp_path / 'cache'}: tokens" in second.err
     assert outcome(tmp_path / "first") == outcome(tmp_path / "second")
+
+
+def test_cells_in_a_gram_are_too_many_to_mix(study: StudyFiles, tmp_path: Path) -> None:
+    """Absolute abundances are whole numbers, too; reads cannot be drawn from so many."""
+    read = load_table(study.table)
+    table = write_table(tmp_path / "t.biom", replace(read, counts=read.counts * 10_000_000))
+    files = ("train", "--table", table, "--metadata", study.metadata, "--metadata-column", "age", *TINY)
+    succeed(*files, "--output-dir", tmp_path / "run")
+    assert read_config(tmp_path / "run" / "config.json")["mix_samples"] == 0
+    outcome = aam(*files, "--mix-samples", 0.3, "--output-dir", tmp_path / "asked")
+    assert_one_line_error(outcome, 1, table, "--mix-samples", "fewer than 1e+09 reads")
