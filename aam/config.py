@@ -690,8 +690,8 @@ class TrainConfig(Section):
     freeze_asvs_after: int | None = option(
         None,
         "Train the encoder of ASVs for so many epochs and keep it as it is from then on, where an epoch takes a "
-        "fraction of the time; by default as many as make 360 steps, and at least 5. 0 trains it to the end, as with "
-        "--strategy fsdp.",
+        "fraction of the time; by default as many as make 45% of --train-steps, and at least 5. 0 trains it to the "
+        "end, as with --strategy fsdp.",
         ge=0,
     )
     unfreeze_after: int | None = option(

@@ -321,7 +321,7 @@ class Learner(nn.Module):
         if judging:
             return self.task.judge_batch(batch)
         loss = self.task.loss(batch)
-        return LossOutput(loss.total, {name: part.detach() for name, part in loss.parts.items()})
+        return LossOutput(loss.total, {name: part.detach() for name, part in loss.parts.items()}, loss.numbers)
 
     def within(self, work: Callable[[], Result]) -> Result:
         """Do something as if it were a pass; see `beside_passes`."""

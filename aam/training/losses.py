@@ -48,12 +48,23 @@ class LossOutput(NamedTuple):
 
     total: Tensor  # ()
     parts: dict[str, Tensor]  # each () and before its weight
+    numbers: dict[str, Tensor]  # each (): of how much a part is the mean
 
 
-def weighted(parts: Mapping[str, Tensor], weights: Mapping[str, float]) -> LossOutput:
-    """The weighted sum of the parts."""
+def weighted(
+    parts: Mapping[str, Tensor], weights: Mapping[str, float], numbers: Mapping[str, Tensor | int]
+) -> LossOutput:
+    """The weighted sum of the parts, each the mean of so many."""
     total = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
-    return LossOutput(total, dict(parts))
+    counted = {name: _on_device(number, total) for name, number in numbers.items()}
+    return LossOutput(total, dict(parts), counted)
+
+
+def _on_device(number: Tensor | int, like: Tensor) -> Tensor:
+    """As a tensor beside another, without waiting for the device."""
+    if isinstance(number, Tensor):
+        return number.to(like.device, torch.float32)
+    return torch.full((), number, dtype=torch.float32, device=like.device)
 
 
 def squared_error(predicted: Tensor, actual: Tensor, variance: float) -> LossSum:

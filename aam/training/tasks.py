@@ -300,8 +300,8 @@ class Task:
                 sums[f"{name}_loss"] = BASE_LOSSES[labelled.target.loss](predicted, actual, labelled.scale)
         sums |= self._other_losses(batch, encoded, output)
         if not sums:  # nothing was drawn to be restored in this batch
-            return LossOutput(encoded.embedding.sum() * 0, {})
-        return weighted(self.processes.means(sums), self.weights)
+            return LossOutput(encoded.embedding.sum() * 0, {}, {})
+        return weighted(self.processes.means(sums), self.weights, {name: part.number for name, part in sums.items()})
 
     @torch.no_grad()
     def judge(self, batches: Iterable[Batch]) -> Evaluation:
@@ -672,13 +672,26 @@ class TrainTask(Task):
                 constant = np.quantile(known, target.quantiles)
             elif self.config.loss == "mse":
                 constant = known.mean(keepdims=True)
-            else:  # an overestimate that costs so much more is avoided as much more often
-                costs = self.config.overestimate_cost if self.config.loss == "asymmetric" else 1.0
-                constant = np.quantile(known, [1 / (1 + costs)])
+            elif self.config.loss == "mae":
+                constant = np.median(known, keepdims=True)
+            else:
+                constant = self._best_constant(part, known)
             actual = torch.from_numpy(target.encode(part.known(self.actual[held_out])[1]))
             output = torch.from_numpy(np.tile(constant, (len(actual), 1))).float()
             losses.append(float(self._target_loss(part, weights, output, actual, learning=False).mean))
         return float(np.mean(losses))
+
+    def _best_constant(self, part: Part, known: NDArray[Any]) -> NDArray[np.float64]:
+        """(1,): which loses least on these; of losses that are convex and have no formula for it."""
+        from scipy.optimize import minimize_scalar
+
+        actual = torch.from_numpy(known)
+
+        def lost(constant: float) -> float:
+            output = torch.full((len(known), 1), constant)
+            return float(self._target_loss(part, None, output, actual, learning=False).mean)
+
+        return np.array([minimize_scalar(lost, bounds=(known.min(), known.max()), method="bounded").x])
 
     def _target_metrics(self, sample_index: NDArray[np.int64], output: NDArray[np.float32] | None) -> dict[str, float]:
         assert output is not None

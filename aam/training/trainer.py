@@ -120,34 +120,41 @@ class Callback:
 
 
 class _PartMeans:
-    """Means of the parts of the loss, each over the samples of the batches that have it.
+    """Means of the parts of the loss, each over all that it is known of, be that unevenly spread over batches.
 
-    Where nothing is masked in a batch, some parts say nothing of it. Values stay on the device until they are read.
+    Of a batch in which nothing is masked, or no pair is known, some parts say nothing. Values stay on the device until
+    they are read.
     """
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor | float] = defaultdict(float)
-        self.samples: dict[str, int] = defaultdict(int)
+        self.numbers: dict[str, Tensor | float] = defaultdict(float)
 
-    def add(self, parts: Mapping[str, Tensor], samples: int) -> None:
+    def add(self, parts: Mapping[str, Tensor], numbers: Mapping[str, Tensor | float]) -> None:
         for name, part in parts.items():
-            self.sums[name] += part.detach() * samples
-            self.samples[name] += samples
+            self.sums[name] += part.detach() * numbers[name]
+            self.numbers[name] += numbers[name]
 
     def merge(self, other: _PartMeans) -> None:
         for name, value in other.sums.items():
             self.sums[name] += value
-            self.samples[name] += other.samples[name]
+            self.numbers[name] += other.numbers[name]
 
     def means(self) -> dict[str, Tensor]:
-        return {name: torch.as_tensor(value) / self.samples[name] for name, value in self.sums.items()}
+        """0 of what nothing is known of."""
+        return {
+            name: torch.as_tensor(value) / torch.as_tensor(self.numbers[name]).clamp(min=1e-9)
+            for name, value in self.sums.items()
+        }
 
-    def state_dict(self) -> dict[str, tuple[Tensor, int]]:
-        return {name: (torch.as_tensor(value), self.samples[name]) for name, value in self.sums.items()}
+    def state_dict(self) -> dict[str, tuple[Tensor, Tensor]]:
+        return {
+            name: (torch.as_tensor(value), torch.as_tensor(self.numbers[name])) for name, value in self.sums.items()
+        }
 
-    def load_state_dict(self, saved: Mapping[str, tuple[Tensor, int]], device: torch.device) -> None:
+    def load_state_dict(self, saved: Mapping[str, tuple[Tensor, Tensor | int]], device: torch.device) -> None:
         self.sums = defaultdict(float, {name: value.to(device) for name, (value, _) in saved.items()})
-        self.samples = defaultdict(int, {name: samples for name, (_, samples) in saved.items()})
+        self.numbers = defaultdict(float, {name: torch.as_tensor(n).to(device) for name, (_, n) in saved.items()})
 
 
 class Trainer:
@@ -301,11 +308,14 @@ class Trainer:
                 with precision(self.config.mixed_precision, self.device):
                     loss = self.learner(batch.to(self.device))
                 self.scaler.scale(loss.total * (of_batch / samples)).backward()
-            parts.add(self.processes.averages({"loss": loss.total, **loss.parts}), of_batch)
+            known = {f"number of {name}": number for name, number in loss.numbers.items()}
+            shared = self.processes.averages({"loss": loss.total, **loss.parts, **known})
+            numbers = {name: self.processes.number * shared.pop(f"number of {name}") for name in loss.numbers}
+            parts.add(shared, {"loss": of_batch, **numbers})
         norm = self._apply_gradients()
         self.epoch_parts.merge(parts)
         if norm is not None:
-            self.epoch_parts.add({"gradient_norm": norm}, 1)
+            self.epoch_parts.add({"gradient_norm": norm}, {"gradient_norm": 1})
         self.state.batch += len(group)
         self.state.step += 1
         return Step(parts.means(), group, norm)

@@ -345,9 +345,11 @@ def test_freezing_equals_two_phases_by_hand(kind, unequal_study, tmp_path):
     second = trainer_of(study, kind, tmp_path, [], epochs=4)
     second.load_state_dict(between)
     freeze_by_hand(second, "asv_encoder")
+    second.task.losses_at_rest = {"nuc_loss": first.state.history[-1]["val_nuc_loss"]}
     second.fit()
     assert_equal_runs(found, second)
     history = found.state.history
+    assert len({row["val_nuc_loss"] for row in history[1:]}) == 1
     assert ["train_nuc_loss" in row for row in history] == [True, True, False, False]
     assert all(isinstance(dataset.encoded, EncodedASVs) for dataset in datasets(found))
 

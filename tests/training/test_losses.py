@@ -144,5 +144,6 @@ def test_regression_losses(name, expected):
 
 def test_weighted():
     parts = {"a": torch.tensor(2.0), "b": torch.tensor(3.0)}
-    found = weighted(parts, {"a": 0.5, "b": 10, "c": 7})
+    found = weighted(parts, {"a": 0.5, "b": 10, "c": 7}, {"a": 4, "b": torch.tensor(0)})
     assert found.total.item() == 31 and found.parts == parts
+    assert found.numbers == {"a": 4, "b": 0}

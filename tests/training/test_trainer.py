@@ -72,7 +72,7 @@ def test_accumulation_weighs_samples(kind, clip, accumulation_steps, equal_study
 
 
 @pytest.mark.parametrize("accumulation_steps", [1, 3])
-def test_the_mean_of_a_part_is_over_the_samples_that_have_it(accumulation_steps, equal_study, tmp_path):
+def test_the_mean_of_a_part_is_over_all_that_it_is_known_of(accumulation_steps, equal_study, tmp_path):
     """A batch in which no nucleotide is masked says nothing about their loss."""
     task = build_task(equal_study, "pretrain")
     optimizer = torch.optim.SGD(task.model.parameters(), lr=0.0)
@@ -96,10 +96,28 @@ def test_the_mean_of_a_part_is_over_the_samples_that_have_it(accumulation_steps,
     assert any(0 < with_loss(seed) < len(equal_study) for seed in range(30))
     found = trainer.train_epoch()["nuc_loss"]
     batches = [dataset[key] for key in trainer.plan]
-    parts = [task.loss(batch).parts.get("nuc_loss") for batch in batches]
-    known = [part.item() for part in parts if part is not None]
-    assert 0 < len(known) < len(parts)
-    assert found == pytest.approx(np.mean(known), rel=1e-5)
+    losses = [task.loss(batch) for batch in batches]
+    known = [
+        (loss.parts["nuc_loss"].item(), float(loss.numbers["nuc_loss"])) for loss in losses if "nuc_loss" in loss.parts
+    ]
+    assert 0 < len(known) < len(losses)
+    means, numbers = zip(*known, strict=True)
+    assert found == pytest.approx(np.average(means, weights=numbers), rel=1e-5)
+
+
+def test_a_batch_without_pairs_says_nothing_of_distances(equal_study, tmp_path):
+    """Of 5 samples the last is a batch by itself."""
+    task = build_task(equal_study, "pretrain")
+    optimizer = torch.optim.SGD(task.model.parameters(), lr=0.0)
+    trainer = build_trainer(
+        equal_study, task, tmp_path, batch_size=4, optimizer=optimizer, schedule=constant(optimizer)
+    )
+    trainer.plan.epoch = 1
+    batches = [trainer.train_loader.dataset[key] for key in trainer.plan]
+    assert [len(batch) for batch in batches] == [4, 1]
+    expected = task.loss(batches[0]).parts["unifrac_loss"].item()
+    assert task.loss(batches[1]).numbers["unifrac_loss"] == 0
+    assert trainer.train_epoch()["unifrac_loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_history(equal_study, tmp_path):
