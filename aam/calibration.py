@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aam.errors import DataError
-from aam.evaluation.intervals import drawn_groups, members_of
+from aam.resampling import drawn_groups, members_of
 
 __all__ = [
     "Calibration",

@@ -52,6 +52,7 @@ OF_OUTCOME = {"answers", "calibrators", "joining", "outcome_plots"}
 # What a part must never import, at the top of a module or within a function.
 FORBIDDEN = {
     "errors": {"config", "data", "models", "training", *FRONT, *LEAVES},
+    "resampling": {"config", "data", "models", "training", *FRONT, *LEAVES},
     "config": {"data", "models", "training", *FRONT, *LEAVES},
     "data": {"models", "training", *FRONT, *LEAVES},
     "models": {"config", "data", "training", *FRONT, *LEAVES},

@@ -127,7 +127,7 @@ def test_what_a_file_may_not_say(tmp_path: Path, content: Any, words: list[str])
     [
         ({"dropout": {"low": 0.0, "high": 1.5}}, ["dropout: --dropout 1.5"]),
         ({"optimizer": {"choices": ["adam", "newton"]}}, ["optimizer: --optimizer newton"]),
-        ({"ema-decay": {"low": 0.9, "high": 0.99}}, ["ema-decay: --ema-decay 0.9 is for --average ema"]),
+        ({"swa-start": {"low": 0.5, "high": 0.9}}, ["swa-start: --swa-start 0.5 is for --average swa"]),
         # A step of 1 from 16 on comes to widths that two heads do not divide.
         ({"embedding-dim": {"low": 16, "high": 64}}, ["embedding-dim", "17", "--attention-heads 2"]),
         (

@@ -7,26 +7,25 @@ Shapes: ``n`` samples, ``G`` groups.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from aam.resampling import block_sizes, drawn_groups, members_of
+
 __all__ = [
     "Difference",
     "Interval",
     "caution",
-    "drawn_groups",
     "errors_that_count",
-    "members_of",
     "paired_difference",
     "resampled_intervals",
 ]
 
 DRAWS = 1000
-_BLOCK = 2**22  # groups that are drawn at once, of all draws together
 LEVEL = 0.95
 _FEW = 10  # groups; of 3, 5 and 10 normal values, 95% intervals hold the mean 74, 85 and 89 times in 100
 _MOST_EXACT = 14  # groups whose signs are all tried: 2^14
@@ -46,28 +45,6 @@ class Difference(NamedTuple):
     value: float
     interval: Interval
     p: float  # two-sided, that there is none
-
-
-def members_of(groups: NDArray[Any] | None, number: int) -> list[NDArray[np.int64]]:
-    """The rows of each group; each sample by itself without groups."""
-    if groups is None:
-        return [np.array([row]) for row in range(number)]
-    _, place = np.unique(np.asarray(groups).astype(str), return_inverse=True)
-    order = np.argsort(place, kind="stable")
-    return np.split(order, np.cumsum(np.bincount(place))[:-1])
-
-
-def drawn_groups(number: int, draws: int, seed: int = 0) -> Iterator[NDArray[np.int64]]:
-    """As many groups as there are, drawn with replacement: blocks of draws (b, G) that memory holds."""
-    rng = np.random.default_rng(seed)
-    for block in _blocks(draws, number):
-        yield rng.integers(0, number, (block, number))
-
-
-def _blocks(draws: int, number: int) -> Iterator[int]:
-    """The sizes of blocks of draws of so many groups."""
-    most = max(1, _BLOCK // number)
-    yield from (min(most, draws - start) for start in range(0, draws, most))
 
 
 def caution(number: int, unit: str) -> str:
@@ -211,7 +188,7 @@ def _exchange(sums: NDArray[np.float64], draws: int, seed: int) -> float:
     else:
         rng = np.random.default_rng((seed, 1))
         as_they_are = np.ones((1, number), dtype=np.int64)  # these count too, or p could be 0
-        signs = chain([as_they_are], (rng.choice([-1, 1], (block, number)) for block in _blocks(draws, number)))
+        signs = chain([as_they_are], (rng.choice([-1, 1], (block, number)) for block in block_sizes(draws, number)))
     enough = np.abs(sums.sum()) - _ROUNDING * np.abs(sums).sum()
     as_far = np.concatenate([np.abs(each @ sums) >= enough for each in signs])
     return float(as_far.mean())

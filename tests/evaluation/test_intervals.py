@@ -9,7 +9,8 @@ import pytest
 from scipy import stats
 from sklearn.metrics import balanced_accuracy_score
 
-from aam.evaluation.intervals import errors_that_count, members_of, paired_difference, resampled_intervals
+from aam.evaluation.intervals import errors_that_count, paired_difference, resampled_intervals
+from aam.resampling import members_of
 
 
 def mean_of(values: np.ndarray):
@@ -66,7 +67,7 @@ def test_draws_of_many_groups_are_made_in_blocks(monkeypatch: pytest.MonkeyPatch
     for classes in (None, np.arange(40) % 3):
         whole = paired_difference(first, second, classes=classes)
         with monkeypatch.context() as small:
-            small.setattr("aam.evaluation.intervals._BLOCK", 1000)
+            small.setattr("aam.resampling._BLOCK", 1000)
             assert paired_difference(first, second, classes=classes) == whole
 
 
