@@ -228,9 +228,10 @@ def _write_h5ad(path: Path, found: Embeddings, of_asvs: bool) -> None:
 
 
 def _for_anndata(column: pd.Series) -> NDArray[np.float64] | pd.Categorical:
-    """Numbers where all that is known is such, else categories; what is missing is so there, too."""
+    """Numbers where all that is known is such and no code (``007``), else categories; what is missing is so there, too."""
     numbers = pd.to_numeric(column, errors="coerce")
-    if numbers.notna().sum() == column.notna().sum():
+    codes = column.astype(str).str.fullmatch("0[0-9]+").any()
+    if numbers.notna().sum() == column.notna().sum() and not codes:
         return numbers.to_numpy(dtype=np.float64)
     texts = column.astype(object).map(str, na_action="ignore").to_numpy(dtype=object)
     kinds = pd.Index(np.array(sorted(set(texts[column.notna()])), dtype=object), dtype=object)

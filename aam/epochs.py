@@ -129,11 +129,7 @@ class EpochSearch(NamedTuple):
             write_table(self.directory / "epochs.tsv", pd.DataFrame(table))
         train = self.config.train.model_copy(update={"choose_epochs": False, "stop_after": stop_after})
         model = self.config.model.model_copy(update={"head": "linear"}) if linear else self.config.model
-        optim = self.config.optim
-        if stop_after is not None and optim.average == "swa":  # of as large a share of what is run
-            start = 0.75 if optim.swa_start is None else optim.swa_start
-            optim = optim.model_copy(update={"swa_start": start * stop_after / epochs})
-        return self.config.model_copy(update={"model": model, "optim": optim, "train": train})
+        return self.config.model_copy(update={"model": model, "train": train})
 
     def _judges(self) -> Iterator[Judge]:
         """Those parts of the training samples that can judge what the others learn, each as it is asked for.

@@ -126,7 +126,7 @@ def build_trainer(
         optim,
         config.train,
         device,
-        average=build_average(task.model, optim, steps),
+        average=build_average(task.model, optim, steps_of_epoch * config.train.last_epoch),
         learner=learner,
         callbacks=_frozen(config, study, split, device),
     )

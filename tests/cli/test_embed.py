@@ -118,6 +118,7 @@ def test_h5ad(study: StudyFiles, encoder: Path, tmp_path: Path) -> None:
     metadata = pd.read_csv(study.metadata, sep="\t")
     metadata["dose mg/kg"] = metadata["age"].mask(metadata.index == 2)
     metadata["site"] = np.where(metadata.index == 2, "", "gut")
+    metadata["plate"] = "007"
     metadata.to_csv(tmp_path / "m.tsv", sep="\t", index=False)
     options = ("--output", tmp_path / "s.h5ad", "--asvs", tmp_path / "a.h5ad", "--metadata", tmp_path / "m.tsv")
     succeed(*embed(encoder, study, *options))
@@ -128,6 +129,7 @@ def test_h5ad(study: StudyFiles, encoder: Path, tmp_path: Path) -> None:
     expected = metadata.set_index("sample_id").loc[table.sample_ids]
     np.testing.assert_allclose(samples.obs["dose mg_kg"], expected["dose mg/kg"])
     np.testing.assert_allclose(samples.obs["age"], expected["age"])
+    assert set(samples.obs["plate"]) == {"007"}
     assert samples.obs["site"].isna().sum() == 1 and list(samples.obs["site"].cat.categories) == ["gut"]
 
 

@@ -166,10 +166,9 @@ def test_an_average_over_the_end_is_of_the_epochs_that_are_run(study: StudyFiles
         options = ("--choose-epochs", "--batch-size", 4, "--average", average, "--output-dir", tmp_path / average)
         succeed(*learn(study), *options)
     assert chosen(tmp_path / "swa") is not None
-    config = json.loads((tmp_path / "swa" / "config.json").read_text())
-    assert config["optim"]["swa_start"] == pytest.approx(0.75 * config["train"]["stop_after"] / EPOCHS)
     histories = [pd.read_csv(tmp_path / average / "history.csv") for average in ("none", "swa")]
     assert histories[0]["val_loss"].iloc[-1] != histories[1]["val_loss"].iloc[-1]
+    succeed(*learn(study), *options, "--resume")
 
 
 def test_what_an_encoder_has_learnt_nobody_can_judge(study: StudyFiles, tmp_path: Path) -> None:
