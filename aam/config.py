@@ -519,7 +519,7 @@ class OptimConfig(Section):
         lt=1,
     )
     swa_start: float | None = option(
-        None, "Share of the epochs run after which --average swa begins; by default 0.75.", ge=0, lt=1
+        None, "Share of the epochs run, after which --average swa begins; by default 0.75.", ge=0, lt=1
     )
     lr_find: Literal["none", "apply", "print"] = option(
         "none", "Search the peak learning rate first, to train with it or only to print it."

@@ -228,7 +228,7 @@ def _write_h5ad(path: Path, found: Embeddings, of_asvs: bool) -> None:
 
 
 def _for_anndata(column: pd.Series) -> NDArray[np.float64] | pd.Categorical:
-    """Numbers where all that is known is such and no code (``007``), else categories; what is missing is so there, too."""
+    """Numbers where all that is known is such and no code (``007``), else categories; both may be missing."""
     numbers = pd.to_numeric(column, errors="coerce")
     codes = column.astype(str).str.fullmatch("0[0-9]+").any()
     if numbers.notna().sum() == column.notna().sum() and not codes:
