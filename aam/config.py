@@ -530,12 +530,11 @@ class OptimConfig(Section):
         None, "Samples of an optimizer step: as many batches are joined as come nearest to it.", ge=1
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _learning_rate_of_the_optimizer(cls, given: Any) -> Any:
-        if isinstance(given, dict) and "lr" not in given and given.get("optimizer") in USUAL_LR:
-            return {**given, "lr": USUAL_LR[given["optimizer"]]}
-        return given
+    @model_validator(mode="after")
+    def _learning_rate_of_the_optimizer(self) -> Self:
+        if "lr" not in self.model_fields_set:  # nor is it then: nobody has given one
+            self.__dict__["lr"] = USUAL_LR.get(self.optimizer, self.lr)
+        return self
 
     @model_validator(mode="after")
     def _options_are_of_the_schedule(self) -> Self:

@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,9 @@ __all__ = [
 ]
 
 _SHOWN = 20
-_WRITTEN = "summary.json"
+_FIRST, _WRITTEN = "samples.tsv", "summary.json"  # the first and the last that is written
 _FILES = (
-    *(_WRITTEN, "samples.tsv", "importances*.tsv", "nucleotides.tsv", "per_sample/*.npz", "qiime2/*.tsv"),
+    *(_WRITTEN, _FIRST, "importances*.tsv", "nucleotides.tsv", "per_sample/*.npz", "qiime2/*.tsv"),
     *("plots/*.png", "attention/*.tsv", "attention/*.png"),
 )
 _PREFIX = re.compile("^([a-z]|D_[0-9]+)__", re.IGNORECASE)
@@ -116,7 +117,9 @@ def require_free(directory: Path, *, overwrite: bool) -> None:
     held = names_in(directory)
     if not held:
         return
-    if _WRITTEN not in held or "config.json" in held:
+    names = [pattern.split("/")[0] for pattern in _FILES]
+    begun = _FIRST in held and all(any(fnmatch(name, of) for of in names) for name in held)  # and interrupted
+    if not begun and (_WRITTEN not in held or "config.json" in held):
         raise DataError(f"{directory}: holds other files, {held[0]} say; give an empty or a new --output-dir")
     if not overwrite:
         raise DataError(f"{directory}: holds an explanation already; give --overwrite to replace it")
@@ -169,7 +172,7 @@ def write_explanation(directory: Path, explanation: Explanation) -> None:
     for pattern in _FILES:  # of an explanation that is replaced, which may have had more of them
         for path in directory.glob(pattern):
             path.unlink()
-    explanation.samples.to_csv(directory / "samples.tsv", sep="\t", index=False)
+    explanation.samples.to_csv(directory / _FIRST, sep="\t", index=False)
     kinds = list(dict.fromkeys(found.units.name for found in explanation.found))
     for kind in kinds:
         name = "importances.tsv" if kind == "asv" else f"importances_{kind}.tsv"

@@ -52,7 +52,13 @@ class RunDirectory:
     # Removed with a run, but no sign of one: `--lr-find print` writes lr_find alone.
     IN_FOLDERS = (
         *("*_network_predictions.tsv", "*_classical_predictions.tsv"),
-        *("tensorboard/*/events.out.tfevents.*", "plots/history.png", "plots/val_*.png", "plots/test_*.png"),
+        *(
+            "tensorboard/*/events.out.tfevents.*",
+            "plots/history.png",
+            "plots/val_*.png",
+            "plots/test_*.png",
+            "plots/oof_*.png",
+        ),
         *("lr_find.tsv", "plots/lr_find.png", "shards/step_*/shard-*.safetensors"),
         *("profile/trace.json.gz", "profile/operations.txt"),
     )

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import ValidationError
 
-from aam.config import USUAL_LR, AugmentationConfig, ModelConfig, OptimConfig, RunConfig, Section, TaskConfig, refusals
+from aam.config import AugmentationConfig, ModelConfig, OptimConfig, RunConfig, Section, TaskConfig, refusals
 from aam.errors import DataError
 
 __all__ = [
@@ -287,11 +287,7 @@ def with_values(config: RunConfig, values: Mapping[str, Value]) -> RunConfig:
 
 def given_options(config: RunConfig) -> set[str]:
     """The options that were given, of those that can be searched."""
-    given = {name for name, section in WHERE.items() if name in getattr(config, section).model_fields_set}
-    optim = config.optim
-    if optim.lr == USUAL_LR.get(optim.optimizer):  # which an optimizer brings with it
-        given.discard("lr")
-    return given
+    return {name for name, section in WHERE.items() if name in getattr(config, section).model_fields_set}
 
 
 def refused(space: Space, config: RunConfig) -> str | None:

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aam.config import RunConfig
+from aam.config import USUAL_LR, RunConfig
 from aam.errors import DataError
 from aam.search_space import (
     DEFAULT_SPACE,
@@ -182,3 +182,7 @@ def test_values_leave_the_rest_as_it_was() -> None:
     assert given_options(fixed) == {"weight_decay", "clades"}
     assert given_options(changed) == {"weight_decay", "clades", "lr", "dropout"}
     assert "lr" not in given_options(config(optim={"optimizer": "sgd"}))
+    # One that is typed is given, be it the optimizer's own.
+    typed = config(optim={"optimizer": "sgd", "lr": USUAL_LR["sgd"]})
+    assert typed.optim.lr == config(optim={"optimizer": "sgd"}).optim.lr == USUAL_LR["sgd"]
+    assert "lr" in given_options(typed)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from aam.cli.benchmark_report import command as report_command
-from aam.cli.options import config_options, log_to_console, run_config, sections_of
+from aam.cli.options import config_options, log_to_console, require_options, run_config, sections_of
 from aam.cli.report import table
 
 if TYPE_CHECKING:
@@ -80,8 +80,8 @@ def devices(ctx: click.Context, steps: int, as_json: bool, **_: Any) -> None:
 @click.option("--asvs", type=click.IntRange(min=40), default=120, show_default=True, help="Of the study.")
 @click.option("--clades", type=click.IntRange(min=1), default=3, show_default=True, help="That decide the target.")
 @click.option("--epochs", type=click.IntRange(min=1), default=60, show_default=True, help="Of training.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of study and network.")
-@click.option("--threads", type=click.IntRange(min=1), help="Of the processor.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of study and network.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Of the processor.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def explain(method: tuple[str, ...], as_json: bool, **sizes: Any) -> None:
     """Plant a target in a simulated study, train on it, and see which methods of `aam explain` find it."""
@@ -358,7 +358,7 @@ def gpu(ctx: click.Context, variants: tuple[str, ...], seconds: float, kernels: 
 @click.option(
     "--parallel", type=click.IntRange(min=1), default=1, show_default=True, help="Networks trained at the same time."
 )
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads.")
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True, help="Where."
 )
@@ -391,6 +391,7 @@ def quality(
     chosen: dict[str, dict[str, dict[str, Any]]] = {"default": {}} | ({"best": BEST} if BEST else {})
     if options:
         chosen = {" ".join(options): sections_of(options)}
+        require_options(chosen[" ".join(options)])
     elif settings not in chosen and settings != "both":
         raise click.UsageError("no settings are known to do better than the defaults; give --option to try some")
     elif settings != "both":

@@ -18,7 +18,7 @@ __all__ = ["command"]
     help="Directory to write everything to.",
 )
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of every draw.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of PyTorch.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads of PyTorch.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier demo.")
 def command(output_dir: Path, seed: int, threads: int | None, overwrite: bool) -> None:
     """Simulate a study and take it through the whole program.

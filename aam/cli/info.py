@@ -82,28 +82,32 @@ def command(run: Path, as_json: bool) -> None:
 def _print_folds(run: Path, as_json: bool) -> None:
     """Of a run with folds: its settings, and its metrics once all folds are trained."""
     from aam.errors import DataError
+    from aam.run_directory import RunDirectory
 
+    runs = RunDirectory(run).runs()
     content: dict[str, Any] = {}
     for name in ("config", "metrics"):
         path = run / f"{name}.json"
         try:
             content[name] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         except ValueError:
-            raise DataError(f"{path}: is not JSON; look at one fold, {run / 'fold_0'} say") from None
+            raise DataError(f"{path}: is not JSON; look at one run, {runs[0]} say") from None
     if as_json:
         click.echo(json.dumps(content, indent=2))
         return
     config = content["config"] if isinstance(content["config"], dict) else {}
-    folds = sum(1 for path in run.glob("fold_*") if path.is_dir())
+    parts = [dict(zip(path.name.split("_")[::2], path.name.split("_")[1::2], strict=True)) for path in runs]
+    numbers = [(len({each[kind] for each in parts if kind in each}), kind) for kind in ("fold", "seed")]
+    members = " of ".join(f"{number} {kind}s" for number, kind in numbers if number)
     columns = _part(config, "data").get("metadata_column")
     column = ", ".join(columns) if isinstance(columns, list) else columns
     state = "" if content["metrics"] else ", not all of them trained (--resume goes on)"
-    click.echo(f"{run}\n{config.get('command', '?')}{f': {column}' if column else ''}, {folds} folds{state}")
+    click.echo(f"{run}\n{config.get('command', '?')}{f': {column}' if column else ''}, {members}{state}")
     for section in SECTIONS:
         click.echo(_settings(config, section))
     if content["metrics"]:
         click.echo(f"\nmetrics:\n{json.dumps(_rounded(content['metrics']), indent=2)}")
-    click.echo(f"\n`aam info {run / 'fold_0'}` says more of a fold.")
+    click.echo(f"\n`aam info {runs[0]}` says more of one of them.")
 
 
 def _settings(config: dict[str, Any], section: str) -> str:

@@ -27,6 +27,7 @@ __all__ = [
     "log_to_console",
     "machine_options",
     "read_config",
+    "require_options",
     "run_config",
     "sections_of",
     "study_options",
@@ -310,8 +311,26 @@ def sections_of(options: Sequence[str]) -> dict[str, dict[str, Any]]:
         name = name.removeprefix("--").replace("-", "_")
         if not equals or name not in where:
             raise click.UsageError(f"{option}: write an option of `aam train` as epochs=20, say")
-        found.setdefault(where[name], {})[name] = yaml.safe_load(value)
+        try:
+            found.setdefault(where[name], {})[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise click.UsageError(f"{option}: the value cannot be read; write one as epochs=20, say") from None
     return found
+
+
+def require_options(sections: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse options of `aam train` that no study can be trained with, before anything is computed for them.
+
+    Raises
+    ------
+    click.UsageError
+    """
+    given = {name: dict(part) for name, part in sections.items()}
+    of_study = {"table": "t.biom", "metadata": "m.tsv", "metadata_column": "c", "unifrac_matrix": "d.h5"}
+    given["data"] = of_study | given.get("data", {})
+    given["train"] = {"output_dir": "run"} | given.get("train", {})
+    with usage_errors():
+        RunConfig.model_validate({"command": "train", **given})
 
 
 def log_to_console() -> None:

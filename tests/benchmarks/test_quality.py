@@ -12,7 +12,7 @@ from sklearn.metrics import balanced_accuracy_score, mean_absolute_error
 
 from aam.benchmarks.quality import QualityRow, joined, score, write_rows
 from aam.evaluation.intervals import Difference, Interval, errors_that_count
-from tests.end_to_end.program import aam, simulate, succeed
+from tests.end_to_end.program import aam, assert_one_line_error, simulate, succeed
 
 OTHERS = {"AAM", "joined", "guess"}  # than classical models
 
@@ -128,3 +128,12 @@ def test_a_study_through_the_command(tmp_path: Path) -> None:
     # Again: nothing is trained, and the time is that of the training.
     assert aam(*command).out == first.out
     assert json.loads((tmp_path / "quality" / "quality.json").read_text())["rows"] == [row]
+
+
+@pytest.mark.parametrize(
+    ("option", "word"), [("lr=[1", "lr=[1"), ("epochs=-3", "--epochs -3"), ("schedule=steep", "--schedule steep")]
+)
+def test_an_option_is_refused_before_anything_is_computed(option: str, word: str, tmp_path: Path) -> None:
+    command = ["benchmark", "quality", "--data", tmp_path, "--output-dir", tmp_path / "quality", "--option", option]
+    assert_one_line_error(aam(*command), 2, word)
+    assert not (tmp_path / "quality").exists()

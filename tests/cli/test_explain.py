@@ -308,6 +308,18 @@ def test_what_is_replaced_is_gone(study: StudyFiles, trained: Path, tmp_path: Pa
     assert [path.name for path in (output / "per_sample").iterdir()] == ["integrated-gradients.npz"]
 
 
+def test_what_was_interrupted_can_be_replaced(study: StudyFiles, trained: Path, tmp_path: Path) -> None:
+    arguments = ("explain", "--model", trained, "--table", study.table, "--method", "attention")
+    for name in ("samples.tsv", "importances.tsv"):  # the summary is written last
+        (tmp_path / "e").mkdir(exist_ok=True)
+        (tmp_path / "e" / name).write_text("begun")
+    assert_one_line_error(aam(*arguments, "--output-dir", tmp_path / "e"), 1, "--overwrite")
+    (tmp_path / "e" / "mine.txt").write_text("mine")
+    assert_one_line_error(aam(*arguments, "--output-dir", tmp_path / "e", "--overwrite"), 1, "holds other files")
+    (tmp_path / "e" / "mine.txt").unlink()
+    succeed(*arguments, "--output-dir", tmp_path / "e", "--overwrite")
+
+
 def test_what_is_refused(study: StudyFiles, trained: Path, explained: tuple[Path, str], tmp_path: Path) -> None:
     output = tmp_path / "new"
     for options, words in (

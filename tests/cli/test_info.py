@@ -59,3 +59,18 @@ def test_metrics_that_are_damaged_are_refused(trained: Path, tmp_path: Path) -> 
     shutil.copy(trained / MODEL, tmp_path / MODEL)
     (tmp_path / "metrics.json").write_text('{"val": ')
     assert_one_line_error(aam("info", tmp_path), 1, tmp_path / "metrics.json")
+
+
+@pytest.mark.parametrize(
+    ("runs", "says"),
+    [
+        (["fold_0", "fold_1", "fold_2"], "3 folds, not all"),
+        (["fold_0_seed_0", "fold_0_seed_1", "fold_1_seed_0"], "2 folds of 2 seeds, not all"),
+    ],
+)
+def test_folds_that_are_not_all_trained(runs: list[str], says: str, tmp_path: Path) -> None:
+    for name in runs:
+        (tmp_path / name).mkdir()
+    (tmp_path / "config.json").write_text(json.dumps({"command": "train", "data": {"metadata_column": "age"}}))
+    out = succeed("info", tmp_path).out
+    assert says in out and f"`aam info {tmp_path / runs[0]}`" in out
