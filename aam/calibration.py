@@ -105,6 +105,8 @@ class Calibration:
         others = (own.sum(axis=1, keepdims=True) - own) / (number - 1)
         for share in shares:
             of_others = (share * number - 1) / (number - 1)
+            if of_others <= _CLOSE:  # the own low scores would be enough
+                continue
             first = np.minimum((others < of_others - _CLOSE).sum(axis=0), len(order) - 1)
             # Of scores that are the same the last: a sample at the threshold is within.
             last = np.searchsorted(scores, scores[first], side="right") - 1

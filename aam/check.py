@@ -93,7 +93,7 @@ def check(
     else:
         _what_needs_no_table(files, data, labels or {}, task, problems)
     taxonomy = None if data.taxonomy is None else _attempt(problems, load_taxonomy, data.taxonomy)
-    if task.base_target == "taxonomy" and data.taxonomy is None:
+    if task.base_target == "taxonomy" and data.taxonomy is None and not data.columns:
         problems.append("--base-target taxonomy learns what --taxonomy says of features; give one")
     target, covariates, split, leaks, unnamed = None, None, None, [], []
     if study is not None:

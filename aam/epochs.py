@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 
 from aam.assembly import build_task
 from aam.config import RunConfig
-from aam.data.splits import make_folds
+from aam.data.splits import make_folds, read_splits
 from aam.data.study import Study
 from aam.errors import DataError
 from aam.run_directory import RunDirectory, write_table
 from aam.trainer_setup import build_trainer, resume
 from aam.training.callbacks import Checkpoints, FiniteLosses, Signals
-from aam.training.checkpoint import ModelFile, load_checkpoint
+from aam.training.checkpoint import ModelFile, load_checkpoint, load_model_file, model_path
 from aam.training.console import Console
 from aam.training.distributed import Processes, random_state, set_random_state
 from aam.training.meter import Meter
@@ -40,7 +40,7 @@ __all__ = [
     "Judge",
     "SearchIsOver",
     "Verdict",
-    "has_learnt",
+    "encoder_knows",
     "inner_splits",
     "pooled",
     "smoothed",
@@ -295,9 +295,18 @@ def verdict(losses: Sequence[float], guess: float, epochs: int) -> Verdict:
     return Verdict(len(values) == epochs)
 
 
-def has_learnt(encoder: ModelFile | None, columns: Sequence[str]) -> bool:
-    """Whether an encoder was trained on one of these columns: no part of its training samples can judge them then."""
-    return encoder is not None and not set(columns).isdisjoint(encoder.config.data.columns)
+def encoder_knows(config: RunConfig, study: Study, split: NDArray[np.str_]) -> bool:
+    """Whether the pre-trained encoder has learnt a column of training samples, no part of which can judge it then."""
+    if config.train.pretrained_encoder is None:
+        return False
+    path = model_path(config.train.pretrained_encoder)
+    if set(config.data.columns).isdisjoint(load_model_file(path).config.data.columns):
+        return False
+    splits = path.parent / "splits.tsv"
+    if not splits.is_file():  # nobody can say
+        return True
+    before = read_splits(splits)
+    return any(before.get(study.sample_ids[row]) == "train" for row in study.rows_of(split, "train"))
 
 
 class SearchIsOver(Callback):

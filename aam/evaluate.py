@@ -43,7 +43,7 @@ __all__ = ["EvaluationResult", "evaluate"]
 logger = logging.getLogger("aam")
 
 _WORST = 15
-_ROUNDING = 1e-6  # of a number, from one table to another
+_ROUNDING = 1e-3  # of a number, or of how much they vary, from one table to another
 _FEWEST_PANELS, _PANELS = 3, 6  # columns whose errors are drawn, as many as go with them more than chance
 
 _METRICS = {
@@ -436,7 +436,8 @@ class _Paired:
         truths = [frame["actual"].to_numpy() for frame in (first, second)]
         same = truths[0] == truths[1]
         if not a.classes:
-            same = np.isclose(truths[0].astype(np.float64), truths[1].astype(np.float64), rtol=_ROUNDING, atol=0)
+            one, other = (truth.astype(np.float64) for truth in truths)
+            same = np.isclose(one, other, rtol=_ROUNDING, atol=_ROUNDING * float(one.std()))
         if not same.all():
             where = int(np.argmin(same))
             said = [shown(str(truth[where])) for truth in truths]

@@ -426,7 +426,8 @@ def _is_finished(config: RunConfig, directory: RunDirectory) -> bool:
         return False
     before = _stored_config(directory)["train"]
     asked = config.train
-    if asked.stop_after not in (None, before.get("stop_after")):
+    run = before.get("stop_after") or before.get("epochs")
+    if asked.stop_after is not None and isinstance(run, int) and asked.stop_after > run:
         return False
     return before.get("patience") == asked.patience and asked.epochs in (None, before.get("epochs"))
 

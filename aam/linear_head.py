@@ -24,11 +24,11 @@ from torch import Tensor
 from aam.config import RunConfig
 from aam.data.study import Study
 from aam.data.targets import ClassTarget
-from aam.epochs import has_learnt, inner_splits
+from aam.epochs import encoder_knows, inner_splits
 from aam.errors import DataError
 from aam.models.sequence_predictor import LinearHead
 from aam.reading import read_training_samples
-from aam.training.checkpoint import load_model_file, model_path, save_model_file
+from aam.training.checkpoint import load_model_file, save_model_file
 from aam.training.distributed import load_weights_into
 from aam.training.tasks import TrainTask
 from aam.training.trainer import Trainer
@@ -199,8 +199,7 @@ def _parts(
     config: RunConfig, study: Study, split: NDArray[Any], task: TrainTask
 ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Parts of the training samples, as places among them, whose classes the others have, too."""
-    encoder = config.train.pretrained_encoder
-    if encoder is not None and has_learnt(load_model_file(model_path(encoder)), config.data.columns):
+    if encoder_knows(config, study, split):
         return []
     train = split == "train"
     try:

@@ -31,7 +31,7 @@ from aam.data.splits import read_splits, watched_part, write_splits
 from aam.data.study import Study, unknown_samples
 from aam.data.study_splits import as_before, split_study, thin_parts
 from aam.data.targets import require_repeated_classes
-from aam.epochs import EpochSearch, SearchIsOver, has_learnt
+from aam.epochs import EpochSearch, SearchIsOver, encoder_knows
 from aam.errors import DataError, in_file, named
 from aam.inputs import load_inputs
 from aam.joining import require_unseen
@@ -158,7 +158,7 @@ def run(config: RunConfig) -> RunResult:
                 trainer.close()
                 return RunResult(directory.path, {}, pd.DataFrame())
             config = with_learning_rate(config, trainer, directory)
-        config = _searched_for(config, pretrained)
+        config = _searched_for(config, study, split)
         if resumed is None and config.train.choose_epochs and config.train.stop_after is None:
             if processes.first:
                 if searched is None or searched["config"]["train"]["epochs"] != config.train.epochs:
@@ -411,11 +411,11 @@ def _read_linearly(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"train": config.train.model_copy(update={"choose_epochs": False})})
 
 
-def _searched_for(config: RunConfig, pretrained: ModelFile | None) -> RunConfig:
+def _searched_for(config: RunConfig, study: Study, split: NDArray[Any]) -> RunConfig:
     """A configuration that asks for no search where those that would judge are known by the encoder already."""
-    if not config.train.choose_epochs or not has_learnt(pretrained, config.data.columns):
+    if not config.train.choose_epochs or not encoder_knows(config, study, split):
         return config
-    logger.info("all epochs are run: the encoder has learnt the column, and no training sample is new to it")
+    logger.info("all epochs are run: the encoder has learnt the column of training samples, which cannot judge then")
     return config.model_copy(update={"train": config.train.model_copy(update={"choose_epochs": False})})
 
 

@@ -73,6 +73,17 @@ def test_of_single_samples_it_is_the_usual_conformal_quantile(number: int, level
     assert found.threshold(level) == np.sort(scores)[int(np.ceil(level * (number + 1) - 1e-9)) - 1]
 
 
+@pytest.mark.parametrize(("number", "level"), [(2, 0.5), (2, 0.4), (3, 1 / 3), (4, 0.25), (4, 0.2)])
+def test_a_low_level_of_few_groups_is_held_too(number: int, level: float) -> None:
+    rng = np.random.default_rng(12)
+    thresholds = [
+        Calibration.of(np.abs(rng.normal(size=number)), None, np.zeros(number, dtype=int)).threshold(level)
+        for _ in range(1000)
+    ]
+    held = 2 * norm.cdf(thresholds) - 1
+    assert held.mean() > level - 2 * held.std() / np.sqrt(1000)
+
+
 @pytest.mark.parametrize("number", [10, 16, 30])
 @pytest.mark.parametrize("alike", [0.0, 1.0, 10.0])
 def test_ninety_percent_of_new_groups_samples_are_held_however_alike_they_are(number: int, alike: float) -> None:

@@ -39,6 +39,26 @@ from aam.errors import DataError
 
 __all__ = ["FeatureTable", "TableKind", "check_whole_counts", "load_table", "read_sample_metadata"]
 
+# What stands above feature IDs; where a header has another name and is a cell short, it is a sample's.
+_CORNERS = frozenset(
+    {
+        "",
+        "id",
+        "feature id",
+        "featureid",
+        "feature",
+        "otu id",
+        "otuid",
+        "otu",
+        "asv id",
+        "asvid",
+        "asv",
+        "sequence",
+        "seq",
+    }
+    | {"taxon", "taxa", "name", "names", "row.names", "rownames", "x"}
+)
+
 TableKind = Literal["counts", "relative", "presence"]
 _WHAT = "feature table"
 _KIND_OF_TYPE: dict[str, TableKind] = {
@@ -323,10 +343,10 @@ def _parse_tsv(text: str, path: Path) -> FeatureTable:
             f"{path}: is not a BIOM or tab-separated table (it begins {shown(first)}); "
             "give a .biom file, or text with features in rows and samples in columns"
         )
-    header = cells_of(lines.pop(0)[1], "\t", path)
-    corner = header[0].strip().lower()
-    named = corner.startswith("#") or corner in ("", "id", "feature id", "featureid", "feature-id", "otu id")
-    if not named and lines and len(cells_of(lines[0][1], "\t", path)) == len(header) + 1:
+    header = _cells(lines.pop(0)[1], path)
+    corner = header[0].strip().lower().replace("_", " ").replace("-", " ")
+    named = corner.startswith("#") or corner in _CORNERS
+    if not named and lines and len(_cells(lines[0][1], path)) == len(header) + 1:
         header.insert(0, "")  # the cell above the IDs, which R's write.table leaves out
     width = len(header) - (header[-1].strip().lower() == "taxonomy")
     sample_ids = strip_ids(header[1:width], path)
@@ -334,7 +354,7 @@ def _parse_tsv(text: str, path: Path) -> FeatureTable:
     data: list[np.ndarray[Any, Any]] = []
     indices: list[np.ndarray[Any, Any]] = []
     for number, line in lines:
-        cells = cells_of(line, "\t", path)
+        cells = _cells(line, path)
         if len(cells) != len(header):
             raise DataError(
                 f"{path}: line {number} has {len(cells)} cells where the header has {len(header)}; "
@@ -360,6 +380,14 @@ def _parse_tsv(text: str, path: Path) -> FeatureTable:
         (np.concatenate(data), np.concatenate(indices), indptr), shape=(len(feature_ids), len(sample_ids))
     )
     return _finish(counts.T.tocsr(), sample_ids, feature_ids, path)
+
+
+def _cells(line: str, path: Path) -> list[str]:
+    """The cells of a line; quotation marks may also be part of a taxon's name, as RDP writes it."""
+    try:
+        return cells_of(line, "\t", path)
+    except DataError:
+        return line.split("\t")
 
 
 def _check_axes(sample_ids: list[str], feature_ids: list[str], path: Path) -> None:

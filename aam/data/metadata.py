@@ -95,9 +95,8 @@ def load_metadata(paths: Path | Sequence[Path], notes: list[str] | None = None) 
     files = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
     assert files
     found = [] if notes is None else notes
-    frame = _load_file(files[0], found)
-    for place, path in enumerate(files[1:], 1):
-        other = _load_file(path, found)
+    frame, *others = spelled_alike([_load_file(path, found) for path in files])
+    for place, (path, other) in enumerate(zip(files[1:], others, strict=True), 1):
         near = None if frame.index.isin(other.index).any() else near_matches(list(other.index), list(frame.index))
         if near:
             found.append(f"{path}: has no sample of {files[0]}; {near}")
@@ -186,7 +185,6 @@ def _check_declared(column: pd.Series, name: str, declared: str, path: Path) -> 
 
 def _join(frame: pd.DataFrame, other: pd.DataFrame, sources: Sequence[Path], path: Path) -> pd.DataFrame:
     """Samples and columns of both; what both state must agree."""
-    frame, other = spelled_alike(frame, other)
     shared = [column for column in other.columns if column in frame.columns]
     ids = [name for name in other.index if name in frame.index]
     mine, theirs = frame.loc[ids, shared], other.loc[ids, shared]
@@ -205,18 +203,18 @@ def _join(frame: pd.DataFrame, other: pd.DataFrame, sources: Sequence[Path], pat
     return first.where(first.notna(), second)
 
 
-def spelled_alike(first: pd.DataFrame, second: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Whole numbers of a column that one of two tables writes as ``1`` and the other as ``1.0``: as ``1`` in both.
+def spelled_alike(frames: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
+    """Whole numbers of a column that one table writes as ``1`` and another as ``1.0``: as ``1`` in all.
 
     So writes pandas one column, where cells of it are empty in one table alone; and subject 1 is one subject.
     """
-    frames = [first, second]
-    for column in first.columns.intersection(second.columns):
-        kinds = [_kind_of_whole_numbers(frame[column]) for frame in frames]
-        if set(kinds) == {"plain", "with .0"}:
-            place = kinds.index("with .0")
-            frames[place] = frames[place].assign(**{column: frames[place][column].str.removesuffix(".0")})
-    return frames[0], frames[1]
+    found = list(frames)
+    for column in dict.fromkeys(name for frame in frames for name in frame.columns):
+        kinds = [_kind_of_whole_numbers(frame[column]) if column in frame else None for frame in frames]
+        for place, kind in enumerate(kinds):
+            if kind == "with .0" and "plain" in kinds:
+                found[place] = found[place].assign(**{column: found[place][column].str.removesuffix(".0")})
+    return found
 
 
 def _kind_of_whole_numbers(column: pd.Series) -> str | None:

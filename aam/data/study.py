@@ -287,9 +287,8 @@ def _embedded_metadata(tables: Sequence[FeatureTable | StreamedTable | None]) ->
     known = [table.sample_metadata for table in read if table.sample_metadata is not None]
     if not known:
         return None
-    joined = known[0]
-    for frame in known[1:]:
-        joined, frame = spelled_alike(joined, frame)
+    joined, *others = spelled_alike(known)
+    for frame in others:
         joined = joined.combine_first(frame)
     # A table that says nothing of its samples is used all the same, but for what needs a column.
     return joined.reindex(list(dict.fromkeys(name for table in read for name in table.sample_ids)))

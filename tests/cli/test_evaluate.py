@@ -244,6 +244,9 @@ def test_two_models(study: StudyFiles, tmp_path: Path) -> None:
 def test_two_models_of_different_things_are_not_compared(study: StudyFiles, tmp_path: Path) -> None:
     good = predictions(study, tmp_path / "good.tsv", noise=0.2)
     table = pd.read_csv(good, sep="\t")
+    table.to_csv(tmp_path / "rounded.tsv", sep="\t", index=False, float_format="%.4g")
+    both = ("--predictions", good, "--predictions", tmp_path / "rounded.tsv", "--output-dir", tmp_path / "b")
+    succeed("evaluate", *both)
     table.assign(actual=10 * table["actual"]).to_csv(tmp_path / "days.tsv", sep="\t", index=False)
     outcome = aam(
         "evaluate", "--predictions", good, "--predictions", tmp_path / "days.tsv", "--output-dir", tmp_path / "r"

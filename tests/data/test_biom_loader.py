@@ -107,6 +107,19 @@ def test_tsv_as_r_writes_it(tmp_path):
     np.testing.assert_array_equal(table.counts.toarray(), [[1, 2], [0, 3]])
 
 
+def test_quotation_marks_within_a_taxon(tmp_path):
+    path = tmp_path / "t.tsv"
+    path.write_text('#OTU ID\ts1\ttaxonomy\nACGT\t1\t"Proteobacteria";"Gammaproteobacteria";Pseudomonas\n')
+    assert load_table(path).feature_ids == ["ACGT"]
+
+
+def test_a_column_without_a_name_shifts_no_sample(tmp_path):
+    path = tmp_path / "t.tsv"
+    path.write_text("ASV\ts1\ts2\nACGT\t1\t0\t1\n")
+    with pytest.raises(DataError, match="line 2 has 4 cells where the header has 3"):
+        load_table(path)
+
+
 def test_fixed_length_ids(tmp_path):
     path = write(tmp_path / "t.biom", "hdf5")
     with h5py.File(path, "a") as file:

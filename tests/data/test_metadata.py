@@ -276,6 +276,7 @@ def test_encodings(tmp_path):
     ],
 )
 def test_whole_numbers_of_two_tables_are_spelled_alike(first, second, expected):
-    frames = spelled_alike(pd.DataFrame({"a": first}, dtype=object), pd.DataFrame({"a": second}, dtype=object))
-    for frame, values in zip(frames, expected, strict=True):
+    others = pd.DataFrame({"a": ["S1"]}, dtype=object)  # of which nothing can be said
+    first, second = (pd.DataFrame({"a": values}, dtype=object) for values in (first, second))
+    for frame, values in zip(spelled_alike([first, others, second])[::2], expected, strict=True):
         pd.testing.assert_series_equal(frame["a"], pd.Series(values, name="a", dtype=object), check_dtype=False)

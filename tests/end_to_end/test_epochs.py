@@ -179,6 +179,10 @@ def test_what_an_encoder_has_learnt_nobody_can_judge(study: StudyFiles, tmp_path
     outcome = succeed(*files, "age", *quick, *steps, "--output-dir", tmp_path / "run")
     assert "the encoder has learnt the column" in outcome.err and "how many epochs" not in outcome.err
     assert not (tmp_path / "run" / "epochs.tsv").exists()
+    # Of other samples it knows nothing.
+    (tmp_path / "encoder" / "splits.tsv").write_text("sample_id\tsplit\nother\ttrain\nanother\tval\n")
+    elsewhere = succeed(*files, "age", *quick, *steps, "--val-size", 0.3, "--output-dir", tmp_path / "elsewhere")
+    assert "how many epochs" in elsewhere.err
     another = succeed(*files, "storage_days", *quick, *steps, "--output-dir", tmp_path / "another")
     assert "how many epochs" in another.err
 
