@@ -6,6 +6,7 @@ Shapes: ``n`` samples, ``K`` classes.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,11 +20,13 @@ from numpy.typing import NDArray
 
 from aam.data.biom_loader import load_table
 from aam.data.files import near_matches, shown
-from aam.data.metadata import class_target, load_metadata, require_column
+from aam.data.metadata import class_target, load_metadata, numeric_target, require_column
 from aam.errors import DataError
 from aam.training.metrics import classification_metrics, regression_metrics
 
 __all__ = ["PARTS", "Predictions", "read_predictions", "short_file_names", "sizes_of_samples"]
+
+logger = logging.getLogger("aam")
 
 PARTS = ("oof", "test", "val")
 
@@ -169,7 +172,13 @@ def read_predictions(
         if read is None or column is None:
             raise DataError(f"{source}: has no column actual; give --metadata and --metadata-column for the truth")
         table.insert(1, "actual", require_column(read, column, metadata[0]).to_numpy())
+    ids = table["sample_id"].tolist()
     table, classes = _typed(table, source)
+    if len(table) < len(ids):
+        unknown = sorted(set(ids) - set(table["sample_id"]))
+        hint = near_matches(unknown, list(load_metadata(tuple(metadata)).index)) if metadata else None
+        told = f"{source}: the truth of {len(unknown)} of {len(ids)} samples is unknown, of {shown(unknown[0])} say"
+        logger.warning("%s; they are left out%s", told, f"; {hint}" if hint else "")
     kept = table.index.to_numpy()
     groups = None
     if group_column is not None:
@@ -276,7 +285,10 @@ def _typed(table: pd.DataFrame, source: Path) -> tuple[pd.DataFrame, tuple[str, 
             table[name] = pd.to_numeric(table[name], errors="coerce")
     numbers = pd.to_numeric(table["predicted"], errors="coerce")
     if not probabilities and numbers.notna().all():
-        actual = pd.to_numeric(table["actual"], errors="coerce")
+        words = table["actual"][pd.to_numeric(table["actual"], errors="coerce").isna()].dropna()
+        if len(words) == table["actual"].notna().sum() > 0:
+            raise DataError(f"{source}: no sample has a number as its actual value, and predicted are numbers")
+        actual = pd.Series(numeric_target(table["actual"], "actual", source), index=table.index)
         if not actual.notna().any():
             raise DataError(f"{source}: no sample has a number as its actual value, and predicted are numbers")
         return table.assign(actual=actual, predicted=numbers)[actual.notna()], ()

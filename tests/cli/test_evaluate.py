@@ -126,6 +126,22 @@ def test_classes_are_taken_as_they_are_written(classes: tuple[str, str], study: 
     assert {name: found["metrics"][name] for name in expected} == pytest.approx(expected)
 
 
+def test_samples_without_a_truth_are_told(study: StudyFiles, tmp_path: Path) -> None:
+    table = pd.read_csv(predictions(study, tmp_path / "p.tsv", noise=1), sep="\t").drop(columns="actual")
+    table["sample_id"] = table["sample_id"].mask(table.index < 3, "X" + table["sample_id"])
+    table.to_csv(tmp_path / "p.tsv", sep="\t", index=False)
+    files = ("--metadata", study.metadata, "--metadata-column", "age")
+    outcome = succeed("evaluate", "--predictions", tmp_path / "p.tsv", *files, "--output-dir", tmp_path / "r")
+    assert "3 of 24 samples is unknown" in outcome.err and "X" in outcome.err
+    metadata = pd.read_csv(study.metadata, sep="\t", dtype=str)
+    metadata.assign(age=metadata["age"].mask(metadata.index == 5, "27,5")).to_csv(
+        tmp_path / "m.tsv", sep="\t", index=False
+    )
+    files = ("--metadata", tmp_path / "m.tsv", "--metadata-column", "age", "--output-dir", tmp_path / "t")
+    outcome = aam("evaluate", "--predictions", tmp_path / "p.tsv", *files)
+    assert_one_line_error(outcome, 1, "27,5", "not numbers")
+
+
 def test_groups_of_one_number_each(study: StudyFiles, tmp_path: Path) -> None:
     """Some draws have a single group alone, and equal numbers whose mean is not quite the same."""
     metadata = pd.read_csv(study.metadata, sep="\t")
