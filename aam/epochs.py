@@ -28,7 +28,7 @@ from aam.errors import DataError
 from aam.run_directory import RunDirectory, write_table
 from aam.trainer_setup import build_trainer, resume
 from aam.training.callbacks import Checkpoints, FiniteLosses, Signals
-from aam.training.checkpoint import ModelFile, load_checkpoint, load_model_file, model_path
+from aam.training.checkpoint import ModelFile, load_checkpoint, model_path, read_header, stored_config
 from aam.training.console import Console
 from aam.training.distributed import Processes, random_state, set_random_state
 from aam.training.meter import Meter
@@ -300,7 +300,7 @@ def encoder_knows(config: RunConfig, study: Study, split: NDArray[np.str_]) -> b
     if config.train.pretrained_encoder is None:
         return False
     path = model_path(config.train.pretrained_encoder)
-    if set(config.data.columns).isdisjoint(load_model_file(path).config.data.columns):
+    if set(config.data.columns).isdisjoint(stored_config(read_header(path)["config"]).data.columns):
         return False
     splits = path.parent / "splits.tsv"
     if not splits.is_file():  # nobody can say

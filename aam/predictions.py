@@ -167,16 +167,17 @@ def read_predictions(
             tables = [Path(file) for file in stored.get("table") or ()]
             sizes = sizes_of_samples(tables) if tables and all(file.is_file() for file in tables) else None
     table = _table_of(source, column)
-    read = _metadata_of(table["sample_id"].tolist(), metadata, source) if metadata else None
+    ids = table["sample_id"].tolist()
+    loaded = load_metadata(tuple(metadata)) if metadata else None
+    read = None if loaded is None else _metadata_of(ids, loaded, metadata, source)
     if "actual" not in table:
         if read is None or column is None:
             raise DataError(f"{source}: has no column actual; give --metadata and --metadata-column for the truth")
         table.insert(1, "actual", require_column(read, column, metadata[0]).to_numpy())
-    ids = table["sample_id"].tolist()
     table, classes = _typed(table, source)
     if len(table) < len(ids):
         unknown = sorted(set(ids) - set(table["sample_id"]))
-        hint = near_matches(unknown, list(load_metadata(tuple(metadata)).index)) if metadata else None
+        hint = None if loaded is None else near_matches(unknown, list(loaded.index))
         told = f"{source}: the truth of {len(unknown)} of {len(ids)} samples is unknown, of {shown(unknown[0])} say"
         logger.warning("%s; they are left out%s", told, f"; {hint}" if hint else "")
     kept = table.index.to_numpy()
@@ -200,9 +201,8 @@ def read_predictions(
     return Predictions(name, table, classes, left, groups, known, column or "", group_column or "group", nominal)
 
 
-def _metadata_of(ids: list[str], metadata: Sequence[Path], source: Path) -> pd.DataFrame:
+def _metadata_of(ids: list[str], read: pd.DataFrame, metadata: Sequence[Path], source: Path) -> pd.DataFrame:
     """What is known of samples, a row of each; refused where it is of others."""
-    read = load_metadata(tuple(metadata))
     if not read.index.isin(ids).any():
         hint = near_matches(ids, list(read.index)) or "check that both name samples alike"
         example = f"{source} has {shown(ids[0])} where it has {shown(read.index[0])}" if ids else f"{source} is empty"

@@ -40,24 +40,8 @@ from aam.errors import DataError
 __all__ = ["FeatureTable", "TableKind", "check_whole_counts", "load_table", "read_sample_metadata"]
 
 # What stands above feature IDs; where a header has another name and is a cell short, it is a sample's.
-_CORNERS = frozenset(
-    {
-        "",
-        "id",
-        "feature id",
-        "featureid",
-        "feature",
-        "otu id",
-        "otuid",
-        "otu",
-        "asv id",
-        "asvid",
-        "asv",
-        "sequence",
-        "seq",
-    }
-    | {"taxon", "taxa", "name", "names", "row.names", "rownames", "x"}
-)
+_CORNERS = {"", "id", "feature id", "featureid", "feature", "otu id", "otuid", "otu", "asv id", "asvid", "asv"}
+_CORNERS |= {"sequence", "seq", "taxon", "taxa", "name", "names", "row.names", "rownames", "x"}
 
 TableKind = Literal["counts", "relative", "presence"]
 _WHAT = "feature table"

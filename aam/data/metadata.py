@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -209,7 +210,8 @@ def spelled_alike(frames: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
     So writes pandas one column, where cells of it are empty in one table alone; and subject 1 is one subject.
     """
     found = list(frames)
-    for column in dict.fromkeys(name for frame in frames for name in frame.columns):
+    times = Counter(name for frame in frames for name in frame.columns)
+    for column in (name for name, number in times.items() if number > 1):
         kinds = [_kind_of_whole_numbers(frame[column]) if column in frame else None for frame in frames]
         for place, kind in enumerate(kinds):
             if kind == "with .0" and "plain" in kinds:
