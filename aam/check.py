@@ -44,6 +44,7 @@ __all__ = ["check"]
 Result = TypeVar("Result")
 _MODEL, _TASK = ModelConfig(), TaskConfig()
 _BATCH_SIZE: int = TrainConfig.model_fields["batch_size"].default
+_NO_GROUPS = {"leave_out": (), "leave_one_group_out": False}
 _PARTS = ("train", "val", "test")
 _MOST_SAMPLES_OF_A_MEAN = 2000
 _BATCHES_OF_AN_ESTIMATE = 5
@@ -181,11 +182,13 @@ def _attempt(problems: list[str], step: Callable[..., Result], *arguments: Any) 
 
 def _align(files: StudyFiles, data: DataConfig, step: Callable[..., Study], problems: list[str]) -> Study | None:
     """The study, without the columns that cannot serve; each of these is a problem of its own."""
+    without: dict[str, Any] = {"metadata_column": (), "group_column": None, "split_column": None}
+    without |= {"categorical_columns": (), "numeric_columns": ()}
+    if files.metadata is None and data.metadata:  # it could not be read, which says nothing of its columns
+        return _attempt(problems, step, files, data.model_copy(update=without | _NO_GROUPS))
     study = _attempt([], step, files, data)
     if study is not None:
         return study
-    without: dict[str, Any] = {"metadata_column": (), "group_column": None, "split_column": None}
-    without |= {"categorical_columns": (), "numeric_columns": ()}
     given: list[tuple[str, Any]] = [("metadata_column", (column,)) for column in data.columns]
     given += [(name, getattr(data, name)) for name in ("group_column", "split_column")]
     given += [("categorical_columns", (column,)) for column in data.categorical_columns]
@@ -195,7 +198,7 @@ def _align(files: StudyFiles, data: DataConfig, step: Callable[..., Study], prob
         if _attempt(problems, step, files, data.model_copy(update=without | {option: value})) is None:
             usable = usable.model_copy(update={option: without[option]})
     if usable.group_column is None:
-        usable = usable.model_copy(update={"leave_out": (), "leave_one_group_out": False})
+        usable = usable.model_copy(update=_NO_GROUPS)
     return _attempt(problems, step, files, usable)
 
 

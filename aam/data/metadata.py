@@ -7,6 +7,7 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def load_metadata(paths: Path | Sequence[Path], notes: list[str] | None = None) 
     ----------
     paths
         Tab-separated text, or comma-separated if the header has commas and no tab. The first column holds the sample
-        IDs. Lines whose first cell begins with ``#`` are comments, but for ``#q2:types``: columns that it declares
+        IDs; its name may be left out, as R's ``write.table`` and ``write.csv`` do. Lines whose first cell begins with ``#`` are comments, but for ``#q2:types``: columns that it declares
         numeric are checked. Of several files, samples and columns are joined, in the order of their appearance.
     notes : list of str, optional
         Collects what was put right: rows that repeat.
@@ -107,7 +108,7 @@ def load_metadata(paths: Path | Sequence[Path], notes: list[str] | None = None) 
 
 def _load_file(path: Path, notes: list[str]) -> pd.DataFrame:
     lines = read_text(path, "metadata file").split("\n")
-    start, delimiter = _find_header(lines, path)
+    start, delimiter, unnamed = _find_header(lines, path)
     reader = csv.reader((line + "\n" for line in lines[start:]), delimiter=delimiter, strict=True)
     header: list[str] = []
     types: list[str] = []
@@ -119,10 +120,9 @@ def _load_file(path: Path, notes: list[str]) -> pd.DataFrame:
             is_types = bool(row) and row[0].lower() == _TYPES_DIRECTIVE
             if not any(row) or (header and row[0].startswith("#") and not is_types):
                 continue
-            while len(row) > max(len(header), 1) and not row[-1]:
-                row.pop()
+            del row[max(len(header), 1, len(row) - _empty_last(row)) :]
             if not header:
-                header = row
+                header = ["", *row] if unnamed else row
                 continue
             if len(row) > len(header):
                 raise DataError(
@@ -228,16 +228,18 @@ def _kind_of_whole_numbers(column: pd.Series) -> str | None:
     return "with .0" if known.str.fullmatch(r"-?(0|[1-9][0-9]*)\.0").all() else None
 
 
-def _find_header(lines: list[str], path: Path) -> tuple[int, str]:
-    """Line index of the header, and what separates its cells."""
+def _find_header(lines: list[str], path: Path) -> tuple[int, str, bool]:
+    """Line index of the header, what separates its cells, and whether it has none above the sample IDs."""
     for number, line in enumerate(lines):
         if not line.strip():
             continue
         delimiter = "," if "," in line and "\t" not in line else "\t"
         first = line.split(delimiter)[0].strip().strip('"').strip()
-        if first.lower() in _ID_HEADERS or first in _ID_HEADERS_EXACT:
-            return number, delimiter
+        if first.lower() in _ID_HEADERS or first in _ID_HEADERS_EXACT or (not first and delimiter in line):
+            return number, delimiter, False
         if not line.startswith("#"):
+            if _is_cell_short(lines[number:], delimiter):
+                return number, delimiter, True
             break
     else:
         first = ""
@@ -245,6 +247,21 @@ def _find_header(lines: list[str], path: Path) -> tuple[int, str]:
         f"{path}: has no sample ID column (its first column is {shown(first)}); name it one of "
         f"{', '.join(_ID_HEADERS + _ID_HEADERS_EXACT)}"
     )
+
+
+def _is_cell_short(lines: list[str], delimiter: str) -> bool:
+    """Whether the longest rows have just one cell more than their header, as R's ``write.table`` leaves it."""
+    rows = csv.reader((line + "\n" for line in lines if line.strip() and not line.startswith("#")), delimiter=delimiter)
+    try:
+        header = len(next(rows))
+        return max((len(row) - _empty_last(row) for row in rows), default=0) == header + 1
+    except csv.Error:  # said where the rows are read
+        return False
+
+
+def _empty_last(row: Sequence[str]) -> int:
+    """How many of the last cells are empty, as spreadsheets leave them."""
+    return sum(1 for _ in takewhile(lambda cell: not cell.strip(), reversed(row)))
 
 
 def require_column(frame: pd.DataFrame, name: str, path: Path) -> pd.Series:

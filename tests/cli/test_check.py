@@ -389,3 +389,14 @@ def test_one_subject_is_one_group_however_it_is_written(study: StudyFiles, tmp_p
     files = ("--table", study.table, "--metadata", tmp_path / "a.tsv", "--metadata", tmp_path / "b.tsv")
     found = report(*files, "--metadata-column", "age", "--group-column", "subject")[1]
     assert sum(found["split"]["groups"].values()) == metadata["subject"].nunique()
+
+
+def test_metadata_that_cannot_be_read_are_one_problem(study: StudyFiles, tmp_path: Path) -> None:
+    metadata = tmp_path / "metadata.tsv"
+    metadata.write_text(study.metadata.read_text().replace("sample_id", "subject", 1))
+    columns = ["--metadata-column", "age", "--group-column", "subject_id", "--leave-one-group-out"]
+    code, found = report("--table", study.table, "--metadata", metadata, *columns)
+    assert code == 1
+    (problem,) = found["problems"]
+    assert "first column is 'subject'" in problem
+    assert found["samples"]["used"] == found["samples"]["table"]

@@ -58,11 +58,21 @@ def test_comma_separated_and_quoted(tmp_path):
     assert frame.to_dict("index") == {"s1": {"age": "3", "place, exact": "pond, small"}}
 
 
+def test_tables_of_r(tmp_path):
+    """What R's ``write.table`` and ``write.csv`` write of a data frame with row names, by default but for ``sep``."""
+    expected = {"s1": {"age": "3", "sex": "f"}, "s 2": {"age": "NA", "sex": "m"}}
+    assert load(tmp_path, '"age"\t"sex"\n"s1"\t3\t"f"\n"s 2"\tNA\t"m"\n').to_dict("index") == expected
+    assert load(tmp_path, '"","age","sex"\n"s1",3,"f"\n"s 2",NA,"m"\n').to_dict("index") == expected
+    assert load(tmp_path, '"age"\n"s1"\t3\n').to_dict("index") == {"s1": {"age": "3"}}
+    assert list(load(tmp_path, "age\tsex\ns1\t3\t\ns2\t4\tf\n").columns) == ["age", "sex"]  # na = ""
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         ("subject\tage\ns1\t3\n", "first column is 'subject'.*sample_id"),
-        ("\tage\ns1\t3\n", "no sample ID column"),
+        ("subject\tage\ns1\t3\t\n", "first column is 'subject'.*sample_id"),  # empty last cells are no sign of R
+        ('age\tsex\ns1\t"3\n', "first column is 'age'"),
         ("sample_id\tage\n", "no samples"),
         (
             "sample_id\tage\ns1\t3\ns1\t4\n",
