@@ -157,7 +157,13 @@ def _asvs(encoder: SequenceEncoder, tokens: NDArray[np.uint8], device: torch.dev
 def _metadata(paths: Path | Sequence[Path], ids: list[str]) -> pd.DataFrame | None:
     if not paths:
         return None
-    read = load_metadata((paths,) if isinstance(paths, Path) else tuple(paths))
+    files = (paths,) if isinstance(paths, Path) else tuple(paths)
+    read = load_metadata(files)
+    lacking = [name for name in ids if name not in read.index]
+    if lacking:
+        hint = near_matches(lacking, list(read.index))
+        told = f"{named(files)}: has nothing of {len(lacking)} of {len(ids)} samples, of {shown(lacking[0])} say"
+        logger.warning("%s%s", told, f"; {hint}" if hint else "")
     return read.reindex(ids)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from aam.errors import DataError
-from aam.training.checkpoint import MODEL_NAME
+from aam.training.checkpoint import MODEL_NAME, runs_within
 
 __all__ = ["RunDirectory", "names_in", "write_json", "write_table"]
 
@@ -140,11 +139,7 @@ class RunDirectory:
 
     def runs(self) -> list[Path]:
         """The directories of the runs for each fold or seed of a run that has some, in their order."""
-        if not self.path.is_dir():
-            return []
-        name = re.compile(r"fold_\d{1,9}(_seed_\d{1,10})?|seed_\d{1,10}")
-        found = [path for path in self.path.iterdir() if name.fullmatch(path.name) and path.is_dir()]
-        return sorted(found, key=lambda path: [int(part) for part in path.name.split("_") if part.isdigit()])
+        return runs_within(self.path)
 
     @contextmanager
     def logging(self) -> Iterator[None]:

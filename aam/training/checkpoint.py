@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -43,6 +44,7 @@ __all__ = [
     "read_header",
     "read_target",
     "reference_length",
+    "runs_within",
     "save_checkpoint",
     "save_model_file",
     "stored_config",
@@ -123,9 +125,9 @@ def model_path(run: Path, *, finished: bool = True) -> Path:
     """
     if run.is_dir():
         if not (run / MODEL_NAME).is_file():
-            first = min((path for kind in ("fold_0*", "seed_*") for path in run.glob(kind)), default=None)
-            if first is not None:
-                raise DataError(f"{run}: holds several runs, not all of them finished; give one of them, {first} say")
+            runs = runs_within(run)
+            if runs:
+                raise _no_common_model(run, runs)
             raise DataError(f"{run}: holds no {MODEL_NAME}; give the directory of a finished run")
         if finished and not (run / "metrics.json").is_file():
             raise DataError(
@@ -136,6 +138,26 @@ def model_path(run: Path, *, finished: bool = True) -> Path:
     if not run.is_file():
         raise DataError(f"{run}: no such run directory or model file")
     return run
+
+
+def runs_within(path: Path) -> list[Path]:
+    """The directories of the runs for each fold or seed of a run that has some, in their order."""
+    if not path.is_dir():
+        return []
+    name = re.compile(r"fold_\d{1,9}(_seed_\d{1,10})?|seed_\d{1,10}")
+    found = [path for path in path.iterdir() if name.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: [int(part) for part in path.name.split("_") if part.isdigit()])
+
+
+def _no_common_model(run: Path, runs: list[Path]) -> DataError:
+    ended = [path for path in runs if (path / "metrics.json").is_file() and (path / MODEL_NAME).is_file()]
+    if (run / "metrics.json").is_file():  # pre-training leaves a model of each fold alone
+        return DataError(f"{run}: holds several runs, and no model of them all; give one of them, {runs[0]} say")
+    state = f"{len(ended)} of those begun have ended" if ended else "none has ended yet"
+    instead = f", or give one that has ended, {ended[0]} say" if ended else ""
+    return DataError(
+        f"{run}: holds several runs, and {state}; continue them by the same command with --resume{instead}"
+    )
 
 
 def save_model_file(
