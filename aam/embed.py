@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from aam.config import TrainConfig
 from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
+from aam.data.files import near_matches, shown
 from aam.data.metadata import load_metadata, require_column
 from aam.data.study import Study, load_study
 from aam.data.tokenizer import PAD
-from aam.errors import DataError
+from aam.errors import DataError, named
 from aam.folds import finished_folds
 from aam.loaders import choose_device, loader
 from aam.models.sequence_encoder import SequenceEncoder
@@ -159,7 +160,8 @@ def _metadata(paths: Path | Sequence[Path], ids: list[str]) -> pd.DataFrame | No
         return None
     files = (paths,) if isinstance(paths, Path) else tuple(paths)
     read = load_metadata(files)
-    lacking = [name for name in ids if name not in read.index]
+    known = set(read.index)
+    lacking = [name for name in ids if name not in known]
     if lacking:
         hint = near_matches(lacking, list(read.index))
         told = f"{named(files)}: has nothing of {len(lacking)} of {len(ids)} samples, of {shown(lacking[0])} say"

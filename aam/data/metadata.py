@@ -78,8 +78,9 @@ def load_metadata(paths: Path | Sequence[Path], notes: list[str] | None = None) 
     ----------
     paths
         Tab-separated text, or comma-separated if the header has commas and no tab. The first column holds the sample
-        IDs; its name may be left out, as R's ``write.table`` and ``write.csv`` do. Lines whose first cell begins with ``#`` are comments, but for ``#q2:types``: columns that it declares
-        numeric are checked. Of several files, samples and columns are joined, in the order of their appearance.
+        IDs; its name may be left out, as R's ``write.table`` and ``write.csv`` do. Lines whose first cell begins with
+        ``#`` are comments, but for ``#q2:types``: columns that it declares numeric are checked. Of several files,
+        samples and columns are joined, in the order of their appearance.
     notes : list of str, optional
         Collects what was put right: rows that repeat.
 

@@ -111,6 +111,15 @@ def test_pictures(options: tuple[str, ...], study: StudyFiles, encoder: Path, tm
         assert image.size[0] > 800 and len(image.convert("RGB").getcolors(2**24)) > 50
 
 
+def test_samples_of_which_metadata_say_nothing_are_told(study: StudyFiles, encoder: Path, tmp_path: Path) -> None:
+    lines = study.metadata.read_text().splitlines(keepends=True)
+    for file, content in (("few", lines[:-2]), ("others", [lines[0], *("x" + line for line in lines[1:])])):
+        (tmp_path / file).write_text("".join(content))
+    options = ("--output", tmp_path / "s.tsv", "--metadata")
+    assert "has nothing of 2 of 24 samples" in succeed(*embed(encoder, study, *options, tmp_path / "few")).err
+    assert "has nothing of 24 of 24 samples" in succeed(*embed(encoder, study, *options, tmp_path / "others")).err
+
+
 @pytest.mark.skipif(importlib.util.find_spec("anndata") is None, reason="no anndata: pip install '.[h5ad]'")
 def test_h5ad(study: StudyFiles, encoder: Path, tmp_path: Path) -> None:
     import anndata
