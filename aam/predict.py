@@ -20,6 +20,7 @@ from aam.config import DataConfig, RunConfig, TrainConfig
 from aam.data.batch import Batch
 from aam.data.covariates import Covariates
 from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
+from aam.data.files import shown
 from aam.data.metadata import load_metadata
 from aam.data.splits import has_folds, read_folds, read_splits
 from aam.data.study import Study, load_study
@@ -127,6 +128,8 @@ def predict(
             logger.warning(
                 "%s: has no %s of %d of %d samples", named(data.metadata), part.target.column, unknown, len(study)
             )
+        if truth is not None and isinstance(part.target, ClassTarget):
+            _tell_new_classes(part.target, part.known(truth)[1])
     if study.covariates is not None:
         told = [known.unknown(study.covariates) for known in covariates if known is not None]
         for sentence in dict.fromkeys(chain(*told)):
@@ -161,6 +164,16 @@ def predict(
     if calibrators is not None and interval is not None:
         frame = calibrators.intervals(frame, by_fold, interval)
     return PredictionResult(frame, study.left_out, _metrics(frame, target), familiar, _learnt_from(path, names))
+
+
+def _tell_new_classes(target: ClassTarget, values: NDArray[Any]) -> None:
+    new = values[~np.isin(values.astype(str), target.classes)]
+    if len(new):
+        logger.warning(
+            "%d samples are of classes of %s that the model does not know (%s); metrics here are without them, and "
+            "`aam evaluate` counts them as wrong",
+            *(len(new), target.column, ", ".join(map(shown, sorted(set(new.astype(str)))[:5]))),
+        )
 
 
 def _learnt_from(path: Path, names: Sequence[str]) -> int:

@@ -196,3 +196,13 @@ def test_a_real_study(tmp_path: Path) -> None:
     assert "--group-column host_subject_id" not in "".join(
         line for line in outcome.err.splitlines() if line.startswith("Warning")
     )
+
+
+def test_classes_that_the_model_does_not_know_are_told(classes: Path, study: StudyFiles, tmp_path: Path) -> None:
+    frame = pd.read_csv(study.metadata, sep="\t", dtype=str)
+    frame.loc[frame.index[:3], "group"] = "brand new"
+    frame.to_csv(tmp_path / "m.tsv", sep="\t", index=False)
+    files = ("--table", study.table, "--metadata", tmp_path / "m.tsv", "--output", tmp_path / "p.tsv")
+    outcome = succeed("predict", "--model", classes, *files, "--threads", 1, "--num-workers", 0)
+    told = "samples are of classes of group that the model does not know ('brand new'); metrics here are without them"
+    assert told in " ".join(outcome.err.split())
