@@ -17,6 +17,8 @@ from aam.interpret.samples import Samples, Variant
 
 __all__ = ["Permuted", "permutation"]
 
+_NONE = 1e-9  # a share that is none but for rounding
+
 
 class Permuted(NamedTuple):
     """What permuting changes."""
@@ -37,8 +39,9 @@ def permutation(
 ) -> Permuted:
     """Exchange the relative abundances of a unit among the samples, and see (Breiman 2001; Fisher et al. 2019).
 
-    The other ASVs of a sample keep their counts. A unit of several ASVs is exchanged whole, so that one of them cannot
-    stand in for another. Only samples that had the unit, or have it afterwards, are predicted again.
+    A sample's other ASVs share what the unit leaves of its depth, in the proportions that they had. A unit of several
+    ASVs is exchanged whole, so that one of them cannot stand in for another. Only samples that had the unit, or have it
+    afterwards, are predicted again; not those of which nothing would be left.
 
     Parameters
     ----------
@@ -114,10 +117,16 @@ def _exchanged(
                 lost = 0.0 if own is None else float(shares[own].sum())
                 gained = 0.0 if given is None else float(shares[given].sum())
                 asvs, counts = variant.asvs[kept], variant.counts[kept]
+                if 1 - lost < _NONE:  # the unit is all there is, and stays it
+                    if given is None:
+                        continue
+                    gained = 1.0
+                if 1 - gained < _NONE:  # none of the others is left
+                    asvs, counts = asvs[:0], counts[:0]
+                else:
+                    counts = counts * ((1 - gained) / (1 - lost))
                 if given is not None:
-                    asvs = np.concatenate([asvs, rows.asvs[given]])
-                    counts = np.concatenate([counts, shares[given] * variant.depth])
-                if not len(asvs):  # nothing would be left to predict from
-                    continue
-                depth = variant.depth * (1 - lost + gained)
-                yield Variant(sample, asvs, counts, depth), unit, gained - lost
+                    unit_counts = shares[given] * (gained / shares[given].sum() * variant.depth)
+                    asvs, counts = np.concatenate([asvs, rows.asvs[given]]), np.concatenate([counts, unit_counts])
+                if len(asvs):
+                    yield Variant(sample, asvs, counts, variant.depth), unit, gained - lost
