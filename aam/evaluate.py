@@ -203,6 +203,11 @@ def _judge(each: Predictions, folder: Path, page: Page) -> dict[str, Any]:
             f"All samples are of class {each.only_class}: nothing can be said of how well classes are told apart; "
             "accuracy is the share that is found."
         )
+    if each.learnt_groups:
+        cautions.append(
+            f"Of {each.learnt_groups} of the {number} groups ({each.group_column}) the model has learnt from other "
+            "samples: of groups that are new to it, errors may be larger."
+        )
     for said in cautions:
         page.text(said)
     unit = f"Errors are in the unit of {each.label or 'the actual values'}." if not each.classes else ""
@@ -466,6 +471,7 @@ def _compare_all(found: Sequence[Predictions], directory: Path, page: Page) -> l
     from aam.evaluation.error_plots import comparison_plot
     from aam.evaluation.plots import save_figure
 
+    by_name = {each.name: each for each in found}
     pairs = {(a.name, b.name): _Paired.of(a, b) for a, b in combinations(found, 2)}
     comparisons: list[dict[str, Any]] = []
     for (first, second), paired in pairs.items():
@@ -478,6 +484,8 @@ def _compare_all(found: Sequence[Predictions], directory: Path, page: Page) -> l
                 "first": first,
                 "second": second,
                 "samples": len(paired.first),
+                "only_first": len(by_name[first].table) - len(paired.first),
+                "only_second": len(by_name[second].table) - len(paired.first),
                 "drawn": paired.unit,
                 "mean_error_first": float(paired.first.mean()),
                 "mean_error_second": float(paired.second.mean()),
@@ -537,7 +545,10 @@ def _verdict(each: Mapping[str, Any]) -> str:
     """A comparison in a sentence."""
     better, other = ("first", "second") if each["difference"] <= 0 else ("second", "first")
     means = f"mean error {as_text(each[f'mean_error_{better}'])} against {as_text(each[f'mean_error_{other}'])}"
-    told = f"p = {as_text(each['p'])}"
+    told = f"on the {each['samples']:,} samples that both predict, p = {as_text(each['p'])}"
+    left = [f"{each[f'only_{one}']:,} of {each[one]}" for one in ("first", "second") if each[f"only_{one}"]]
+    if left:
+        told += f"; {' and '.join(left)} are not compared"
     if each["p"] < 0.05:
         return f"{each[better]} errs less than {each[other]}: {means}, {told}."
     return f"{each[better]} and {each[other]} cannot be told apart: {means}, {told}."

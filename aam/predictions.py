@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from aam.data.biom_loader import load_table
 from aam.data.files import near_matches, shown
 from aam.data.metadata import class_target, load_metadata, numeric_target, require_column
+from aam.data.splits import read_splits
 from aam.errors import DataError
 from aam.training.metrics import classification_metrics, regression_metrics
 
@@ -29,6 +30,7 @@ __all__ = ["PARTS", "Predictions", "read_predictions", "short_file_names", "size
 logger = logging.getLogger("aam")
 
 PARTS = ("oof", "test", "val")
+_UNKNOWN = "unknown"  # the group of samples whose group is not known
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Predictions:
     label: str  # the column that is predicted, where its name is known
     group_column: str
     nominal: float | None  # the share of the truth that intervals are to hold, where it is known
+    learnt_groups: int = 0  # of those that are tested on, of how many the run has learnt from other samples
 
     @cached_property
     def probabilities(self) -> NDArray[np.float64] | None:
@@ -185,7 +188,7 @@ def read_predictions(
     if group_column is not None:
         if read is None:
             raise DataError(f"--group-column {group_column} is a column of the metadata; give --metadata")
-        groups = require_column(read, group_column, metadata[0]).fillna("unknown").to_numpy()[kept]
+        groups = require_column(read, group_column, metadata[0]).fillna(_UNKNOWN).to_numpy()[kept]
     known = {}
     if sizes is not None:
         if asked and not table["sample_id"].isin(sizes.index).any():
@@ -198,7 +201,29 @@ def read_predictions(
     passed_over = {column, group_column}
     left = None if read is None else read.iloc[kept].drop(columns=[x for x in read.columns if x in passed_over])
     table, nominal = _with_intervals(table.reset_index(drop=True), classes)
-    return Predictions(name, table, classes, left, groups, known, column or "", group_column or "group", nominal)
+    learnt = 0
+    if groups is not None and loaded is not None and group_column is not None:
+        learnt = _learnt_groups(source, table, groups, loaded[group_column])
+    label, grouped_by = column or "", group_column or "group"
+    return Predictions(name, table, classes, left, groups, known, label, grouped_by, nominal, learnt)
+
+
+def _learnt_groups(source: Path, table: pd.DataFrame, groups: NDArray[Any], of_sample: pd.Series) -> int:
+    """How many groups that are tested on have samples that a run has learnt from, as far as its directory tells.
+
+    Of folds each sample is tested by models that have learnt from all others.
+    """
+    tested = set(groups.astype(str)) - {_UNKNOWN}
+    if source.name == "oof_predictions.tsv":
+        if "fold" not in table:
+            return 0
+        folds = table["fold"].groupby(groups.astype(str)).nunique()
+        return sum(folds[name] > 1 for name in tested)
+    splits = source.parent / "splits.tsv"
+    if source.name not in ("test_predictions.tsv", "val_predictions.tsv") or not splits.is_file():
+        return 0
+    learnt = [name for name, part in read_splits(splits).items() if part == "train"]
+    return len(tested & set(of_sample.reindex(learnt).dropna().astype(str)))
 
 
 def _metadata_of(ids: list[str], read: pd.DataFrame, metadata: Sequence[Path], source: Path) -> pd.DataFrame:
@@ -231,6 +256,9 @@ def _of_run(run: Path, part: str | None) -> Path:
     for each in PARTS if part is None else (part,):
         if (run / f"{each}_predictions.tsv").is_file():
             return run / f"{each}_predictions.tsv"
+    others = sorted(path.name for path in run.glob("*_predictions.tsv"))
+    if others:  # of classical models, which are several in one directory
+        raise DataError(f"{run}: holds predictions of several models; give the files, {', '.join(others)}")
     raise DataError(f"{run}: holds no {part or 'oof, test or val'} predictions; give a finished run of `aam train`")
 
 
@@ -247,6 +275,8 @@ def _table_of(path: Path, column: str | None) -> pd.DataFrame:
     try:
         # As text: a class may be called TRUE, 01 or None.
         table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False).fillna("")
+        if len(table.columns) == 1 and "," in str(table.columns[0]):
+            table = pd.read_csv(path, dtype=str, keep_default_na=False).fillna("")
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; give a file that `aam predict` wrote, or a run") from None
     except (ValueError, pd.errors.ParserError, UnicodeDecodeError):
@@ -282,7 +312,7 @@ def _typed(table: pd.DataFrame, source: Path) -> tuple[pd.DataFrame, tuple[str, 
         raise DataError(f"{source}: nothing is predicted for {empty.sum()} samples, {first} say; leave them out")
     for name in table.columns:
         if name in (*probabilities, "lower", "upper") or _quantile_of(name) is not None:
-            table[name] = pd.to_numeric(table[name], errors="coerce")
+            table = _with_numbers(table, str(name), source)
     numbers = pd.to_numeric(table["predicted"], errors="coerce")
     if not probabilities and numbers.notna().all():
         words = table["actual"][pd.to_numeric(table["actual"], errors="coerce").isna()].dropna()
@@ -300,6 +330,18 @@ def _typed(table: pd.DataFrame, source: Path) -> tuple[pd.DataFrame, tuple[str, 
     if probabilities:
         table = table.assign(**{f"prob_{name}": table.get(f"prob_{name}", 0.0) for name in names})
     return table, tuple(sorted(names))
+
+
+def _with_numbers(table: pd.DataFrame, name: str, source: Path) -> pd.DataFrame:
+    """A table whose column holds finite numbers; without the column where its cells are empty."""
+    text = class_target(table[name])
+    if text.isna().all():
+        return table.drop(columns=name)
+    wrong = ~np.isfinite(pd.to_numeric(text, errors="coerce").to_numpy(dtype=np.float64))
+    if wrong.any():
+        first = shown(table["sample_id"].to_numpy()[wrong][0])
+        raise DataError(f"{source}: column {shown(name)} holds no number for {wrong.sum()} samples, {first} say")
+    return table.assign(**{name: pd.to_numeric(text)})
 
 
 def sizes_of_samples(paths: Sequence[Path]) -> pd.DataFrame:

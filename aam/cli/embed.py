@@ -27,7 +27,7 @@ _MOST_POINTS = 5000
 @click.option("--layout", type=click.Choice(["pca", "tsne"]), default="pca", show_default=True, help="Of the picture.")
 @click.option("--color-column", help="Column of the metadata that colours the picture.")
 @click.option("--streaming", is_flag=True, help="Leave the counts in the table's file (BIOM 2.1).")
-@machine_options
+@machine_options()
 def command(
     model: Path,
     table: tuple[Path, ...],

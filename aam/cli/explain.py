@@ -93,7 +93,7 @@ _PRINTED = 10
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all draws.")
 @click.option("--streaming", is_flag=True, help="Leave the counts in the table's file (BIOM 2.1).")
-@machine_options
+@machine_options("device", "threads")
 def command(
     model: Path,
     table: tuple[Path, ...],

@@ -37,7 +37,7 @@ _PATH = click.Path(path_type=Path, readable=False)
 @click.option("--sequences", type=_PATH, multiple=True, help="FASTA or QIIME 2 artifact, where IDs are not DNA.")
 @click.option("--metadata", type=_PATH, multiple=True, help="Covariates of these samples, where the model reads any.")
 @click.option("--benchmark", is_flag=True, help="Print how long predictions take in PyTorch and in ONNX Runtime.")
-@machine_options
+@machine_options("batch_size", "threads", "num_workers")
 def command(
     model: Path,
     output: Path,

@@ -99,11 +99,15 @@ def config_options(command: Command, without: Container[str] = ()) -> Callable[[
     return decorate
 
 
-def machine_options(function: Function) -> Function:
-    """Decorate a command that only runs a model with the options of the machine it runs on."""
-    for name in reversed(("batch_size", "device", "threads", "num_workers")):
-        function = _click_option(name, TrainConfig.model_fields[name], numbers_alone=True)(function)
-    return function
+def machine_options(*names: str) -> Callable[[Function], Function]:
+    """Decorate a command that only runs a model with options of the machine it runs on: all, or those named."""
+
+    def decorate(function: Function) -> Function:
+        for name in reversed(names or ("batch_size", "device", "threads", "num_workers")):
+            function = _click_option(name, TrainConfig.model_fields[name], numbers_alone=True)(function)
+        return function
+
+    return decorate
 
 
 def study_options(function: Function) -> Function:

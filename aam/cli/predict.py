@@ -54,7 +54,7 @@ __all__ = ["command"]
     help="TSV to write of how like the training samples each sample is, with a flag where it is not.",
 )
 @click.option("--streaming", is_flag=True, help="Leave the counts in the table's file (BIOM 2.1).")
-@machine_options
+@machine_options()
 def command(
     model: Path,
     table: tuple[Path, ...],

@@ -10,7 +10,7 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -43,6 +43,7 @@ __all__ = [
     "require_file",
     "shown",
     "strip_ids",
+    "written_differently",
     "zip_first_name",
 ]
 
@@ -596,6 +597,20 @@ def near_matches(ids: Sequence[str], others: Sequence[str]) -> str | None:
                 best = len(found)
                 sentence = f"{best} of them {verb} {shown(affix)} {place} ({example}); {_ALIKE}"
     return sentence
+
+
+def written_differently(values: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of values that only case, punctuation, leading zeros or a decimal point tell apart: slips, maybe.
+
+    Examples
+    --------
+    >>> written_differently(["S1", "S2", "s1", "1", "1.0"])
+    [('S1', 's1'), ('1', '1.0')]
+    """
+    _, undo, _ = _SPELLINGS[-1]
+    first: dict[str, str] = {}
+    pairs = [(first.setdefault(undo(value), value), value) for value in dict.fromkeys(values)]
+    return [pair for pair in pairs if pair[0] != pair[1]]
 
 
 def _common_affix(shorter: Sequence[str], longer: Sequence[str], *, front: bool) -> str:

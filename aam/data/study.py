@@ -20,7 +20,7 @@ from aam.data.cache import Cache
 from aam.data.counts import Counts, JoinedCounts, MemoryCounts, TablePart, present_asvs
 from aam.data.covariates import read_covariates
 from aam.data.draws import MOST_READS
-from aam.data.files import file_sha256, near_matches, shown
+from aam.data.files import file_sha256, near_matches, shown, written_differently
 from aam.data.labels import FilePairs, LabelFiles, Labels, MatrixPart, PairLabels, StripePairs, ValueLabels
 from aam.data.metadata import (
     class_target,
@@ -354,6 +354,7 @@ def align(
     for name, found in known.items():
         leave_out(_places(found, ids, studies).max(axis=0) < 0, _lacking(name, found))
     target: pd.DataFrame | None = None
+    unread: list[str] = []
     covariates: pd.DataFrame | None = None
     columns = data.categorical_columns, data.numeric_columns
     if files.metadata is None:
@@ -373,12 +374,9 @@ def align(
                 )
         metadata = files.metadata.reindex(ids)
         if data.columns:
-            target = pd.DataFrame(
-                {
-                    name: _target(require_column(files.metadata, name, source).reindex(ids), classifier, source)
-                    for name in data.columns
-                }
-            )
+            values = {name: require_column(files.metadata, name, source).reindex(ids) for name in data.columns}
+            told = unread if keep_unlabelled else None
+            target = pd.DataFrame({name: _target(values[name], classifier, source, told) for name in data.columns})
             if not keep_unlabelled:
                 leave_out(target.isna().all(axis=1).to_numpy(), f"no value of {' or '.join(data.columns)}")
                 for name in data.columns:
@@ -433,8 +431,10 @@ def align(
         unknown=_unknown(files, ids),
         # What is said of the split means nothing where samples are only predicted.
         warnings=files.notes
+        + unread
         + _near_misses(files, data, ids)
-        + _warnings(joined, data, sequences, max_bp, None if keep_unlabelled else frame),
+        + _warnings(joined, data, sequences, max_bp, None if keep_unlabelled else frame)
+        + ([] if keep_unlabelled or frame is None else _two_spellings(frame, data, classifier)),
         covariates=None if covariates is None else covariates.iloc[samples],
     )
 
@@ -583,7 +583,7 @@ def _refuse_columns(data: DataConfig, *, may_lack: bool) -> None:
             )
 
 
-def _target(column: pd.Series, classifier: bool, path: Path) -> pd.Series:
+def _readable_target(column: pd.Series, classifier: bool, path: Path) -> pd.Series:
     if classifier:
         return class_target(column).astype(object)
     values = numeric_target(column, str(column.name), path)
@@ -594,6 +594,23 @@ def _target(column: pd.Series, classifier: bool, path: Path) -> pd.Series:
             "unit, or its logarithm"
         )
     return pd.Series(values, index=column.index)
+
+
+def _target(column: pd.Series, classifier: bool, path: Path, unread: list[str] | None) -> pd.Series:
+    """A target; where predictions are only held against it, what is no number is unknown, and ``unread`` tells it."""
+    try:
+        return _readable_target(column, classifier, path)
+    except DataError:
+        if unread is None:
+            raise
+        numbers = pd.to_numeric(class_target(column), errors="coerce")
+        known = np.abs(numbers) <= _LARGEST_TARGET
+        wrong = column[class_target(column).notna() & ~known]
+        unread.append(
+            f"{path}: column {shown(str(column.name))} has {len(wrong)} value(s) that no prediction can be held "
+            f"against and that are taken for unknown, {shown(wrong.iloc[0])} of sample {shown(wrong.index[0])} say"
+        )
+        return numbers.where(known)
 
 
 def _check_whole_counts(table: TableFile) -> None:
@@ -646,6 +663,23 @@ def _near_misses(files: StudyFiles, data: DataConfig, ids: NDArray[Any]) -> list
         near = near_matches(left, names) if left else None
         if near:
             found.append(f"{len(left)} samples of the table are not in {name}: {near}")
+    return found
+
+
+def _two_spellings(metadata: pd.DataFrame, data: DataConfig, classifier: bool) -> list[str]:
+    """Sentences on columns whose values are told apart by how they are written."""
+    columns = [*(data.columns if classifier else ()), *data.categorical_columns]
+    columns += [] if data.group_column is None else [data.group_column]
+    found = []
+    for column in dict.fromkeys(name for name in columns if name in metadata.columns):
+        pairs = written_differently(class_target(metadata[column]).dropna())
+        if pairs:
+            example = " and ".join(map(shown, pairs[0]))
+            found.append(
+                f"column {shown(column)} holds values that differ only in how they are written ({example}"
+                f"{'' if len(pairs) == 1 else f', and {len(pairs) - 1} more'}): they are taken for different ones; "
+                "write them alike if they are not"
+            )
     return found
 
 

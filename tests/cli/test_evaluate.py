@@ -257,6 +257,51 @@ def test_two_models(study: StudyFiles, tmp_path: Path) -> None:
     assert "good errs less than bad" in (tmp_path / "r" / "report.html").read_text()
 
 
+def test_it_says_on_how_many_samples_two_models_are_compared(study: StudyFiles, tmp_path: Path) -> None:
+    good = predictions(study, tmp_path / "good.tsv", noise=0.2)
+    table = pd.read_csv(predictions(study, tmp_path / "bad.csv", noise=3, seed=1), sep="\t")
+    table.head(15).to_csv(tmp_path / "bad.csv", index=False)  # with commas, too
+    out = succeed("evaluate", good, tmp_path / "bad.csv", "--output-dir", tmp_path / "r").out
+    (found,) = read_metrics(tmp_path / "r")["comparisons"]
+    assert (found["samples"], found["only_first"], found["only_second"]) == (15, 9, 0)
+    assert "on the 15 samples that both predict" in out and "Of good 9 samples are not compared" in out
+    assert "Of bad" not in out
+    page = (tmp_path / "r" / "report.html").read_text()
+    assert "on the 15 samples that both predict" in page and "9 of good are not compared" in page
+
+
+@pytest.mark.parametrize("part", ["oof", "test"])
+def test_groups_that_a_run_has_learnt_from_are_told(part: str, study: StudyFiles, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    predictions(study, tmp_path / "all.tsv", noise=1)
+    table = pd.read_csv(tmp_path / "all.tsv", sep="\t")
+    places = np.arange(24)
+    metadata = pd.read_csv(study.metadata, sep="\t", index_col=0)
+    # Two samples of each pair are tested together but for the last three pairs.
+    metadata.assign(pair=np.where(places < 2, np.nan, places // 2)).to_csv(tmp_path / "m.tsv", sep="\t")
+    fold = np.where(places >= 18, places % 2, places // 2 % 2)
+    if part == "oof":
+        table = table.assign(fold=fold)
+        tested = 11
+    else:
+        split = np.where(fold == 0, "test", "train")
+        pd.DataFrame({"sample_id": table["sample_id"], "split": split}).to_csv(
+            run / "splits.tsv", sep="\t", index=False
+        )
+        table = table[fold == 0]
+        tested = table.index.to_series().floordiv(2).loc[2:].nunique()
+    table.to_csv(run / f"{part}_predictions.tsv", sep="\t", index=False)
+    files = ("--metadata", tmp_path / "m.tsv", "--group-column", "pair")
+    out = succeed("evaluate", run, *files, "--output-dir", tmp_path / "r").out
+    assert f"Of 3 of the {tested + 1} groups (pair)" in out and "learnt from other samples" in out
+    assert len(read_metrics(tmp_path / "r")["predictions"]["run"]["cautions"]) == 1 + (tested < 9)
+    same = metadata.assign(half=np.array(["a", "b"])[fold])
+    same.to_csv(tmp_path / "m.tsv", sep="\t")
+    files = ("--metadata", tmp_path / "m.tsv", "--group-column", "half")
+    assert "learnt from" not in succeed("evaluate", run, *files, "--output-dir", tmp_path / "s").out
+
+
 def test_two_models_of_different_things_are_not_compared(study: StudyFiles, tmp_path: Path) -> None:
     good = predictions(study, tmp_path / "good.tsv", noise=0.2)
     table = pd.read_csv(good, sep="\t")
@@ -321,6 +366,16 @@ def test_what_is_refused(study: StudyFiles, tmp_path: Path) -> None:
     (tmp_path / "b.tsv").write_bytes(b"\x00\xff\xfe")
     assert aam("evaluate", "--predictions", tmp_path / "b.tsv", *report).code == 1
     assert_one_line_error(aam("evaluate", "--predictions", tmp_path, *report), 1, tmp_path, "finished run")
+    without.assign(lower=0.0, upper=np.where(without.index == 3, np.inf, 9.0)).to_csv(
+        tmp_path / "i.tsv", sep="\t", index=False
+    )
+    outcome = aam("evaluate", tmp_path / "i.tsv", *report)
+    assert_one_line_error(outcome, 1, "column 'upper' holds no number for 1 samples", without["sample_id"][3])
+    (tmp_path / "models").mkdir()
+    for name in ("ridge", "extra_trees"):
+        without.to_csv(tmp_path / "models" / f"{name}_oof_predictions.tsv", sep="\t", index=False)
+    outcome = aam("evaluate", tmp_path / "models", *report)
+    assert_one_line_error(outcome, 1, "several models", "extra_trees_oof_predictions.tsv, ridge_oof_predictions.tsv")
     group = ("--group-column", "subject_id")
     assert_one_line_error(aam("evaluate", "--predictions", table, *group, *report), 1, "--metadata")
     assert not (tmp_path / "r").exists()

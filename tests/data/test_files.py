@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aam.data.files import check_ids, decode_text, near_matches, read_text, strip_ids
+from aam.data.files import check_ids, decode_text, near_matches, read_text, strip_ids, written_differently
 from aam.errors import DataError
 from tests.data.artifacts import write_artifact
 
@@ -89,6 +89,11 @@ class TestNearMatches:
     )
     def test_what_is_not(self, ids, others):
         assert near_matches(ids, others) is None
+
+    def test_values_of_one_column(self):
+        values = ["S1", "S2", "s1", "a b", "a_b", "07", "7.0", "S1", "x"]
+        assert written_differently(values) == [("S1", "s1"), ("a b", "a_b"), ("07", "7.0")]
+        assert written_differently(["1.1", "1.10", "11", "-1", "1", ">5", "<5"]) == []
 
     def test_the_difference_that_explains_most_is_told(self):
         assert "case" in near_matches(["A", "B", "c.d"], ["a", "b", "c_d"])

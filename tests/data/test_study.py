@@ -190,6 +190,34 @@ def test_a_repeated_column_is_reported(files):
     assert load(files, group_column="subject_id", **options).warnings == []
 
 
+def test_values_written_in_two_ways_are_reported(files):
+    rows = [["s1", "Yes", "a", "1"], ["s2", "no", "A", "2"], ["s3", "yes", "b", "1.0"], ["s4", "No", "b", "01"]]
+    rows += [["s5", "no", "b", ""], ["other", "NO", "B", "3"]]
+    options = {"metadata": files.write("m.tsv", [["id", "diet", "site", "subject_id"], *rows])}
+    found = load(files, metadata_column="diet", classifier=True, group_column="subject_id", **options).warnings
+    (classes, groups) = found
+    assert "'diet'" in classes and "('Yes' and 'yes', and 1 more)" in classes
+    assert "'subject_id'" in groups and "('1' and '1.0', and 1 more)" in groups
+    alike = {"metadata": files.metadata(), "metadata_column": "diet", "group_column": "subject_id"}
+    assert load(files, classifier=True, **alike).warnings == []
+    (categories,) = load(files, group_column="diet", categorical_columns=["site"], **options).warnings[:1]
+    assert "'site'" in categories and "('a' and 'A')" in categories
+    data = DataConfig(table=files.table(), group_column="subject_id", **options)
+    predicted = load_study(data, max_bp=50, classifier=True, checksums=False, keep_unlabelled=True)
+    assert predicted.warnings == []
+
+
+def test_a_truth_that_is_no_number_is_unknown_where_samples_are_predicted(files):
+    rows = [["s1", "3"], ["s2", "1,5"], ["s3", "inf"], ["s4", "NA"], ["s5", "1e300"]]
+    options = {"metadata": files.write("m.tsv", [["id", "age"], *rows]), "metadata_column": "age"}
+    refused(files, "column 'age' has 1 value", **options)
+    data = DataConfig(table=files.table(), **options)
+    study = load_study(data, max_bp=50, checksums=False, keep_unlabelled=True)
+    np.testing.assert_array_equal(study.target, [3, np.nan, np.nan, np.nan, np.nan])
+    (warning,) = study.warnings
+    assert "column 'age' has 3 value(s)" in warning and "'1e300' of sample 's5'" in warning
+
+
 def refused(files: Files, words: str, **options) -> None:
     with pytest.raises(DataError, match=words):
         load(files, **options)

@@ -45,7 +45,7 @@ SMALL = {
     "baseline": ["--threads", "1"],
     "predict": ["--num-workers", "0", "--threads", "1"],
     "embed": ["--num-workers", "0", "--threads", "1"],
-    "explain": ["--num-workers", "0", "--threads", "1", "--max-samples", "12"],
+    "explain": ["--threads", "1", "--max-samples", "12"],
     "benchmark train": [*TINY_MODEL, "--threads", "1", "--num-workers", "0", "--steps", "1"],
     "benchmark devices": [*TINY_MODEL, "--threads", "1", "--num-workers", "0", "--steps", "1"],
 }
