@@ -205,8 +205,8 @@ def _judge(each: Predictions, folder: Path, page: Page) -> dict[str, Any]:
         )
     if each.learnt_groups:
         cautions.append(
-            f"Of {each.learnt_groups} of the {number} groups ({each.group_column}) the model has learnt from other "
-            "samples: of groups that are new to it, errors may be larger."
+            f"The model has learnt from other samples of {each.learnt_groups} of the {number} groups "
+            f"({each.group_column}); its errors may be larger in groups that are new to it."
         )
     for said in cautions:
         page.text(said)
@@ -545,8 +545,8 @@ def _verdict(each: Mapping[str, Any]) -> str:
     """A comparison in a sentence."""
     better, other = ("first", "second") if each["difference"] <= 0 else ("second", "first")
     means = f"mean error {as_text(each[f'mean_error_{better}'])} against {as_text(each[f'mean_error_{other}'])}"
-    told = f"on the {each['samples']:,} samples that both predict, p = {as_text(each['p'])}"
-    left = [f"{each[f'only_{one}']:,} of {each[one]}" for one in ("first", "second") if each[f"only_{one}"]]
+    told = f"on the {each['samples']:,} samples of known truth that both predict, p = {as_text(each['p'])}"
+    left = [f"{each[f'only_{one}']:,} samples of {each[one]}" for one in ("first", "second") if each[f"only_{one}"]]
     if left:
         told += f"; {' and '.join(left)} are not compared"
     if each["p"] < 0.05:

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from aam.data.biom_loader import load_table
 from aam.data.files import near_matches, shown
-from aam.data.metadata import class_target, load_metadata, numeric_target, require_column
+from aam.data.metadata import class_target, load_metadata, numbers_of, numeric_target, require_column
 from aam.data.splits import read_splits
 from aam.errors import DataError
+from aam.evaluation.baseline import BASELINES
 from aam.training.metrics import classification_metrics, regression_metrics
 
 __all__ = ["PARTS", "Predictions", "read_predictions", "short_file_names", "sizes_of_samples"]
@@ -214,15 +215,16 @@ def _learnt_groups(source: Path, table: pd.DataFrame, groups: NDArray[Any], of_s
     Of folds each sample is tested by models that have learnt from all others.
     """
     tested = set(groups.astype(str)) - {_UNKNOWN}
-    if source.name == "oof_predictions.tsv":
-        if "fold" not in table:
-            return 0
+    if "fold" in table:
         folds = table["fold"].groupby(groups.astype(str)).nunique()
         return sum(folds[name] > 1 for name in tested)
-    splits = source.parent / "splits.tsv"
-    if source.name not in ("test_predictions.tsv", "val_predictions.tsv") or not splits.is_file():
+    if not source.name.endswith(("test_predictions.tsv", "val_predictions.tsv")):
         return 0
-    learnt = [name for name, part in read_splits(splits).items() if part == "train"]
+    try:
+        split = read_splits(source.parent / "splits.tsv")
+    except DataError:  # there is none, or it is of something else
+        return 0
+    learnt = [name for name, part in split.items() if part == "train"]
     return len(tested & set(of_sample.reindex(learnt).dropna().astype(str)))
 
 
@@ -246,19 +248,21 @@ def _with_intervals(table: pd.DataFrame, classes: tuple[str, ...]) -> tuple[pd.D
 
 def _quantile_of(column: str) -> float | None:
     """Which quantile a column holds."""
-    try:
-        return float(column.removeprefix("quantile_"))
-    except ValueError:
-        return None
+    match = re.fullmatch(r"quantile_(0?\.[0-9]+)", column)
+    return None if match is None else float(match[1])
 
 
 def _of_run(run: Path, part: str | None) -> Path:
     for each in PARTS if part is None else (part,):
         if (run / f"{each}_predictions.tsv").is_file():
             return run / f"{each}_predictions.tsv"
-    others = sorted(path.name for path in run.glob("*_predictions.tsv"))
-    if others:  # of classical models, which are several in one directory
-        raise DataError(f"{run}: holds predictions of several models; give the files, {', '.join(others)}")
+    there = [each for each in PARTS if (run / f"{each}_predictions.tsv").is_file()]
+    if there:
+        raise DataError(f"{run}: holds no {part} predictions, but {' and '.join(there)}; give another --part")
+    classical = [f"{name}_{each}_predictions.tsv" for name in BASELINES for each in PARTS]
+    found = [name for name in classical if (run / name).is_file()]
+    if found:
+        raise DataError(f"{run}: holds predictions of classical models; give one or more of {', '.join(found)}")
     raise DataError(f"{run}: holds no {part or 'oof, test or val'} predictions; give a finished run of `aam train`")
 
 
@@ -292,7 +296,8 @@ def _table_of(path: Path, column: str | None) -> pd.DataFrame:
             for name in table.columns
             if (match := own.fullmatch(str(name))) and not str(name).startswith(tuple(others))
         }
-        table = table[["sample_id", *found]].rename(columns=found)
+        fold = ["fold"] if "fold" in table else []
+        table = table[["sample_id", *fold, *found]].rename(columns=found)
     for name in ("sample_id", "predicted"):
         if name not in table:
             raise DataError(f"{path}: has no column {name}; give a file that `aam predict` wrote, or a run")
@@ -304,15 +309,15 @@ def _table_of(path: Path, column: str | None) -> pd.DataFrame:
 
 def _typed(table: pd.DataFrame, source: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Rows whose truth is known, as numbers or as classes; rows keep their place as index."""
-    probabilities = [str(name) for name in table.columns if str(name).startswith("prob_")]
+    columns = [str(name) for name in table.columns]
+    nothing = [name for name in columns if _holds_numbers(name) and not table[name].str.strip().any()]
+    table = table.drop(columns=nothing)
+    probabilities = [name for name in columns if name.startswith("prob_") and name not in nothing]
     table = table.assign(**{name: class_target(table[name]) for name in ("actual", "predicted")})
     empty = table["predicted"].isna()
     if empty.any():
         first = shown(table.loc[empty, "sample_id"].iloc[0])
         raise DataError(f"{source}: nothing is predicted for {empty.sum()} samples, {first} say; leave them out")
-    for name in table.columns:
-        if name in (*probabilities, "lower", "upper") or _quantile_of(name) is not None:
-            table = _with_numbers(table, str(name), source)
     numbers = pd.to_numeric(table["predicted"], errors="coerce")
     if not probabilities and numbers.notna().all():
         words = table["actual"][pd.to_numeric(table["actual"], errors="coerce").isna()].dropna()
@@ -321,27 +326,34 @@ def _typed(table: pd.DataFrame, source: Path) -> tuple[pd.DataFrame, tuple[str, 
         actual = pd.Series(numeric_target(table["actual"], "actual", source), index=table.index)
         if not actual.notna().any():
             raise DataError(f"{source}: no sample has a number as its actual value, and predicted are numbers")
-        return table.assign(actual=actual, predicted=numbers)[actual.notna()], ()
+        return _with_numbers(table.assign(actual=actual, predicted=numbers)[actual.notna()], source), ()
     known = table["actual"].notna()
     if not known.any():
         raise DataError(f"{source}: the truth of no sample is known")
-    table = table[known]
+    table = _with_numbers(table[known], source)
     names = {name.removeprefix("prob_") for name in probabilities} | set(table["actual"]) | set(table["predicted"])
     if probabilities:
         table = table.assign(**{f"prob_{name}": table.get(f"prob_{name}", 0.0) for name in names})
     return table, tuple(sorted(names))
 
 
-def _with_numbers(table: pd.DataFrame, name: str, source: Path) -> pd.DataFrame:
-    """A table whose column holds finite numbers; without the column where its cells are empty."""
-    text = class_target(table[name])
-    if text.isna().all():
-        return table.drop(columns=name)
-    wrong = ~np.isfinite(pd.to_numeric(text, errors="coerce").to_numpy(dtype=np.float64))
-    if wrong.any():
-        first = shown(table["sample_id"].to_numpy()[wrong][0])
-        raise DataError(f"{source}: column {shown(name)} holds no number for {wrong.sum()} samples, {first} say")
-    return table.assign(**{name: pd.to_numeric(text)})
+def _holds_numbers(column: str) -> bool:
+    return column in ("lower", "upper") or column.startswith("prob_") or _quantile_of(column) is not None
+
+
+def _with_numbers(table: pd.DataFrame, source: Path) -> pd.DataFrame:
+    """A table whose bounds, quantiles and probabilities are finite numbers."""
+    for name in filter(_holds_numbers, map(str, table.columns)):
+        _, values = numbers_of(table[name])
+        wrong = np.flatnonzero(~np.isfinite(values))
+        if len(wrong):
+            first = shown(str(table[name].iloc[wrong[0]])), shown(table["sample_id"].iloc[wrong[0]])
+            raise DataError(
+                f"{source}: column {shown(name)} has {len(wrong)} value(s) that are no finite numbers ({first[0]} of "
+                f"sample {first[1]}, say); correct them, or leave the column out"
+            )
+        table = table.assign(**{name: values})
+    return table
 
 
 def sizes_of_samples(paths: Sequence[Path]) -> pd.DataFrame:

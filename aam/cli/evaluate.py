@@ -85,11 +85,11 @@ def command(
         ends = "" if low is None else f" ({low:.4f} to {high:.4f})"
         click.echo(
             f"\n{each['first']} - {each['second']}: mean error differs by {each['difference']:.4f}{ends}, "
-            f"p = {each['p']:.3g}, on the {each['samples']} samples that both predict"
+            f"p = {each['p']:.3g}, on the {each['samples']} samples of known truth that both predict"
         )
         for one in ("first", "second"):
             if each[f"only_{one}"]:
-                click.echo(f"Of {each[one]} {each[f'only_{one}']} samples are not compared.")
+                click.echo(f"{each[f'only_{one}']} samples of {each[one]} are not compared.")
         for caution in each["cautions"]:
             click.echo(caution)
     click.echo(f"\nReport: {result.directory / 'report.html'}")

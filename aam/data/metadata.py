@@ -20,6 +20,7 @@ from aam.errors import DataError
 __all__ = [
     "class_target",
     "load_metadata",
+    "numbers_of",
     "numeric_target",
     "repeated_columns",
     "require_column",
@@ -309,20 +310,15 @@ def numeric_target(column: pd.Series, name: str, path: Path) -> np.ndarray[Any, 
     DataError
         If a value is text or infinite.
     """
-    labels = class_target(column)
-    labels = labels.mask(labels.str.lower().isin(_NO_NUMBER), np.nan)
-    known = labels.notna().to_numpy()
-    values = np.full(len(labels), np.nan)
-    parsed = {text: _parse_number(text) for text in labels[known].unique()}
-    wrong = [text for text, number in parsed.items() if number is None]
-    if wrong:
-        count = int(labels.isin(wrong).sum())
+    labels, values = numbers_of(column)
+    no_numbers = labels[np.isnan(values)].dropna()
+    if len(no_numbers):
+        wrong = no_numbers.unique()
         raise DataError(
-            f"{path}: column {shown(name)} has {count} value(s) that are not numbers: "
+            f"{path}: column {shown(name)} has {len(no_numbers)} value(s) that are not numbers: "
             f"{', '.join(map(shown, wrong[:3]))}{', …' if len(wrong) > 3 else ''}; "
             "correct them, or train with --classifier to predict classes"
         )
-    values[known] = [parsed[text] for text in labels[known]]
     infinite = np.isinf(values)
     if infinite.any():
         raise DataError(
@@ -330,6 +326,14 @@ def numeric_target(column: pd.Series, name: str, path: Path) -> np.ndarray[Any, 
             f"first {shown(labels[infinite].iloc[0])}; correct them or leave the cells empty"
         )
     return values
+
+
+def numbers_of(column: pd.Series) -> tuple[pd.Series, np.ndarray[Any, np.dtype[np.float64]]]:
+    """The text of N cells, NaN where the value is missing, and their numbers, NaN also where there is none."""
+    labels = class_target(column)
+    labels = labels.mask(labels.str.lower().isin(_NO_NUMBER), np.nan)
+    parsed = {text: _parse_number(text) for text in labels.dropna().unique()}
+    return labels, labels.map(parsed).to_numpy(dtype=np.float64, na_value=np.nan)
 
 
 def _parse_number(text: str) -> float | None:

@@ -25,6 +25,7 @@ from aam.data.labels import FilePairs, LabelFiles, Labels, MatrixPart, PairLabel
 from aam.data.metadata import (
     class_target,
     load_metadata,
+    numbers_of,
     numeric_target,
     repeated_columns,
     require_column,
@@ -183,7 +184,8 @@ def load_study(
     classifier : bool
         Whether the target holds labels.
     keep_unlabelled : bool
-        Keep samples whose target is unknown; a covariate of which nothing is known at all is none to refuse then.
+        Keep samples whose target is unknown, or is no number; a covariate of which nothing is known at all is none to
+        refuse then.
     checksums : bool
         Whether to compute those of the files.
 
@@ -603,14 +605,15 @@ def _target(column: pd.Series, classifier: bool, path: Path, unread: list[str] |
     except DataError:
         if unread is None:
             raise
-        numbers = pd.to_numeric(class_target(column), errors="coerce")
-        known = np.abs(numbers) <= _LARGEST_TARGET
-        wrong = column[class_target(column).notna() & ~known]
+        labels, numbers = numbers_of(column)
+        usable = np.abs(numbers) <= _LARGEST_TARGET
+        wrong = labels[~usable].dropna()
         unread.append(
-            f"{path}: column {shown(str(column.name))} has {len(wrong)} value(s) that no prediction can be held "
-            f"against and that are taken for unknown, {shown(wrong.iloc[0])} of sample {shown(wrong.index[0])} say"
+            f"{path}: column {shown(str(column.name))} has {len(wrong)} value(s) that are no usable numbers "
+            f"({shown(wrong.iloc[0])} of sample {shown(wrong.index[0])}, say); the truth of these samples is taken for "
+            "unknown"
         )
-        return numbers.where(known)
+        return pd.Series(np.where(usable, numbers, np.nan), index=column.index)
 
 
 def _check_whole_counts(table: TableFile) -> None:

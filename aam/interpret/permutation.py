@@ -41,7 +41,8 @@ def permutation(
 
     A sample's other ASVs share what the unit leaves of its depth, in the proportions that they had. A unit of several
     ASVs is exchanged whole, so that one of them cannot stand in for another. Only samples that had the unit, or have it
-    afterwards, are predicted again; not those of which nothing would be left.
+    afterwards, are predicted again; not those of which nothing would be left. A sample that is wholly the unit stays
+    so: of a unit of several ASVs it has them as the other sample has.
 
     Parameters
     ----------

@@ -244,6 +244,28 @@ def test_quantiles_are_intervals_too(study: StudyFiles, tmp_path: Path) -> None:
     assert "80 % are meant to" in (tmp_path / "r" / "report.html").read_text()
 
 
+def test_bounds_of_samples_without_a_truth_may_be_empty(study: StudyFiles, tmp_path: Path) -> None:
+    table = pd.read_csv(predictions(study, tmp_path / "p.tsv", noise=1.0), sep="\t")
+    table = table.assign(lower=table["predicted"] - 1.5, upper=table["predicted"] + 1.5, quantile=1, **{"0": "text"})
+    expected = ((table["predicted"] - table["actual"]).abs() <= 1.5)[5:].mean()
+    table.loc[:4, ["actual", "lower", "upper"]] = np.nan
+    table.columns = ["sample_id", *(f"age_{name}" for name in table.columns[1:5]), *table.columns[5:]]
+    table.assign(bmi_predicted=1.0).to_csv(tmp_path / "p.tsv", sep="\t", index=False)
+    one = ("--metadata-column", "age", "--output-dir", tmp_path / "r")
+    succeed("evaluate", tmp_path / "p.tsv", *one)
+    assert read_metrics(tmp_path / "r")["predictions"]["p"]["coverage"]["value"] == pytest.approx(expected)
+
+
+def test_empty_probabilities_are_none(study: StudyFiles, tmp_path: Path) -> None:
+    names = pd.read_csv(study.metadata, sep="\t")["sample_id"]
+    actual = np.array(["a", "b"])[np.arange(24) % 2]
+    table = pd.DataFrame({"sample_id": names, "actual": actual, "predicted": actual, "prob_a": "", "prob_b": ""})
+    table.to_csv(tmp_path / "p.tsv", sep="\t", index=False)
+    succeed("evaluate", tmp_path / "p.tsv", "--output-dir", tmp_path / "r")
+    found = read_metrics(tmp_path / "r")["predictions"]["p"]["metrics"]
+    assert found["balanced_accuracy"] == 1 and not {"roc_auc", "brier", "average_precision"} & set(found)
+
+
 def test_two_models(study: StudyFiles, tmp_path: Path) -> None:
     good = predictions(study, tmp_path / "good.tsv", noise=0.2)
     bad = predictions(study, tmp_path / "bad.tsv", noise=3, seed=1)
@@ -264,13 +286,13 @@ def test_it_says_on_how_many_samples_two_models_are_compared(study: StudyFiles, 
     out = succeed("evaluate", good, tmp_path / "bad.csv", "--output-dir", tmp_path / "r").out
     (found,) = read_metrics(tmp_path / "r")["comparisons"]
     assert (found["samples"], found["only_first"], found["only_second"]) == (15, 9, 0)
-    assert "on the 15 samples that both predict" in out and "Of good 9 samples are not compared" in out
-    assert "Of bad" not in out
+    assert "on the 15 samples of known truth that both predict" in out and "9 samples of good are not compared" in out
+    assert "samples of bad" not in out
     page = (tmp_path / "r" / "report.html").read_text()
-    assert "on the 15 samples that both predict" in page and "9 of good are not compared" in page
+    assert "on the 15 samples of known truth that both predict" in page and "9 samples of good are not" in page
 
 
-@pytest.mark.parametrize("part", ["oof", "test"])
+@pytest.mark.parametrize("part", ["oof", "test", "val"])
 def test_groups_that_a_run_has_learnt_from_are_told(part: str, study: StudyFiles, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
@@ -285,7 +307,7 @@ def test_groups_that_a_run_has_learnt_from_are_told(part: str, study: StudyFiles
         table = table.assign(fold=fold)
         tested = 11
     else:
-        split = np.where(fold == 0, "test", "train")
+        split = np.where(fold == 0, part, "train")
         pd.DataFrame({"sample_id": table["sample_id"], "split": split}).to_csv(
             run / "splits.tsv", sep="\t", index=False
         )
@@ -294,8 +316,14 @@ def test_groups_that_a_run_has_learnt_from_are_told(part: str, study: StudyFiles
     table.to_csv(run / f"{part}_predictions.tsv", sep="\t", index=False)
     files = ("--metadata", tmp_path / "m.tsv", "--group-column", "pair")
     out = succeed("evaluate", run, *files, "--output-dir", tmp_path / "r").out
-    assert f"Of 3 of the {tested + 1} groups (pair)" in out and "learnt from other samples" in out
-    assert len(read_metrics(tmp_path / "r")["predictions"]["run"]["cautions"]) == 1 + (tested < 9)
+    told = f"The model has learnt from other samples of 3 of the {tested + 1} groups (pair)"
+    assert told in out and told in read_metrics(tmp_path / "r")["predictions"]["run"]["cautions"][-1]
+    if part == "oof":  # of one column among several, too
+        several = table.rename(columns={name: f"age_{name}" for name in ("actual", "predicted")})
+        several.assign(bmi_predicted=0.0).to_csv(run / "oof_predictions.tsv", sep="\t", index=False)
+        one = ("--metadata-column", "age", "--output-dir", tmp_path / "o")
+        assert told in succeed("evaluate", run, *files, *one).out
+        table.to_csv(run / "oof_predictions.tsv", sep="\t", index=False)
     same = metadata.assign(half=np.array(["a", "b"])[fold])
     same.to_csv(tmp_path / "m.tsv", sep="\t")
     files = ("--metadata", tmp_path / "m.tsv", "--group-column", "half")
@@ -370,12 +398,15 @@ def test_what_is_refused(study: StudyFiles, tmp_path: Path) -> None:
         tmp_path / "i.tsv", sep="\t", index=False
     )
     outcome = aam("evaluate", tmp_path / "i.tsv", *report)
-    assert_one_line_error(outcome, 1, "column 'upper' holds no number for 1 samples", without["sample_id"][3])
+    assert_one_line_error(outcome, 1, "column 'upper'", f"('inf' of sample '{without['sample_id'][3]}', say)")
     (tmp_path / "models").mkdir()
-    for name in ("ridge", "extra_trees"):
+    for name in ("linear", "extra_trees"):
         without.to_csv(tmp_path / "models" / f"{name}_oof_predictions.tsv", sep="\t", index=False)
     outcome = aam("evaluate", tmp_path / "models", *report)
-    assert_one_line_error(outcome, 1, "several models", "extra_trees_oof_predictions.tsv, ridge_oof_predictions.tsv")
+    assert_one_line_error(outcome, 1, "classical models", "extra_trees_oof_predictions.tsv, linear_oof_predictions.tsv")
+    without.to_csv(tmp_path / "models" / "test_predictions.tsv", sep="\t", index=False)
+    outcome = aam("evaluate", tmp_path / "models", "--part", "oof", *report)
+    assert_one_line_error(outcome, 1, "holds no oof predictions, but test; give another --part")
     group = ("--group-column", "subject_id")
     assert_one_line_error(aam("evaluate", "--predictions", table, *group, *report), 1, "--metadata")
     assert not (tmp_path / "r").exists()

@@ -208,14 +208,17 @@ def test_values_written_in_two_ways_are_reported(files):
 
 
 def test_a_truth_that_is_no_number_is_unknown_where_samples_are_predicted(files):
-    rows = [["s1", "3"], ["s2", "1,5"], ["s3", "inf"], ["s4", "NA"], ["s5", "1e300"]]
+    rows = [["s1", "3"], ["s2", "1,5"], ["s3", "inf"], ["s4", "NA"], ["s5", "1e300"], ["other", "x"]]
     options = {"metadata": files.write("m.tsv", [["id", "age"], *rows]), "metadata_column": "age"}
     refused(files, "column 'age' has 1 value", **options)
     data = DataConfig(table=files.table(), **options)
     study = load_study(data, max_bp=50, checksums=False, keep_unlabelled=True)
     np.testing.assert_array_equal(study.target, [3, np.nan, np.nan, np.nan, np.nan])
     (warning,) = study.warnings
-    assert "column 'age' has 3 value(s)" in warning and "'1e300' of sample 's5'" in warning
+    assert "column 'age' has 3 value(s)" in warning and "('1e300' of sample 's5', say)" in warning
+    rows[3][1] = "unknown"
+    files.write("m.tsv", [["id", "age"], *rows])
+    assert load_study(data, max_bp=50, checksums=False, keep_unlabelled=True).warnings == [warning]
 
 
 def refused(files: Files, words: str, **options) -> None:
