@@ -248,8 +248,10 @@ def _with_intervals(table: pd.DataFrame, classes: tuple[str, ...]) -> tuple[pd.D
 
 def _quantile_of(column: str) -> float | None:
     """Which quantile a column holds."""
-    match = re.fullmatch(r"quantile_(0?\.[0-9]+)", column)
-    return None if match is None else float(match[1])
+    try:
+        return float(column.removeprefix("quantile_")) if column.startswith("quantile_") else None
+    except ValueError:
+        return None
 
 
 def _of_run(run: Path, part: str | None) -> Path:
