@@ -22,7 +22,7 @@ from aam.data.covariates import Covariates
 from aam.data.dataset import BatchPlan, DatasetOptions, SampleDataset
 from aam.data.files import shown
 from aam.data.metadata import load_metadata
-from aam.data.splits import has_folds, read_folds, read_splits
+from aam.data.splits import learnt_samples
 from aam.data.study import Study, load_study
 from aam.data.targets import ClassTarget, NumericTarget, Part, SeveralTargets, Target, parts_of
 from aam.errors import DataError, named
@@ -163,7 +163,13 @@ def predict(
     frame = answer_table(target, names, by_fold.mean(axis=1), known)
     if calibrators is not None and interval is not None:
         frame = calibrators.intervals(frame, by_fold, interval)
-    return PredictionResult(frame, study.left_out, _metrics(frame, target), familiar, _learnt_from(path, names))
+    return PredictionResult(
+        frame,
+        study.left_out,
+        _metrics(frame, target),
+        familiar,
+        len(learnt_samples(path.parent / "splits.tsv").intersection(names)),
+    )
 
 
 def _tell_new_classes(target: ClassTarget, values: NDArray[Any]) -> None:
@@ -174,16 +180,6 @@ def _tell_new_classes(target: ClassTarget, values: NDArray[Any]) -> None:
             "`aam evaluate` counts them as wrong",
             *(len(new), target.column, ", ".join(map(shown, sorted(set(new.astype(str)))[:5]))),
         )
-
-
-def _learnt_from(path: Path, names: Sequence[str]) -> int:
-    """How many samples the models of a run have learnt from, where its ``splits.tsv`` is beside the model file."""
-    file = path.parent / "splits.tsv"
-    try:
-        learnt = dict.fromkeys(read_folds(file), "train") if has_folds(file) else read_splits(file)
-    except DataError:  # there is none, or it is damaged, which is nobody's concern here
-        return 0
-    return sum(learnt.get(name) == "train" for name in names)
 
 
 def _truth(parts: Sequence[Part], columns: Sequence[str], values: NDArray[Any]) -> NDArray[Any]:

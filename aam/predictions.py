@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from aam.data.biom_loader import load_table
 from aam.data.files import near_matches, shown
 from aam.data.metadata import class_target, load_metadata, numbers_of, numeric_target, require_column
-from aam.data.splits import read_splits
+from aam.data.splits import learnt_samples
 from aam.errors import DataError
 from aam.evaluation.baseline import BASELINES
 from aam.training.metrics import classification_metrics, regression_metrics
@@ -220,12 +220,8 @@ def _learnt_groups(source: Path, table: pd.DataFrame, groups: NDArray[Any], of_s
         return sum(folds[name] > 1 for name in tested)
     if not source.name.endswith(("test_predictions.tsv", "val_predictions.tsv")):
         return 0
-    try:
-        split = read_splits(source.parent / "splits.tsv")
-    except DataError:  # there is none, or it is of something else
-        return 0
-    learnt = [name for name, part in split.items() if part == "train"]
-    return len(tested & set(of_sample.reindex(learnt).dropna().astype(str)))
+    learnt = of_sample.index.isin(learnt_samples(source.parent / "splits.tsv"))
+    return len(tested & set(of_sample[learnt].dropna().astype(str)))
 
 
 def _metadata_of(ids: list[str], read: pd.DataFrame, metadata: Sequence[Path], source: Path) -> pd.DataFrame:
@@ -255,10 +251,9 @@ def _quantile_of(column: str) -> float | None:
 
 
 def _of_run(run: Path, part: str | None) -> Path:
-    for each in PARTS if part is None else (part,):
-        if (run / f"{each}_predictions.tsv").is_file():
-            return run / f"{each}_predictions.tsv"
     there = [each for each in PARTS if (run / f"{each}_predictions.tsv").is_file()]
+    if there and part in (None, *there):
+        return run / f"{part or there[0]}_predictions.tsv"
     if there:
         raise DataError(f"{run}: holds no {part} predictions, but {' and '.join(there)}; give another --part")
     classical = [f"{name}_{each}_predictions.tsv" for name in BASELINES for each in PARTS]

@@ -20,6 +20,7 @@ from aam.errors import DataError
 __all__ = [
     "Split",
     "has_folds",
+    "learnt_samples",
     "leave_groups_out",
     "make_folds",
     "make_splits",
@@ -440,6 +441,16 @@ def read_splits(path: Path) -> dict[str, str]:
         if len(row) < 2 or row[1] not in get_args(Split):
             raise DataError(f"{path}: {shown(' '.join(row))} names no split; use one of {', '.join(get_args(Split))}")
     return {row[0]: row[1] for row in rows}
+
+
+def learnt_samples(path: Path) -> set[str]:
+    """The samples that the models of a run have learnt from, by its ``splits.tsv``; none where that does not tell."""
+    try:
+        if has_folds(path):
+            return set(read_folds(path))
+        return {name for name, part in read_splits(path).items() if part == "train"}
+    except DataError:  # there is none, or it is damaged, which is nobody's concern who only predicts or judges
+        return set()
 
 
 def has_folds(path: Path) -> bool:

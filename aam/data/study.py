@@ -435,8 +435,7 @@ def align(
         warnings=files.notes
         + unread
         + _near_misses(files, data, ids)
-        + _warnings(joined, data, sequences, max_bp, None if keep_unlabelled else frame)
-        + ([] if keep_unlabelled or frame is None else _two_spellings(frame, data, classifier)),
+        + _warnings(joined, data, sequences, max_bp, classifier, None if keep_unlabelled else frame),
         covariates=None if covariates is None else covariates.iloc[samples],
     )
 
@@ -585,35 +584,30 @@ def _refuse_columns(data: DataConfig, *, may_lack: bool) -> None:
             )
 
 
-def _readable_target(column: pd.Series, classifier: bool, path: Path) -> pd.Series:
-    if classifier:
-        return class_target(column).astype(object)
-    values = numeric_target(column, str(column.name), path)
-    extreme = np.abs(values) > _LARGEST_TARGET
-    if extreme.any():
-        raise DataError(
-            f"{path}: column {str(column.name)!r} holds {values[extreme][0]:g}, too large to learn; give it in another "
-            "unit, or its logarithm"
-        )
-    return pd.Series(values, index=column.index)
-
-
 def _target(column: pd.Series, classifier: bool, path: Path, unread: list[str] | None) -> pd.Series:
     """A target; where predictions are only held against it, what is no number is unknown, and ``unread`` tells it."""
-    try:
-        return _readable_target(column, classifier, path)
-    except DataError:
-        if unread is None:
-            raise
-        labels, numbers = numbers_of(column)
-        usable = np.abs(numbers) <= _LARGEST_TARGET
-        wrong = labels[~usable].dropna()
+    if classifier:
+        return class_target(column).astype(object)
+    name = str(column.name)
+    if unread is None:
+        values = numeric_target(column, name, path)
+        extreme = np.abs(values) > _LARGEST_TARGET
+        if extreme.any():
+            raise DataError(
+                f"{path}: column {name!r} holds {values[extreme][0]:g}, too large to learn; give it in another "
+                "unit, or its logarithm"
+            )
+        return pd.Series(values, index=column.index)
+    labels, values = numbers_of(column)
+    usable = np.abs(values) <= _LARGEST_TARGET
+    wrong = labels[~usable].dropna()
+    if len(wrong):
         unread.append(
-            f"{path}: column {shown(str(column.name))} has {len(wrong)} value(s) that are no usable numbers "
+            f"{path}: column {shown(name)} has {len(wrong)} value(s) that are no usable numbers "
             f"({shown(wrong.iloc[0])} of sample {shown(wrong.index[0])}, say); the truth of these samples is taken for "
             "unknown"
         )
-        return pd.Series(np.where(usable, numbers, np.nan), index=column.index)
+    return pd.Series(np.where(usable, values, np.nan), index=column.index)
 
 
 def _check_whole_counts(table: TableFile) -> None:
@@ -702,7 +696,12 @@ def _reasons(left_out: dict[str, list[str]]) -> str:
 
 
 def _warnings(
-    joined: _Joined, data: DataConfig, sequences: list[str], max_bp: int, metadata: pd.DataFrame | None
+    joined: _Joined,
+    data: DataConfig,
+    sequences: list[str],
+    max_bp: int,
+    classifier: bool,
+    metadata: pd.DataFrame | None,
 ) -> list[str]:
     found = []
     if joined.merged:
@@ -722,4 +721,4 @@ def _warnings(
                 f"column {repeated[0]!r} repeats: samples of one value may fall on both sides of the split and make "
                 f"the result look better than it is; consider --group-column {repeated[0]}"
             )
-    return found
+    return found if metadata is None else found + _two_spellings(metadata, data, classifier)
